@@ -1,0 +1,1 @@
+//! The virtio-fs server: FUSE protocol and passthrough. Knows nothing of KVM.

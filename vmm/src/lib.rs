@@ -1,0 +1,3 @@
+//! The machine: KVM, guest memory, boot, virtio devices. Knows nothing of OCI.
+
+pub mod virtio;

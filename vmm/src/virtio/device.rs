@@ -1,0 +1,109 @@
+//! What a virtio device is to its transport.
+//!
+//! ```text
+//!              DRIVER_OK                    bad queue or bad request
+//!  inactive ──────────────> active ───────────────────────────────> needs reset
+//!     ^                       │                                         │
+//!     └───────────────────────┴───────────── status = 0 ────────────────┘
+//! ```
+//! A device is in two halves. The front half lives in the transport, answers configuration accesses on a vCPU thread and is
+//! described by [`VirtioDevice`]. The back half moves data: it receives the queues, whole and by value, in an [`Activation`] and runs
+//! where the device wants it (the event loop, worker threads). Before activation no code can reach guest memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The front half of a virtio device: what its transport asks of it.
+pub trait VirtioDevice: Send {
+    /// Device type (virtio 1.2, section 5).
+    fn device_type(&self) -> u32;
+
+    /// Largest size of each virtqueue; the length is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Feature bits the device offers.
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+    }
+
+    /// Reads the device configuration space. Bytes beyond its end stay as they are (the transport passes zeros).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the device configuration space. Most devices have nothing to write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver has set DRIVER_OK: the queues are the device's from here on.
+    ///
+    /// # Errors
+    /// A reason for the log; the transport then marks the device as needing reset.
+    fn activate(&mut self, activation: Activation) -> std::io::Result<()>;
+
+    /// The driver has written status 0: the back half must stop using the queues and guest memory before this returns.
+    fn reset(&mut self);
+}
+
+/// All that the back half of a device needs to move data.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// The queues, by index, each with the event the driver's notification raises. A queue that the driver left unready is `None`.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// How the device interrupts the driver.
+    pub interrupt: Interrupt,
+    /// Feature bits the driver accepted.
+    pub features: u64,
+}
+
+/// A virtqueue in use.
+pub struct ActiveQueue {
+    /// The virtqueue.
+    pub queue: Queue,
+    /// Raised by the driver's write to QueueNotify (an ioeventfd).
+    pub kick: EventFd,
+}
+
+/// The device's interrupt line and interrupt status.
+#[derive(Clone)]
+pub struct Interrupt {
+    /// InterruptStatus register (virtio 1.2, section 4.2.2).
+    status: Arc<AtomicU32>,
+    /// Device status, shared with the transport for DEVICE_NEEDS_RESET.
+    device_status: Arc<AtomicU32>,
+    /// The irqfd of the device's GSI.
+    irqfd: Arc<EventFd>,
+}
+
+impl Interrupt {
+    /// Ties the transport's status registers to an irqfd.
+    #[must_use]
+    pub fn new(
+        status: Arc<AtomicU32>,
+        device_status: Arc<AtomicU32>,
+        irqfd: Arc<EventFd>,
+    ) -> Interrupt {
+        Interrupt { status, device_status, irqfd }
+    }
+
+    /// Tells the driver that a used ring has new entries.
+    pub fn signal_used(&self) {
+        self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// Marks the device as broken: it processes nothing more until the driver resets it.
+    pub fn needs_reset(&self) {
+        self.device_status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn raise(&self, bit: u32) {
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        // An eventfd write fails only when its counter is full, and then the interrupt is already pending.
+        let _ = self.irqfd.write(1);
+    }
+}

@@ -1,0 +1,5 @@
+//! virtio: the devices' common trait, the MMIO transport and the devices themselves.
+
+mod device;
+
+pub use device::{ActiveQueue, Activation, Interrupt, VirtioDevice};
