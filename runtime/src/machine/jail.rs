@@ -1,0 +1,229 @@
+//! The jail of the machine process: what it can reach once the guest runs.
+//!
+//! * Files: a read-only tmpfs that holds the shares, each a private clone of a mount of the host, in a mount namespace of its own that is
+//!   pivoted into it. All of it vanishes with the process.
+//! * Network: the container's namespace.
+//! * Privileges: a user namespace that maps every id to itself, so files keep their owners, while the capabilities that a file server
+//!   needs are worth nothing outside of it; no new privileges, not dumpable, resource limits.
+//!
+//! Every step must succeed: a machine that is not in its jail does not run.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::unistd::{fchdir, pivot_root, setgroups};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, remove_capability_from_bounding_set,
+    set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
+};
+
+use super::{Network, Share, sys};
+
+/// Descriptors the file server keeps open for inodes that the guest knows.
+pub(super) const OPEN_INODE_LIMIT: usize = 8192;
+
+/// RLIMIT_NOFILE: inodes, the files the guest has open, and the machine's own descriptors.
+const DESCRIPTOR_LIMIT: u64 = 65536;
+
+/// The descriptor table is grown to this size while the process has one thread: later growth waits for an RCU grace period.
+const DESCRIPTOR_TABLE: i32 = 2047;
+
+/// Largest packet of extended attributes, ACLs and the like needs little; nothing here locks memory.
+const LOCKED_MEMORY_LIMIT: u64 = 0;
+
+/// What the file server needs: to act on the guest's files as their owners would.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+
+/// A step into the jail that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}")]
+pub(super) struct Error {
+    doing: String,
+    #[source]
+    source: io::Error,
+}
+
+/// Names the step that an error belongs to.
+trait Step<T> {
+    fn step(self, doing: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, doing: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|e| Error { doing: doing(), source: e.into() })
+    }
+}
+
+/// What of the tree the file server works with.
+pub(super) struct Tree {
+    /// The root of the exported tree.
+    pub(super) root: OwnedFd,
+    /// `/proc/self/fd` as the root of a mount of its own: `..` does not leave it.
+    pub(super) proc_self_fd: OwnedFd,
+}
+
+/// Enters the container's network namespace.
+pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
+    match network {
+        Network::New => unshare(CloneFlags::CLONE_NEWNET).step(|| "create a network namespace".into()),
+        Network::Path(path) => {
+            let name = || format!("join the network namespace {}", path.display());
+            let ns = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).step(name)?;
+            setns(ns, CloneFlags::CLONE_NEWNET).step(name)
+        }
+    }
+}
+
+/// Leaves the host's files for a tree of the shares alone.
+pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
+    let proc_self_fd = open_tree(
+        CWD,
+        c"/proc/self/fd",
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .step(|| "clone /proc/self/fd".into())?;
+
+    unshare(CloneFlags::CLONE_NEWNS).step(|| "create a mount namespace".into())?;
+    // Nothing done here may travel back to the host.
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .step(|| "make the mounts private".into())?;
+
+    let clones = shares.iter().map(clone_share).collect::<Result<Vec<_>, _>>()?;
+    let root = root_tmpfs()?;
+    fchdir(&root).step(|| "enter the exported tree".into())?;
+    mkdirat(AT_FDCWD, "mnt", Mode::from_bits_truncate(0o755)).step(|| "create mnt".into())?;
+    for (share, clone) in shares.iter().zip(&clones) {
+        attach(share, clone)?;
+    }
+    sys::mount_setattr(root.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false)
+        .step(|| "make the exported tree's root read-only".into())?;
+
+    // With both arguments the same directory the old root ends up mounted on top of the new one, from where it is removed.
+    pivot_root(".", ".").step(|| "pivot into the exported tree".into())?;
+    umount2(".", MntFlags::MNT_DETACH).step(|| "leave the host's files".into())?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open("/", flags, Mode::empty()).step(|| "open the exported tree".into())?;
+    Ok(Tree { root, proc_self_fd })
+}
+
+/// A private clone of a share's mount, on which nothing is executed, no device works and no set-user-id bit counts.
+fn clone_share(share: &Share) -> Result<OwnedFd, Error> {
+    let name = || format!("share {}", share.source.display());
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if share.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let clone = open_tree(CWD, &share.source, flags).step(name)?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    if share.readonly {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    sys::mount_setattr(clone.as_fd(), attributes.bits().into(), share.recursive).step(name)?;
+    Ok(clone)
+}
+
+/// The root of the exported tree: a tmpfs that holds mount points only, mounted over the root directory.
+fn root_tmpfs() -> Result<OwnedFd, Error> {
+    let name = || "mount the exported tree's root".into();
+    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step(name)?;
+    fsconfig_set_string(fs.as_fd(), c"size", c"256k").step(name)?;
+    fsconfig_set_string(fs.as_fd(), c"mode", c"0755").step(name)?;
+    fsconfig_create(fs.as_fd()).step(name)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(name)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(root.as_fd(), c"", CWD, c"/", flags).step(name)?;
+    Ok(root)
+}
+
+/// Attaches a cloned share below the current directory.
+fn attach(share: &Share, clone: &OwnedFd) -> Result<(), Error> {
+    let name = || format!("share {}", share.source.display());
+    let kind = SFlag::from_bits_truncate(fstat(clone).step(name)?.st_mode) & SFlag::S_IFMT;
+    let mode = Mode::from_bits_truncate(0o755);
+    if kind == SFlag::S_IFDIR {
+        mkdirat(AT_FDCWD, Path::new(&share.name), mode).step(name)?;
+    } else if kind == SFlag::S_IFREG {
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        openat(AT_FDCWD, Path::new(&share.name), flags, mode).step(name)?;
+    } else {
+        let unsupported = io::Error::new(
+            io::ErrorKind::Unsupported,
+            "only directories and regular files can be shared with the guest",
+        );
+        return Err(unsupported).step(name);
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(clone.as_fd(), c"", CWD, &*share.name, flags).step(name)
+}
+
+/// Sets the resource limits. Raising one takes a privilege of the host, so this comes before the user namespace.
+pub(super) fn set_limits() -> Result<(), Error> {
+    for (resource, limit) in [
+        (Resource::RLIMIT_NOFILE, DESCRIPTOR_LIMIT),
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_MEMLOCK, LOCKED_MEMORY_LIMIT),
+        (Resource::RLIMIT_MSGQUEUE, 0),
+    ] {
+        setrlimit(resource, limit, limit).step(|| format!("set {resource:?}"))?;
+    }
+    let name = || "grow the descriptor table".into();
+    let highest = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).step(name)?;
+    nix::unistd::close(highest).step(name)
+}
+
+/// Enters a user namespace. Its ids stand for nothing until the verb has written the maps.
+pub(super) fn enter_user_namespace() -> Result<(), Error> {
+    unshare(CloneFlags::CLONE_NEWUSER).step(|| "create a user namespace".into())
+}
+
+/// The last step, when the ids are mapped: gives up every privilege but those of the file server.
+pub(super) fn drop_privileges() -> Result<(), Error> {
+    setgroups(&[]).step(|| "drop the supplementary groups".into())?;
+    // The file server changes its file system ids request by request and keeps its capabilities: the guest's kernel has checked permissions.
+    let bits = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP
+        | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    set_capabilities_secure_bits(bits).step(|| "set the secure bits".into())?;
+    for capability in CapabilitySet::all().difference(CAPABILITIES).iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // A capability that this kernel does not know.
+            Err(rustix::io::Errno::INVAL) => {}
+            result => result.step(|| "reduce the capability bounding set".into())?,
+        }
+    }
+    let sets = CapabilitySets {
+        effective: CAPABILITIES,
+        permitted: CAPABILITIES,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).step(|| "drop capabilities".into())?;
+    set_no_new_privs(true).step(|| "set no_new_privs".into())?;
+    nix::sys::prctl::set_dumpable(false).step(|| "become undumpable".into())
+}

@@ -1,0 +1,216 @@
+//! The machine process: the virtual machine of one container, and the process that callers know as the container.
+//!
+//! ```text
+//! create verb (short-lived)                       machine process
+//!   spawn ──clone3 into the cgroup──────────────> own session, network namespace, jail tree; then the user namespace
+//!   write uid_map, gid_map <──────MapIds───────── (builds the VM meanwhile)
+//!          ────────────────────────Mapped───────> drops capabilities; first KVM_RUN; the guest prepares the container
+//!   Spawned <──────────────────────Created──────── waits
+//!   state.json, pid file; Spawned::commit ───────> serves control.sock until the container has ended
+//! ```
+//! Until it is committed the machine ends when the verb does, so a verb that fails or is killed leaves no machine behind. From then on
+//! it depends on nobody.
+
+mod agent;
+mod control;
+mod jail;
+mod journal;
+mod life;
+mod process;
+mod sync;
+mod sys;
+mod timeline;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use protocol::Overlay;
+use sync::{FromMachine, SyncSocket, ToMachine};
+
+pub use control::{Control, ControlReply, control};
+pub use journal::{Entry, JOURNAL, read_journal};
+pub use timeline::now;
+
+/// All that a machine is made from.
+pub struct Launch<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The bytes of config.json.
+    pub config: &'a str,
+    /// What the guest must know beside config.json.
+    pub overlay: Overlay,
+    /// Guest RAM in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// The files the guest sees.
+    pub shares: Vec<Share>,
+    /// The network namespace the machine process lives in.
+    pub network: Network,
+    /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.
+    pub oom_score_adj: Option<i32>,
+    /// The container's state directory, for the control socket and the journal.
+    pub state_dir: BorrowedFd<'a>,
+    /// The container's cgroup v2 directory.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Where the boot timeline goes when the container's program runs.
+    pub timeline: Option<File>,
+    /// CLOCK_MONOTONIC at the start of the verb.
+    pub begun: Duration,
+}
+
+/// One tree or file of the host that the guest sees.
+pub struct Share {
+    /// Where it is in the exported tree: `rootfs` or `mnt/N`.
+    pub name: String,
+    /// The host's path.
+    pub source: PathBuf,
+    /// Whether mounts below `source` come along.
+    pub recursive: bool,
+    /// Whether the host side refuses writes.
+    pub readonly: bool,
+}
+
+/// Which network namespace the machine process enters.
+pub enum Network {
+    /// A new one.
+    New,
+    /// An existing one, by path.
+    Path(PathBuf),
+}
+
+/// What goes wrong while a machine starts or is spoken to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call of the verb failed.
+    #[error("{doing}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine process could not get the container ready; its own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The machine process ended without a word.
+    #[error("the machine process ended unexpectedly ({0})")]
+    Died(String),
+    /// The container's machine answers no control requests.
+    #[error("container not running")]
+    NotRunning,
+    /// The machine process broke the control protocol.
+    #[error("invalid reply of the machine process")]
+    Protocol(#[source] protocol::Error),
+}
+
+/// Adds what was being done to a system call's error.
+trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &'static str) -> Result<T, Error> {
+        self.map_err(|e| Error::System { doing, source: e.into() })
+    }
+}
+
+/// A machine whose container is created, and that ends with this value unless it is committed.
+pub struct Spawned {
+    pid: Pid,
+    sync: Option<SyncSocket>,
+}
+
+/// Starts a machine and waits until the guest has prepared the container.
+///
+/// # Errors
+/// When any step fails, with nothing left of the machine.
+pub fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
+    let (ours, theirs) = SyncSocket::pair().doing("create a socket pair")?;
+    match sys::clone_process(launch.cgroup).doing("clone the machine process")? {
+        sys::Cloned::Child => {
+            drop(ours);
+            process::main(launch, theirs)
+        }
+        sys::Cloned::Parent(pid) => {
+            drop(theirs);
+            let spawned = Spawned { pid: Pid::from_raw(pid), sync: Some(ours) };
+            spawned.await_created()?;
+            Ok(spawned)
+        }
+    }
+}
+
+impl Spawned {
+    /// The pid of the machine process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    /// From here on the machine lives until its container ends.
+    ///
+    /// # Errors
+    /// When the machine has ended meanwhile.
+    pub fn commit(mut self) -> Result<(), Error> {
+        if let Some(sync) = &self.sync {
+            sync.send(&ToMachine::Commit).doing("commit the machine")?;
+        }
+        self.sync = None;
+        Ok(())
+    }
+
+    fn await_created(&self) -> Result<(), Error> {
+        let Some(sync) = &self.sync else { return Ok(()) };
+        loop {
+            match sync.receive::<FromMachine>().doing("hear from the machine process")? {
+                Some(FromMachine::MapIds) => {
+                    self.map_ids()?;
+                    sync.send(&ToMachine::Mapped).doing("answer the machine process")?;
+                }
+                Some(FromMachine::Created) => return Ok(()),
+                Some(FromMachine::Failed(text)) => return Err(Error::Refused(text)),
+                None => return Err(Error::Died(self.end())),
+            }
+        }
+    }
+
+    /// Maps every id of the machine's user namespace to itself: files keep their owners, and capabilities are worth nothing outside.
+    fn map_ids(&self) -> Result<(), Error> {
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{}/{map}", self.pid), "0 0 4294967295\n")
+                .doing("map the ids of the machine's user namespace")?;
+        }
+        Ok(())
+    }
+
+    /// Kills and reaps the machine; how it ended.
+    fn end(&self) -> String {
+        let _ = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+        loop {
+            match waitpid(self.pid, None) {
+                Err(Errno::EINTR) => {}
+                Ok(WaitStatus::Exited(_, code)) => return format!("exit code {code}"),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return signal.to_string(),
+                Ok(other) => return format!("{other:?}"),
+                Err(errno) => return errno.to_string(),
+            }
+        }
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        if self.sync.is_some() {
+            self.end();
+        }
+    }
+}

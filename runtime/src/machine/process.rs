@@ -1,0 +1,221 @@
+//! The machine process from its first instruction to the guest's: into the jail, the VM built on the way; and its end.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::signal::{SigSet, Signal, SigmaskHow, raise, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use protocol::{CONTROL_PORT, Create, Exit, Stdio};
+use vmm::vsock::{HostStream, Sink, Source};
+use vmm::{Machine, MachineConfig};
+
+use super::agent::Agent;
+use super::journal::JOURNAL;
+use super::life::{Life, Parts};
+use super::sync::{FromMachine, SyncSocket, ToMachine};
+use super::timeline::{Timeline, now};
+use super::{Launch, control, jail, sys};
+use crate::guest;
+
+/// How long the guest's kernel may keep the attributes and names of the exported tree.
+const FS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Exit code of a container whose machine ended before it.
+pub(super) const MACHINE_LOST: u8 = 255;
+
+/// Vsock ports of the container's standard streams. The agent dials them before the container runs anything.
+pub(super) const STDIO: Stdio = Stdio {
+    stdin: Some(CONTROL_PORT + 1),
+    stdout: Some(CONTROL_PORT + 2),
+    stderr: Some(CONTROL_PORT + 3),
+};
+
+/// Why the machine process gives up before the guest runs.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("cannot enter the jail")]
+    Jail(#[from] jail::Error),
+    #[error("cannot serve the container's files")]
+    Fs(#[from] vmm_fs::Error),
+    #[error("cannot build the virtual machine")]
+    Machine(#[from] vmm::Error),
+    #[error("cannot {doing}")]
+    System {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Adds what was being done to a system call's error.
+pub(super) trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &'static str) -> Result<T, Error> {
+        self.map_err(|e| Error::System { doing, source: e.into() })
+    }
+}
+
+/// Everything the machine process does after it has been cloned.
+pub(super) fn main(launch: Launch<'_>, sync: SyncSocket) -> ! {
+    if let Err(e) = close_the_callers_descriptors(&launch, &sync) {
+        give_up(&sync, format!("cannot close inherited descriptors: {e}"));
+    }
+    let ended = prepare(launch, &sync).and_then(|parts| Life::new(parts, &sync));
+    match ended {
+        Ok(life) => end_as(life.live(sync)),
+        Err(e) => give_up(&sync, one_line(&e)),
+    }
+}
+
+/// Keeps the standard streams and what the launch names.
+fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::Result<()> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let mut keep = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), sync.as_fd(), launch.state_dir];
+    keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
+    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
+    // of the launch only the descriptors kept are used.
+    unsafe { sys::close_all_but(&keep) }
+}
+
+/// The error and its sources in one line.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Tells the verb why there will be no container, and ends.
+pub(super) fn give_up(sync: &SyncSocket, reason: String) -> ! {
+    // When the verb is gone, nobody is left to be told.
+    let _ = sync.send(&FromMachine::Failed(reason));
+    sys::exit_now(1)
+}
+
+/// Ends the process the way the container ended, for the caller that waits for it.
+fn end_as(exit: Exit) -> ! {
+    match exit {
+        Exit::Code(code) => sys::exit_now(code),
+        Exit::Signal(number) => {
+            if let Ok(signal) = Signal::try_from(number) {
+                sys::default_action(signal);
+                let _ = raise(signal);
+                let _ = SigSet::from(signal).thread_unblock();
+            }
+            // A signal that ends no process here, for instance a real-time one.
+            sys::exit_now(u8::try_from(number).map_or(MACHINE_LOST, |n| n.saturating_add(128)))
+        }
+    }
+}
+
+/// Into the jail and up to the first KVM_RUN.
+fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
+    let signals = leave_the_caller()?;
+    let listener = control::listen(launch.state_dir).doing("listen on control.sock")?;
+    let journal = create_journal(launch.state_dir).doing("create the journal")?;
+    let kvm = open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .doing("open /dev/kvm")?;
+    if let Some(score) = launch.oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
+    }
+    let [stdin, stdout, stderr] = standard_descriptors().doing("take the standard streams")?;
+    let streams = [
+        HostStream::source(Source::new(stdin).doing("take standard input")?),
+        HostStream::sink(Sink::new(stdout).doing("take standard output")?),
+        HostStream::sink(Sink::new(stderr).doing("take standard error")?),
+    ];
+
+    jail::set_limits()?;
+    jail::enter_network(&launch.network)?;
+    let tree = jail::enter_tree(&launch.shares)?;
+    jail::enter_user_namespace()?;
+    sync.send(&FromMachine::MapIds).doing("ask for the id maps")?;
+    let set_up = now();
+
+    let server = vmm_fs::Server::new(vmm_fs::Config {
+        root: tree.root,
+        proc_self_fd: tree.proc_self_fd,
+        open_fd_limit: jail::OPEN_INODE_LIMIT,
+        timeout: FS_TIMEOUT,
+    })?;
+    let config = MachineConfig {
+        kernel: guest::KERNEL,
+        initramfs: guest::INITRAMFS,
+        memory: launch.memory,
+        vcpus: launch.vcpus,
+    };
+    let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;
+    let (agent, guest_end) = Agent::new().doing("create the control channel")?;
+    let control = HostStream::duplex(guest_end).doing("create the control channel")?;
+    machine.vsock().expect(CONTROL_PORT, control)?;
+    let ports = [STDIO.stdin, STDIO.stdout, STDIO.stderr];
+    for (port, stream) in ports.into_iter().flatten().zip(streams) {
+        machine.vsock().expect(port, stream)?;
+    }
+
+    let mapped: Option<ToMachine> = sync.receive().doing("wait for the id maps")?;
+    if mapped.is_none() {
+        // The verb has gone, and with it the wish for a container.
+        sys::exit_now(1);
+    }
+    jail::drop_privileges()?;
+    machine.start()?;
+    let first_run = machine.first_run().unwrap_or_else(now);
+    Ok(Parts {
+        machine,
+        agent,
+        signals,
+        listener,
+        journal,
+        create: Create {
+            id: launch.id.to_owned(),
+            config: launch.config.to_owned(),
+            overlay: launch.overlay,
+            stdio: STDIO,
+        },
+        timeline: Timeline { begun: launch.begun, set_up, first_run, ..Timeline::default() },
+        timeline_file: launch.timeline,
+    })
+}
+
+/// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not the container's.
+fn leave_the_caller() -> Result<SignalFd, Error> {
+    nix::unistd::setsid().doing("start a session")?;
+    let mut signals = SigSet::all();
+    signals.remove(Signal::SIGCHLD);
+    signals.remove(Signal::SIGPIPE);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).doing("block signals")?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .doing("create a signalfd")
+}
+
+fn create_journal(state_dir: BorrowedFd<'_>) -> io::Result<File> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
+    Ok(openat(state_dir, OsStr::new(JOURNAL), flags, Mode::from_bits_truncate(0o600))?.into())
+}
+
+/// The caller's standard streams, in whose place the process keeps /dev/null.
+fn standard_descriptors() -> io::Result<[OwnedFd; 3]> {
+    let streams = [
+        io::stdin().as_fd().try_clone_to_owned()?,
+        io::stdout().as_fd().try_clone_to_owned()?,
+        io::stderr().as_fd().try_clone_to_owned()?,
+    ];
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(streams)
+}

@@ -1,0 +1,109 @@
+//! The system calls of the machine process that no safe wrapper offers. The only unsafe code of this module.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// What [`clone_process`] returns, once in each process.
+pub(super) enum Cloned {
+    /// In the calling process: the pid of the new one.
+    Parent(i32),
+    /// In the new process.
+    Child,
+}
+
+/// Copies the process as fork(2) does, the copy being a member of `cgroup` (a cgroup v2 directory) from its first instruction.
+///
+/// # Errors
+/// `EINVAL` when the process has more than one thread, as the copy could find locks held by threads it does not have; else clone3's.
+pub(super) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: clone_args is a plain C struct for which all zeroes is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    if let Some(cgroup) = cgroup {
+        args.flags = libc::CLONE_INTO_CGROUP.unsigned_abs().into();
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    // SAFETY: without CLONE_VM the child has a copy of everything, the stack included, and the check above established that no
+    // other thread's state is copied half-way; args outlives the call.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const args,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(Cloned::Child),
+        Ok(pid) if pid > 0 => Ok(Cloned::Parent(pid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets `attributes` (MOUNT_ATTR_*) on a detached mount, on all mounts below it if `recursive`.
+pub(super) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    attributes: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is an empty C string, attr outlives the call and its size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor but `keep`.
+///
+/// # Safety
+/// No value that owns or borrows one of the other descriptors may be used or dropped afterwards.
+pub(super) unsafe fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_fd().as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut first = 0;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if first < fd {
+            // SAFETY: the caller has promised that nothing uses the descriptors in this range any more.
+            let result = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Gives a signal its default action back.
+pub(super) fn default_action(signal: Signal) {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of this process. SIGKILL and SIGSTOP have no other, and setting them fails.
+    let _ = unsafe { sigaction(signal, &default) };
+}
+
+/// Ends the process at once: no destructors, no exit handlers.
+pub(super) fn exit_now(code: u8) -> ! {
+    // SAFETY: _exit has no obligation; nothing in this process needs to be put in order.
+    unsafe { libc::_exit(code.into()) }
+}
