@@ -1,0 +1,54 @@
+# Everything runs as root on Debian 12 and installs what it needs. See README.md.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+AGENT_TARGET := x86_64-unknown-linux-gnu
+AGENT := target/agent/$(AGENT_TARGET)/agent/agent
+LAB := tests/lab/lab
+REPORTS := target/reports
+
+.PHONY: build guest tools demo test unit e2e lint lab clean
+
+build: guest  ## The one binary, target/release/chiton
+	cargo build --locked --release --package runtime
+
+# A file that has not changed keeps its time stamp, so that cargo has nothing to do.
+guest: tools  ## What the binary embeds: the guest's kernel and its initramfs
+	mkdir -p target/guest
+	kernel=$$(guest-kernel/build.sh); cmp -s "$$kernel" target/guest/vmlinux || cp "$$kernel" target/guest/vmlinux
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile agent --package agent \
+		--target $(AGENT_TARGET) --target-dir target/agent
+	agent/initramfs.sh $(AGENT) target/guest/initramfs
+
+tools:  ## The compilers and libraries of this list, if they are not there
+	tests/tools
+
+demo: build  ## Runs a real program in a container, in its own machine
+	rootfs=$$(tests/rootfs/build.sh --variant demo); \
+	$(LAB) run --timeout 300 -- /usr/bin/python3 tests/demo/demo.py target/release/chiton "$$rootfs"
+
+test: lint unit e2e  ## Every test
+
+unit: guest  ## What needs no guest: devices, file server, planning, state
+	cargo test --locked --workspace
+
+e2e: build  ## Real guests, driven as callers do
+	mkdir -p $(REPORTS)
+	rootfs=$$(tests/rootfs/build.sh --variant full); \
+	CHITON=$(CURDIR)/target/release/chiton CHITON_ROOTFS="$$rootfs" \
+	$(LAB) run --timeout 2700 --memory 8G --scratch 12G --out $(CURDIR)/$(REPORTS) -- \
+		/usr/bin/python3 -B -m pytest -c tests/e2e/pytest.ini tests/e2e $(E2E)
+
+lint: guest
+	cargo fmt --all --check
+	if cargo clippy --version >/dev/null 2>&1; then \
+		cargo clippy --locked --workspace --all-targets -- -D warnings; \
+	else echo 'lint: this toolchain has no clippy; formatting only'; fi
+
+lab:  ## A shell where KVM works
+	$(LAB) shell
+
+clean:
+	cargo clean

@@ -1,0 +1,140 @@
+"""Drives the chiton binary the way a caller does, and looks for what it leaves behind."""
+
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
+                "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
+                "CAP_SETUID", "CAP_SYS_CHROOT"]
+
+CONFIG = {
+    "ociVersion": "1.0.2",
+    "process": {
+        "terminal": False,
+        "user": {"uid": 0, "gid": 0},
+        "args": ["true"],
+        "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "cwd": "/",
+        "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 4096}],
+        "noNewPrivileges": True,
+    },
+    "root": {"path": "rootfs", "readonly": False},
+    "hostname": "chiton",
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+         "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+         "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+         "options": ["nosuid", "noexec", "nodev"]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs",
+         "options": ["nosuid", "noexec", "nodev", "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+         "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
+    ],
+    "linux": {
+        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+        "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+        "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
+        "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+    },
+}
+
+
+class Bundle:
+    """A bundle directory. `config` may be changed until `save`."""
+
+    def __init__(self, path, rootfs, args):
+        self.path = pathlib.Path(path)
+        self.path.mkdir(parents=True)
+        self.config = copy.deepcopy(CONFIG)
+        self.config["process"]["args"] = list(args)
+        self.config["root"]["path"] = str(rootfs)
+
+    def save(self):
+        (self.path / "config.json").write_text(json.dumps(self.config))
+        return self
+
+
+class Chiton:
+    """The binary with a state root of its own."""
+
+    def __init__(self, binary, root):
+        self.binary = str(binary)
+        self.root = pathlib.Path(root)
+
+    def command(self, *args):
+        return [self.binary, "--root", str(self.root), *map(str, args)]
+
+    def __call__(self, *args, timeout=60, **kwargs):
+        """Runs a verb to its end, its output captured unless said otherwise."""
+        kwargs.setdefault("stdin", subprocess.DEVNULL)
+        if "stdout" not in kwargs:
+            kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        kwargs.setdefault("text", True)
+        return subprocess.run(self.command(*args), timeout=timeout, check=False, **kwargs)
+
+    def ok(self, *args, **kwargs):
+        """Runs a verb that must succeed; its standard output."""
+        done = self(*args, **kwargs)
+        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def popen(self, *args, **kwargs):
+        kwargs.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen(self.command(*args), **kwargs)
+
+    def state(self, container):
+        return json.loads(self.ok("state", container))
+
+
+def wait_for(condition, seconds=30):
+    """Waits until the condition holds; fails the test when it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process is there and not a zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def processes(binary):
+    """Pids of living processes that run the binary."""
+    real = os.path.realpath(binary)
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if status != "Z" and os.readlink(entry / "exe") == real:
+                    found.append(int(entry.name))
+            except OSError:
+                pass
+    return found
+
+
+def left_behind(chiton):
+    """Everything of any container that is still there."""
+    left = [f"process {pid}" for pid in processes(chiton.binary)]
+    if chiton.root.exists():
+        left += [f"state {entry}" for entry in chiton.root.iterdir()]
+    mounts = pathlib.Path("/proc/self/mounts").read_text().splitlines()
+    left += [f"mount {line}" for line in mounts if str(chiton.root) in line]
+    for cgroup in pathlib.Path("/sys/fs/cgroup").rglob("chiton*"):
+        if cgroup.is_dir() and any(cgroup.glob("*/cgroup.procs")):
+            left.append(f"cgroup {cgroup}")
+    return left

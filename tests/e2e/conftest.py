@@ -1,0 +1,99 @@
+"""What every end-to-end test starts from: the binary under test, a real Debian root, a bundle, and a check for leftovers."""
+
+import itertools
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from chiton import Bundle, Chiton, left_behind  # noqa: E402
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def scratch():
+    """A directory on a file system with everything a root filesystem needs."""
+    base = "/scratch" if os.environ.get("CHITON_LAB") == "lab" else None
+    path = tempfile.mkdtemp(prefix="chiton-e2e-", dir=base)
+    yield pathlib.Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def debian(scratch):
+    """Debian's own packages, unpacked once."""
+    root = scratch / "debian"
+    root.mkdir()
+    subprocess.run(["tar", "-xpf", os.environ["CHITON_ROOTFS"], "-C", root, "--numeric-owner"], check=True)
+    return root
+
+
+@pytest.fixture
+def chiton(scratch):
+    """The binary with an empty state root. Nothing may be left of any container after the test."""
+    chiton = Chiton(os.environ["CHITON"], scratch / f"state-{next(_numbers)}")
+    yield chiton
+    left = left_behind(chiton)
+    subprocess.run(["pkill", "-KILL", "-f", str(chiton.root)], check=False)
+    assert left == []
+
+
+@pytest.fixture
+def rootfs(scratch, debian):
+    """A writable root filesystem of the test's own: an overlay on the unpacked one, as engines make it."""
+    base = scratch / f"overlay-{next(_numbers)}"
+    for name in ("upper", "work", "root"):
+        (base / name).mkdir(parents=True)
+    options = f"lowerdir={debian},upperdir={base}/upper,workdir={base}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, base / "root"], check=True)
+    yield base / "root"
+    subprocess.run(["umount", base / "root"], check=True)
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def bundle(scratch, rootfs):
+    """Makes bundles over the test's root filesystem."""
+    made = []
+
+    def make(*args):
+        made.append(Bundle(scratch / f"bundle-{next(_numbers)}", rootfs, args))
+        return made[-1]
+
+    yield make
+    for each in made:
+        shutil.rmtree(each.path)
+
+
+@pytest.fixture
+def run(chiton, bundle):
+    """Runs a program in a container of its own, in the foreground; what `subprocess.run` gives."""
+
+    def run(*args, change=None, **kwargs):
+        made = bundle(*args)
+        if change:
+            change(made.config)
+        made.save()
+        return chiton("run", "--bundle", made.path, f"run-{next(_numbers)}", **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def script(run, rootfs):
+    """Runs a Python script in a container and expects it to succeed; its output."""
+
+    def script(text, **kwargs):
+        (rootfs / "script.py").write_text(text)
+        done = run("python3", "/script.py", **kwargs)
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return script
