@@ -21,8 +21,8 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 # The plain flavour: the cloud flavour has no 9p. Unsigned: the image as such, not a wrapper of it.
 KERNEL_SERIES = "linux-image-6.12."
 KERNEL_NAME = re.compile(r"linux-image-6\.12\.(\d+)\+deb\d+-amd64-unsigned")
-# Loaded from the initramfs, with what they depend on; all others can be loaded later.
-MODULES = ("9p", "9pnet_virtio", "overlay", "virtio_blk", "ext4", "kvm_amd")
+# Loaded from the initramfs, with what they depend on, by the list that names them; any other can be loaded later.
+MODULES = {"first": ("9p", "9pnet_virtio", "overlay", "virtio_blk", "ext4"), "later": ("kvm_amd",)}
 # command (or file) -> Debian package
 NEEDS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -184,21 +184,26 @@ def _write_initrd(out, busybox, kernel_dir, release):
     for name, source in (("bin/busybox", busybox), ("init", os.path.join(HERE, "init"))):
         with open(source, "rb") as file:
             archive.add(name, stat.S_IFREG | 0o755, file.read())
+    for list_name, modules in MODULES.items():
+        names = []
+        for path in _with_dependencies(modules, kernel_dir, release):
+            names.append(os.path.basename(path).removesuffix(".xz"))
+            with (lzma.open if path.endswith(".xz") else open)(path, "rb") as file:
+                archive.add(f"lab/modules/{names[-1]}", stat.S_IFREG | 0o644, file.read())
+        archive.add(f"lab/modules/{list_name}", stat.S_IFREG | 0o644, ("\n".join(names) + "\n").encode())
+    archive.end()
+
+
+def _with_dependencies(modules, kernel_dir, release):
+    """Paths of modules and of what they need, in the order of insertion."""
     order = []
-    for name in MODULES:
+    for name in modules:
         shown = _run(program("modprobe"), "-d", kernel_dir, "-S", release, "--show-depends", name)
         for line in shown.splitlines():
             kind, path = line.split()[:2]
             if kind == "insmod" and path not in order:
                 order.append(path)
-    names = []
-    for path in order:
-        name = os.path.basename(path).removesuffix(".xz")
-        names.append(name)
-        with (lzma.open if path.endswith(".xz") else open)(path, "rb") as file:
-            archive.add(f"lab/modules/{name}", stat.S_IFREG | 0o644, file.read())
-    archive.add("lab/modules/order", stat.S_IFREG | 0o644, ("\n".join(names) + "\n").encode())
-    archive.end()
+    return order
 
 
 class Newc:
