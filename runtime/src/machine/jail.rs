@@ -15,7 +15,7 @@ use std::path::Path;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{fchdir, pivot_root, setgroups};
 use rustix::fs::CWD;
@@ -30,17 +30,15 @@ use rustix::thread::{
 
 use super::{Network, Share, sys};
 
-/// Descriptors the file server keeps open for inodes that the guest knows.
-pub(super) const OPEN_INODE_LIMIT: usize = 8192;
-
-/// RLIMIT_NOFILE: inodes, the files the guest has open, and the machine's own descriptors.
+/// RLIMIT_NOFILE where the caller's own limit allows it.
 const DESCRIPTOR_LIMIT: u64 = 65536;
+
+/// The part of the descriptors that the file server keeps open for inodes that the guest knows; the rest is for the files the guest has
+/// open and for the machine itself.
+const INODE_SHARE: u64 = 8;
 
 /// The descriptor table is grown to this size while the process has one thread: later growth waits for an RCU grace period.
 const DESCRIPTOR_TABLE: i32 = 2047;
-
-/// Largest packet of extended attributes, ACLs and the like needs little; nothing here locks memory.
-const LOCKED_MEMORY_LIMIT: u64 = 0;
 
 /// What the file server needs: to act on the guest's files as their owners would.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
@@ -180,19 +178,24 @@ fn attach(share: &Share, clone: &OwnedFd) -> Result<(), Error> {
     move_mount(clone.as_fd(), c"", CWD, &*share.name, flags).step(name)
 }
 
-/// Sets the resource limits. Raising one takes a privilege of the host, so this comes before the user namespace.
-pub(super) fn set_limits() -> Result<(), Error> {
+/// Sets the resource limits; how many descriptors the file server may keep open for inodes.
+pub(super) fn set_limits() -> Result<usize, Error> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).step(|| "read RLIMIT_NOFILE".into())?;
+    let descriptors = hard.min(DESCRIPTOR_LIMIT);
     for (resource, limit) in [
-        (Resource::RLIMIT_NOFILE, DESCRIPTOR_LIMIT),
+        (Resource::RLIMIT_NOFILE, descriptors),
         (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_MEMLOCK, LOCKED_MEMORY_LIMIT),
+        (Resource::RLIMIT_MEMLOCK, 0),
         (Resource::RLIMIT_MSGQUEUE, 0),
     ] {
         setrlimit(resource, limit, limit).step(|| format!("set {resource:?}"))?;
     }
-    let name = || "grow the descriptor table".into();
-    let highest = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).step(name)?;
-    nix::unistd::close(highest).step(name)
+    if i64::from(DESCRIPTOR_TABLE) < descriptors.cast_signed() {
+        let name = || "grow the descriptor table".into();
+        let highest = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).step(name)?;
+        nix::unistd::close(highest).step(name)?;
+    }
+    Ok(usize::try_from(descriptors / INODE_SHARE).unwrap_or(usize::MAX))
 }
 
 /// Enters a user namespace. Its ids stand for nothing until the verb has written the maps.

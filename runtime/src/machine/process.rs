@@ -137,7 +137,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         HostStream::sink(Sink::new(stderr).doing("take standard error")?),
     ];
 
-    jail::set_limits()?;
+    let open_fd_limit = jail::set_limits()?;
     jail::enter_network(&launch.network)?;
     let tree = jail::enter_tree(&launch.shares)?;
     jail::enter_user_namespace()?;
@@ -147,7 +147,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     let server = vmm_fs::Server::new(vmm_fs::Config {
         root: tree.root,
         proc_self_fd: tree.proc_self_fd,
-        open_fd_limit: jail::OPEN_INODE_LIMIT,
+        open_fd_limit,
         timeout: FS_TIMEOUT,
     })?;
     let config = MachineConfig {

@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+/// linux/sched.h; the libc crate's constant is an int, into which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// What [`clone_process`] returns, once in each process.
 pub(super) enum Cloned {
     /// In the calling process: the pid of the new one.
@@ -25,7 +28,7 @@ pub(super) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
     if let Some(cgroup) = cgroup {
-        args.flags = libc::CLONE_INTO_CGROUP.unsigned_abs().into();
+        args.flags = CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
     // SAFETY: without CLONE_VM the child has a copy of everything, the stack included, and the check above established that no
