@@ -1,0 +1,313 @@
+//! A connection joined with its host descriptors.
+//!
+//! ```text
+//!   source:  ready ──read would wait──> armed ──epoll──> ready ... ──EOF, error, guest takes no more──> closed
+//!   sink:    idle ──write would wait──> armed, bytes pending ──epoll──> idle ... ──no more to come, error──> closed
+//! ```
+//! epoll watches a descriptor only after it has refused a byte, and once per refusal (EPOLLONESHOT): a source that the guest gives no
+//! room for is not watched and cannot keep the event loop awake.
+//!
+//! Invariants:
+//! * Bytes are pending only while the sink is armed, and never more than [`BUF_ALLOC`](super::connection::BUF_ALLOC).
+//! * The source is closed when the connection is gone; the sink stays until the pending bytes are delivered or it breaks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::Port;
+use super::connection::{Connection, Key, Outcome};
+use super::host_stream::{HostStream, Sink, Source};
+use super::packet::{Header, Received, RxBuffer};
+
+/// A host descriptor that epoll can be asked to watch.
+struct Watched<T: AsFd> {
+    end: T,
+    epoll: Arc<Epoll>,
+    event: EpollEvent,
+    registered: bool,
+}
+
+impl<T: AsFd> Watched<T> {
+    /// Asks for one event. `Ok(false)`: epoll does not watch this kind of file because it is always ready.
+    fn arm(&mut self) -> io::Result<bool> {
+        let operation = if self.registered {
+            ControlOperation::Modify
+        } else {
+            ControlOperation::Add
+        };
+        match self
+            .epoll
+            .ctl(operation, self.end.as_fd().as_raw_fd(), self.event)
+        {
+            Ok(()) => {
+                self.registered = true;
+                Ok(true)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl<T: AsFd> Drop for Watched<T> {
+    fn drop(&mut self) {
+        if self.registered {
+            // Closing is not enough: the description lives on with whoever shares it. That it is registered makes this succeed.
+            let fd = self.end.as_fd().as_raw_fd();
+            let _ = self
+                .epoll
+                .ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+    }
+}
+
+/// The epoll instance and the event data of a stream's two descriptors.
+pub(super) struct Tokens<'a> {
+    /// Watches the descriptors.
+    pub(super) epoll: &'a Arc<Epoll>,
+    /// Event data of the source.
+    pub(super) source: u64,
+    /// Event data of the sink.
+    pub(super) sink: u64,
+}
+
+/// A connection joined with its host descriptors. The connection may be gone already.
+pub(super) struct Stream {
+    key: Key,
+    connection: Option<Connection>,
+    source: Option<Watched<Source>>,
+    /// A read of the source may yield something.
+    readable: bool,
+    sink: Option<Watched<Sink>>,
+    /// What the sink has not taken.
+    pending: VecDeque<u8>,
+}
+
+impl Stream {
+    /// Joins an accepted connection with its host stream.
+    pub(super) fn join(
+        mut connection: Connection,
+        host: HostStream,
+        tokens: &Tokens<'_>,
+    ) -> Stream {
+        if host.source.is_none() {
+            connection.end_sending();
+        }
+        if host.sink.is_none() {
+            connection.end_receiving();
+        }
+        Stream {
+            key: connection.key(),
+            connection: Some(connection),
+            source: host
+                .source
+                .map(|end| watched(end, EventSet::IN, tokens.source, tokens)),
+            readable: true,
+            sink: host
+                .sink
+                .map(|end| watched(end, EventSet::OUT, tokens.sink, tokens)),
+            pending: VecDeque::new(),
+        }
+    }
+
+    /// The ports of the connection.
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The host's port.
+    pub(super) fn port(&self) -> Port {
+        self.key.host_port
+    }
+
+    /// Whether the connection still exists.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Whether both host descriptors are closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.source.is_none() && self.sink.is_none()
+    }
+
+    /// Whether [`Stream::fill`] may have a packet for the guest.
+    pub(super) fn has_work(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| {
+            let data = self.readable && self.source.is_some() && connection.allowance() > 0;
+            connection.has_control() || data
+        })
+    }
+
+    /// Takes a packet of the guest; returns a packet to answer with when the connection is gone by it.
+    pub(super) fn receive(&mut self, packet: Received<'_>) -> Option<Header> {
+        let connection = self.connection.as_mut()?;
+        match connection.receive(&packet.header) {
+            Outcome::Noted => {}
+            Outcome::Data => self.deliver(packet),
+            Outcome::Shut => {
+                if !connection.guest_receives() {
+                    connection.end_sending();
+                    self.source = None;
+                }
+                self.close_finished_sink();
+            }
+            Outcome::Ended { answer } => {
+                let rst = connection.rst();
+                self.disconnect();
+                return answer.then_some(rst);
+            }
+        }
+        None
+    }
+
+    /// The connection is gone.
+    pub(super) fn disconnect(&mut self) {
+        self.connection = None;
+        self.source = None;
+        self.close_finished_sink();
+    }
+
+    /// Passes the guest's data on to the sink.
+    fn deliver(&mut self, mut packet: Received<'_>) {
+        let Some(sink) = &self.sink else {
+            // The guest did not know yet that nobody takes it.
+            self.forward(packet.payload.len());
+            return;
+        };
+        let idle = self.pending.is_empty();
+        if idle && packet.payload.len() > 0 {
+            match sink.end.write_guest(&packet.payload) {
+                Ok(count) => {
+                    packet.payload.skip(count);
+                    self.forward(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.forward(packet.payload.len());
+                    return self.break_sink();
+                }
+            }
+        }
+        self.pending.extend(packet.payload.to_vec());
+        if idle {
+            self.flush();
+        }
+    }
+
+    /// The sink can take more, or is believed to: writes what is pending.
+    pub(super) fn flush(&mut self) {
+        while let (Some(sink), false) = (&mut self.sink, self.pending.is_empty()) {
+            match sink.end.write_host(self.pending.as_slices()) {
+                Ok(count @ 1..) => {
+                    self.pending.drain(..count);
+                    self.forward(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if matches!(sink.arm(), Ok(true)) {
+                        return;
+                    }
+                    // It can neither be written nor waited for.
+                    return self.break_sink();
+                }
+                Ok(0) | Err(_) => return self.break_sink(),
+            }
+        }
+        // A burst leaves no memory behind.
+        self.pending = VecDeque::new();
+        self.close_finished_sink();
+    }
+
+    /// The sink takes nothing any more: neither does the connection.
+    fn break_sink(&mut self) {
+        self.forward(self.pending.len());
+        self.pending = VecDeque::new();
+        self.close_sink();
+    }
+
+    /// Closes the sink when everything is delivered and nothing more can come.
+    fn close_finished_sink(&mut self) {
+        let more = self
+            .connection
+            .as_ref()
+            .is_some_and(Connection::guest_sends);
+        if !more && self.pending.is_empty() {
+            self.close_sink();
+        }
+    }
+
+    fn close_sink(&mut self) {
+        self.sink = None;
+        if let Some(connection) = &mut self.connection {
+            connection.end_receiving();
+        }
+    }
+
+    fn forward(&mut self, count: usize) {
+        if let (Some(connection), Ok(count)) = (&mut self.connection, u32::try_from(count)) {
+            connection.forward(count);
+        }
+    }
+
+    /// epoll has an event of the source.
+    pub(super) fn source_ready(&mut self) {
+        self.readable = true;
+    }
+
+    /// Puts the next packet for the guest into `buffer`: its header is returned, a payload is in place. `None`: there is nothing to
+    /// send just now.
+    pub(super) fn fill(&mut self, buffer: &RxBuffer<'_>) -> Option<Header> {
+        let connection = self.connection.as_mut()?;
+        if let Some(header) = connection.control() {
+            return Some(header);
+        }
+        let limit = buffer.room().len().min(connection.allowance() as usize);
+        let source = self.source.as_mut()?;
+        if !self.readable || limit == 0 {
+            return None;
+        }
+        match source.end.read(buffer.room(), limit) {
+            Ok(count @ 1..) => {
+                // A short read most likely has emptied the source; epoll tells when there is more, or the end.
+                if count < limit && matches!(source.arm(), Ok(true)) {
+                    self.readable = false;
+                }
+                // No more than `limit`, which came from a u32.
+                u32::try_from(count)
+                    .ok()
+                    .map(|count| connection.data(count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match source.arm() {
+                Ok(true) => {
+                    self.readable = false;
+                    None
+                }
+                // It can neither be read nor waited for. The guest must not take this for an orderly end.
+                Ok(false) | Err(_) => {
+                    let rst = connection.rst();
+                    self.disconnect();
+                    Some(rst)
+                }
+            },
+            // A terminal whose other side is gone, a connection that was reset: nothing more will come.
+            Ok(0) | Err(_) => {
+                self.source = None;
+                connection.end_sending();
+                connection.control()
+            }
+        }
+    }
+}
+
+fn watched<T: AsFd>(end: T, events: EventSet, token: u64, tokens: &Tokens<'_>) -> Watched<T> {
+    let event = EpollEvent::new(events | EventSet::ONE_SHOT, token);
+    Watched {
+        end,
+        epoll: Arc::clone(tokens.epoll),
+        event,
+        registered: false,
+    }
+}

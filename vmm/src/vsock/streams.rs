@@ -1,0 +1,241 @@
+//! Who is expected, who is connected, and whose turn it is.
+//!
+//! Nothing here grows by what the guest does: a stream exists only because the host has expected it, and answers to packets that
+//! belong to no stream wait in a queue of fixed length.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::Epoll;
+
+use super::connection::{Connection, Key};
+use super::host_stream::HostStream;
+use super::packet::{HOST_CID, Header, Received, RxBuffer, TYPE_STREAM, op};
+use super::stream::{Stream, Tokens};
+use super::{Error, Port, token};
+
+/// Most streams at a time, expected or connected.
+pub(super) const MAX_STREAMS: usize = 1024;
+/// Most refusals that wait for an rx buffer. A guest that asks for more without giving buffers does not get an answer to each.
+pub(super) const MAX_REFUSALS: usize = 256;
+
+/// Never used twice, so that an event of a closed descriptor cannot be taken for one of a later stream.
+type Id = u64;
+
+struct Entry {
+    stream: Stream,
+    /// In the work queue.
+    queued: bool,
+    /// Reported as closed. What remains is a connection whose end the guest has not confirmed.
+    reported: bool,
+}
+
+/// All streams of the device.
+pub(super) struct Streams {
+    epoll: Arc<Epoll>,
+    expected: HashMap<Port, HostStream>,
+    entries: HashMap<Id, Entry>,
+    /// The streams that have a connection.
+    connected: HashMap<Key, Id>,
+    next: Id,
+    /// Streams that have something for the guest, each once, served in turns of one packet.
+    work: VecDeque<Id>,
+    /// Refusals to be sent.
+    refusals: VecDeque<Header>,
+    closed: Vec<Port>,
+}
+
+impl Streams {
+    /// No streams.
+    pub(super) fn new(epoll: Arc<Epoll>) -> Streams {
+        Streams {
+            epoll,
+            expected: HashMap::new(),
+            entries: HashMap::new(),
+            connected: HashMap::new(),
+            next: 0,
+            work: VecDeque::new(),
+            refusals: VecDeque::new(),
+            closed: Vec::new(),
+        }
+    }
+
+    /// Offers a stream for the next connection to `port`.
+    pub(super) fn expect(&mut self, port: Port, host: HostStream) -> Result<(), Error> {
+        if self.expected.len() + self.entries.len() >= MAX_STREAMS {
+            return Err(Error::TooManyStreams(MAX_STREAMS));
+        }
+        let connected = |entry: &Entry| !entry.reported && entry.stream.port() == port;
+        if self.expected.contains_key(&port) || self.entries.values().any(connected) {
+            return Err(Error::PortInUse(port));
+        }
+        self.expected.insert(port, host);
+        Ok(())
+    }
+
+    /// Streams whose closing is not reported yet.
+    pub(super) fn open(&self) -> usize {
+        self.expected.len()
+            + self
+                .entries
+                .values()
+                .filter(|entry| !entry.reported)
+                .count()
+    }
+
+    /// The ports of the streams that closed since the last call.
+    pub(super) fn take_closed(&mut self) -> Vec<Port> {
+        std::mem::take(&mut self.closed)
+    }
+
+    /// An event of a stream's descriptor.
+    pub(super) fn event(&mut self, data: u64) {
+        let Some(number) = data.checked_sub(token::STREAMS) else {
+            return;
+        };
+        let id = number / 2;
+        if let Some(entry) = self.entries.get_mut(&id) {
+            if number & 1 == 0 {
+                entry.stream.source_ready();
+            } else {
+                entry.stream.flush();
+            }
+            self.settle(id);
+        }
+    }
+
+    /// Takes a packet of the guest with the CID `guest_cid`.
+    pub(super) fn receive(&mut self, guest_cid: u64, packet: Received<'_>) {
+        let header = packet.header;
+        if header.src_cid.get() != guest_cid {
+            // There is nobody to answer to.
+            return;
+        }
+        if header.dst_cid.get() != HOST_CID || header.type_.get() != TYPE_STREAM {
+            return self.refuse(&header);
+        }
+        let key = Key {
+            guest_port: header.src_port.get(),
+            host_port: header.dst_port.get(),
+        };
+        if let Some(&id) = self.connected.get(&key) {
+            let entry = self.entries.get_mut(&id);
+            if let Some(rst) = entry.and_then(|entry| entry.stream.receive(packet)) {
+                self.answer(rst);
+            }
+            self.settle(id);
+        } else if header.op.get() == op::REQUEST && header.len.get() == 0 {
+            match self.expected.remove(&key.host_port) {
+                Some(host) => self.connect(&header, host),
+                None => self.refuse(&header),
+            }
+        } else {
+            self.refuse(&header);
+        }
+    }
+
+    fn connect(&mut self, request: &Header, host: HostStream) {
+        let id = self.next;
+        self.next += 1;
+        let source = token::STREAMS + 2 * id;
+        let tokens = Tokens {
+            epoll: &self.epoll,
+            source,
+            sink: source + 1,
+        };
+        let stream = Stream::join(Connection::accept(request), host, &tokens);
+        self.connected.insert(stream.key(), id);
+        self.entries.insert(
+            id,
+            Entry {
+                stream,
+                queued: false,
+                reported: false,
+            },
+        );
+        self.settle(id);
+    }
+
+    /// Answers a packet that belongs to no stream. RST is never answered.
+    fn refuse(&mut self, header: &Header) {
+        if header.op.get() != op::RST {
+            self.answer(header.refusal());
+        }
+    }
+
+    fn answer(&mut self, rst: Header) {
+        if self.refusals.len() < MAX_REFUSALS {
+            self.refusals.push_back(rst);
+        }
+    }
+
+    /// Draws the conclusions from a change of a stream: gets it in line, reports it, forgets it.
+    fn settle(&mut self, id: Id) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let stream = &entry.stream;
+        if !entry.queued && stream.has_work() {
+            entry.queued = true;
+            self.work.push_back(id);
+        }
+        if stream.is_closed() && !entry.reported {
+            entry.reported = true;
+            self.closed.push(stream.port());
+        }
+        if !stream.is_connected() {
+            let key = stream.key();
+            if stream.is_closed() {
+                self.entries.remove(&id);
+            }
+            // The guest may have used the ports for another connection since.
+            if self.connected.get(&key) == Some(&id) {
+                self.connected.remove(&key);
+            }
+        }
+    }
+
+    /// Whether [`Streams::transmit`] may have a packet.
+    pub(super) fn has_work(&self) -> bool {
+        !self.refusals.is_empty() || !self.work.is_empty()
+    }
+
+    /// Writes the next packet for the guest into `buffer` and returns its size. `None`: there is none after all.
+    pub(super) fn transmit(&mut self, buffer: &RxBuffer<'_>) -> Option<u32> {
+        if let Some(rst) = self.refusals.pop_front() {
+            return Some(buffer.finish(&rst));
+        }
+        // Whoever has nothing leaves the line, so this ends.
+        while let Some(id) = self.work.pop_front() {
+            let Some(entry) = self.entries.get_mut(&id) else {
+                continue;
+            };
+            entry.queued = false;
+            let header = entry.stream.fill(buffer);
+            self.settle(id);
+            if let Some(header) = header {
+                return Some(buffer.finish(&header));
+            }
+        }
+        None
+    }
+
+    /// Ends all connections. What is expected stays expected, what is pending for a sink stays pending.
+    pub(super) fn disconnect_all(&mut self) {
+        self.refusals.clear();
+        self.work.clear();
+        let ids: Vec<Id> = self.entries.keys().copied().collect();
+        for id in ids {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.stream.disconnect();
+            }
+            self.settle(id);
+        }
+    }
+
+    /// Gives up what is expected.
+    pub(super) fn forget_expected(&mut self) {
+        self.closed
+            .extend(self.expected.drain().map(|(port, _)| port));
+    }
+}

@@ -1,0 +1,478 @@
+//! How connections begin and end.
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::driver::KEY;
+use super::*;
+use crate::virtio::VirtioDevice;
+use crate::vsock::connection::Key;
+use crate::vsock::packet::Header;
+use crate::vsock::{GUEST_CID, Vsock};
+
+#[test]
+fn the_front_half_describes_the_device() {
+    let driver = Driver::new();
+    let front = &driver.front;
+    assert_eq!(
+        (front.device_type(), front.queue_max_sizes().len()),
+        (19, 3)
+    );
+    assert_eq!(front.features(), 1 << 32 | 1 << 29);
+    let mut config = [0; 12];
+    front.read_config(0, &mut config);
+    assert_eq!(config, [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    for offset in [7, 8, 100, u64::MAX] {
+        let mut config = [0xee; 4];
+        front.read_config(offset, &mut config);
+        assert_eq!(config[1..], [0xee; 3]);
+        assert_eq!(config[0], if offset == 7 { 0 } else { 0xee });
+    }
+}
+
+#[test]
+fn a_queue_outside_memory_is_refused() {
+    let mut driver = Driver::new();
+    driver.front.reset();
+    let interrupt = crate::virtio::Interrupt::new(
+        std::sync::Arc::default(),
+        std::sync::Arc::default(),
+        std::sync::Arc::new(EventFd::new(0).unwrap()),
+    );
+    let activation = crate::virtio::Activation {
+        memory: std::sync::Arc::clone(&driver.memory),
+        queues: vec![None, None, None],
+        interrupt,
+        features: 0,
+    };
+    let error = driver.front.activate(activation).unwrap_err();
+    assert_eq!(error.to_string(), "vsock: the rx queue is not ready");
+}
+
+#[test]
+fn what_is_not_expected_is_refused() {
+    let mut driver = Driver::new();
+    for operation in [op::REQUEST, op::RW, op::SHUTDOWN, op::CREDIT_UPDATE, 0, 99] {
+        driver.send(operation);
+        let rst = driver.expect_op(op::RST).header;
+        assert_eq!((rst.src_cid.get(), rst.dst_cid.get()), (2, GUEST_CID));
+        assert_eq!((rst.src_port.get(), rst.dst_port.get()), (PORT, GUEST_PORT));
+    }
+    driver.send(op::RST);
+    assert!(driver.packet().is_none(), "RST is never answered");
+}
+
+#[test]
+fn an_expectation_serves_one_connection() {
+    let (stream, _peer) = socket();
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    let other = Key {
+        guest_port: GUEST_PORT + 1,
+        host_port: PORT,
+    };
+    let header = driver.header(other, op::REQUEST);
+    driver.send_header(&header, &[]);
+    assert_eq!(
+        driver.expect_op(op::RST).header.dst_port.get(),
+        GUEST_PORT + 1
+    );
+    assert_eq!(driver.vsock.open_streams(), 1);
+}
+
+#[test]
+fn wrong_addresses_and_types_do_not_use_up_the_expectation() {
+    let (stream, _peer) = socket();
+    let mut driver = Driver::new();
+    driver.vsock.expect(PORT, stream).unwrap();
+    let good = driver.header(KEY, op::REQUEST);
+
+    driver.send_header(
+        &Header {
+            src_cid: 4.into(),
+            ..good
+        },
+        &[],
+    );
+    assert!(
+        driver.packet().is_none(),
+        "a packet of somebody else is dropped"
+    );
+    for bad in [
+        Header {
+            dst_cid: 1.into(),
+            ..good
+        },
+        Header {
+            dst_cid: (1_u64 << 32 | 2).into(),
+            ..good
+        },
+        Header {
+            type_: 2.into(),
+            ..good
+        },
+        Header {
+            type_: 0.into(),
+            ..good
+        },
+    ] {
+        driver.send_header(&bad, &[]);
+        let rst = driver.expect_op(op::RST).header;
+        assert_eq!((rst.src_cid, rst.type_), (bad.dst_cid, bad.type_));
+    }
+    driver.send_header(
+        &Header {
+            len: 1.into(),
+            ..good
+        },
+        b"x",
+    );
+    driver.expect_op(op::RST);
+    driver.send_header(&good, &[]);
+    driver.expect_op(op::RESPONSE);
+}
+
+#[test]
+fn ports_and_numbers_are_limited() {
+    let (_front, mut vsock) = Vsock::new(GUEST_CID).unwrap();
+    let empty = || HostStream {
+        source: None,
+        sink: None,
+    };
+    vsock.expect(0, empty()).unwrap();
+    assert!(matches!(vsock.expect(0, empty()), Err(Error::PortInUse(0))));
+    for port in 1..u32::try_from(MAX_STREAMS).unwrap() {
+        vsock.expect(port, empty()).unwrap();
+    }
+    assert!(matches!(
+        vsock.expect(9999, empty()),
+        Err(Error::TooManyStreams(MAX_STREAMS))
+    ));
+    assert_eq!(vsock.open_streams(), MAX_STREAMS);
+    assert_eq!(vsock.drain().len(), MAX_STREAMS);
+    assert_eq!(vsock.open_streams(), 0);
+}
+
+#[test]
+fn a_port_is_in_use_until_its_end_is_reported() {
+    let (stream, peer) = socket();
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    let again = driver.vsock.expect(PORT, socket().0);
+    assert!(matches!(again, Err(Error::PortInUse(PORT))));
+    drop(peer);
+    driver.shutdown(SHUTDOWN_SEND);
+    driver.run();
+    assert_eq!(driver.closed, [PORT]);
+    // The guest has not confirmed the end yet, but its ports are its own business.
+    driver.vsock.expect(PORT, socket().0).unwrap();
+}
+
+#[test]
+fn half_close_of_the_guest_then_of_the_host() {
+    let (stream, mut peer) = socket();
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    driver.write(b"question", 100);
+    driver.shutdown(SHUTDOWN_SEND);
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_RECEIVE
+    );
+    let mut question = [0; 8];
+    peer.read_exact(&mut question).unwrap();
+    assert_eq!(&question, b"question");
+    assert!(driver.closed.is_empty());
+
+    peer.write_all(b"answer").unwrap();
+    assert_eq!(driver.data(), b"answer");
+    drop(peer);
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_BOTH
+    );
+    assert_eq!(driver.closed, [PORT]);
+    // Linux answers SHUTDOWN for both directions with RST.
+    driver.send(op::RST);
+    assert!(driver.packet().is_none());
+    assert!(!driver.is_awake());
+}
+
+#[test]
+fn half_close_of_the_host_then_of_the_guest() {
+    let (reader, writer) = pipe();
+    let (out, input) = pipe();
+    let stream = HostStream {
+        source: Some(Source::new(reader).unwrap()),
+        sink: Some(Sink::new(input).unwrap()),
+    };
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    drop(writer);
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_SEND
+    );
+    driver.write(b"still here", 100);
+    driver.run();
+    assert_eq!(available(&out), b"still here");
+    assert!(driver.closed.is_empty());
+    driver.shutdown(SHUTDOWN_BOTH);
+    driver.expect_op(op::RST);
+    assert_eq!(driver.closed, [PORT]);
+    assert!(at_end(&out));
+}
+
+#[test]
+fn a_guest_that_writes_and_exits_loses_no_byte() {
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    driver.expect_op(op::SHUTDOWN);
+    // More than the pipe takes, and the end right behind it.
+    let data = pattern(BUF_ALLOC as usize);
+    assert_eq!(driver.write(&data, 40_000), data.len());
+    driver.shutdown(SHUTDOWN_BOTH);
+    let answer = std::iter::from_fn(|| driver.packet()).last().unwrap();
+    assert_eq!(
+        answer.op(),
+        op::RST,
+        "answered at once, not when the sink has it all"
+    );
+    assert!(driver.closed.is_empty());
+    let mut got = Vec::new();
+    while got.len() < data.len() {
+        got.extend(available(&reader));
+        driver.run();
+    }
+    assert!(got == data);
+    assert_eq!(driver.closed, [PORT]);
+    assert!(at_end(&reader));
+}
+
+#[test]
+fn rst_of_the_guest_closes_after_delivery() {
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    let data = pattern(100_000);
+    driver.write(&data, 40_000);
+    driver.send(op::RST);
+    driver.run();
+    assert!(driver.closed.is_empty());
+    let mut got = available(&reader);
+    driver.run();
+    got.extend(available(&reader));
+    driver.run();
+    assert!(got == data);
+    assert_eq!(driver.closed, [PORT]);
+}
+
+#[test]
+fn the_ports_can_be_used_again_while_an_older_stream_is_delivered() {
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    driver.write(&pattern(100_000), 40_000);
+    driver.send(op::RST);
+    driver.run();
+    while driver.packet().is_some() {}
+    // Another host port in use by the guest's port meanwhile; the old one is free only when reported.
+    assert!(matches!(
+        driver.vsock.expect(PORT, socket().0),
+        Err(Error::PortInUse(PORT))
+    ));
+    let mut got = 0;
+    while driver.closed.is_empty() {
+        got += available(&reader).len();
+        driver.run();
+    }
+    got += available(&reader).len();
+    assert_eq!(got, 100_000);
+    driver.connect(socket().0);
+}
+
+#[test]
+fn a_sink_whose_reader_is_gone_ends_that_direction() {
+    let (stream, mut peer) = socket();
+    let (reader, writer) = pipe();
+    let stream = HostStream {
+        source: stream.source,
+        sink: Some(Sink::new(writer).unwrap()),
+    };
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    drop(reader);
+    driver.write(b"into the void", 100);
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_RECEIVE
+    );
+    // What the guest sent before it knew is dropped; its credit is not lost.
+    driver.write_uncredited(&pattern(MAX_PAYLOAD as usize));
+    let update = driver.expect_op(op::CREDIT_UPDATE).header;
+    assert_eq!(update.fwd_cnt.get(), MAX_PAYLOAD + 13);
+    peer.write_all(b"the other direction works").unwrap();
+    assert_eq!(driver.data(), b"the other direction works");
+    assert!(driver.closed.is_empty());
+}
+
+#[test]
+fn a_reader_that_goes_with_bytes_pending_ends_that_direction() {
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    driver.expect_op(op::SHUTDOWN);
+    driver.write(&pattern(200_000), 50_000);
+    driver.run();
+    while driver.packet().is_some() {}
+    drop(reader);
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_BOTH
+    );
+    assert_eq!(driver.closed, [PORT]);
+}
+
+#[test]
+fn more_than_the_credit_is_answered_with_rst() {
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    driver.expect_op(op::SHUTDOWN);
+    let mut sent = 0;
+    let rst = loop {
+        driver.write_uncredited(&pattern(MAX_PAYLOAD as usize));
+        sent += MAX_PAYLOAD as usize;
+        assert!(sent < 1 << 20, "nothing stops the guest");
+        match driver.packet() {
+            Some(packet) if packet.op() == op::RST => break packet,
+            _ => {}
+        }
+    };
+    assert_eq!(rst.header.dst_port.get(), GUEST_PORT);
+    // What was within the credit is delivered.
+    let mut got = 0;
+    while driver.closed.is_empty() {
+        got += available(&reader).len();
+        driver.run();
+    }
+    got += available(&reader).len();
+    assert_eq!(got, sent - MAX_PAYLOAD as usize);
+}
+
+#[test]
+fn nonsense_on_a_connection_is_answered_with_rst() {
+    for operation in [0, op::REQUEST, op::RESPONSE, 8, 0xffff] {
+        let (stream, mut peer) = socket();
+        let mut driver = Driver::new();
+        driver.connect(stream);
+        driver.send(operation);
+        driver.expect_op(op::RST);
+        assert_eq!(driver.closed, [PORT]);
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn reset_ends_connections_delivers_what_is_pending_and_keeps_expectations() {
+    let (reader, writer) = pipe();
+    let (idle, mut peer) = socket();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    driver.expect_op(op::SHUTDOWN);
+    let data = pattern(200_000);
+    driver.write(&data, 50_000);
+    driver.run();
+    while driver.packet().is_some() {}
+    driver.vsock.expect(5, idle).unwrap();
+
+    driver.front.reset();
+    assert!(driver.is_awake());
+    driver.run();
+    assert!(driver.closed.is_empty());
+    // The transport's handles of the old kicks do not reach the device any more.
+    driver.tx.kick();
+    driver.rx.kick();
+    assert!(!driver.is_awake());
+
+    driver.activate();
+    driver.give_rx();
+    driver.send(op::RW);
+    driver.expect_op(op::RST);
+    let header = driver.header(
+        Key {
+            guest_port: 1,
+            host_port: 5,
+        },
+        op::REQUEST,
+    );
+    driver.send_header(&header, &[]);
+    driver.expect_op(op::RESPONSE);
+    peer.write_all(b"hello").unwrap();
+    assert_eq!(driver.data(), b"hello");
+
+    let mut got = Vec::new();
+    while driver.closed.is_empty() {
+        got.extend(available(&reader));
+        driver.run();
+    }
+    got.extend(available(&reader));
+    assert!(got == data);
+    assert_eq!(driver.closed, [PORT]);
+}
+
+#[test]
+fn reset_and_activation_between_two_looks_end_the_old_connections() {
+    let (stream, mut peer) = socket();
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    driver.front.reset();
+    driver.activate();
+    driver.give_rx();
+    driver.run();
+    assert_eq!(driver.closed, [PORT]);
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn drain_takes_what_the_dead_guest_left_in_the_queue() {
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(sink(writer));
+    driver.expect_op(op::SHUTDOWN);
+    driver.vsock.expect(77, socket().0).unwrap();
+    // In the queue, and the event loop has not looked.
+    let data = pattern(200_000);
+    assert_eq!(driver.write(&data, 5_000), data.len());
+    assert_eq!(driver.vsock.drain(), [77]);
+    assert_eq!(driver.vsock.open_streams(), 1);
+    let mut got = Vec::new();
+    while driver.vsock.open_streams() > 0 {
+        got.extend(available(&reader));
+        driver.run();
+    }
+    got.extend(available(&reader));
+    assert!(got == data);
+    assert_eq!(driver.closed, [PORT]);
+    assert!(at_end(&reader));
+    assert!(!driver.is_awake());
+}
+
+#[test]
+fn nothing_stays_watched_when_the_caller_keeps_the_description() {
+    let (ours, peer) = UnixStream::pair().unwrap();
+    let kept = ours.try_clone().unwrap();
+    let stream = HostStream {
+        source: Some(Source::new(ours.into()).unwrap()),
+        sink: None,
+    };
+    let mut driver = Driver::new();
+    let before = driver.watched();
+    driver.connect(stream);
+    driver.expect_op(op::SHUTDOWN);
+    assert_eq!(driver.watched(), before + 1);
+    driver.send(op::RST);
+    driver.run();
+    assert_eq!(driver.watched(), before);
+    drop((kept, peer));
+}
