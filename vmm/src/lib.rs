@@ -1,3 +1,4 @@
 //! The machine: KVM, guest memory, boot, virtio devices. Knows nothing of OCI.
 
 pub mod virtio;
+pub mod vsock;
