@@ -149,7 +149,11 @@ impl<'m> Pieces<'m> {
             Direction::Readable => (false, Permissions::Read),
             Direction::Writable => (true, Permissions::Write),
         };
-        for descriptor in chain {
+        for (count, descriptor) in chain.enumerate() {
+            // Descriptors without a byte are no pieces, but reading them takes time as well.
+            if count == MAX_PIECES {
+                return Err(Broken::Pieces);
+            }
             ended = !descriptor.has_next();
             if descriptor.is_write_only() != writable {
                 return Err(Broken::Direction);

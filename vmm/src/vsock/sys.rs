@@ -190,3 +190,10 @@ pub(super) fn make_fifo(path: &std::path::Path) {
     let result = unsafe { libc::mkfifo(path.as_ptr(), 0o600) };
     assert_eq!(result, 0);
 }
+
+/// The descriptor of an eventfd.
+#[cfg(test)]
+pub(super) fn event_fd(event: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open for as long as `event` is, which the returned lifetime borrows.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}

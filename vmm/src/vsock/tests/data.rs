@@ -21,7 +21,7 @@ fn megabytes_to_the_guest_over_a_pipe() {
     let feeder = std::thread::spawn(move || File::from(writer).write_all(&sent).unwrap());
     let mut got = Vec::new();
     while got.len() < expected.len() {
-        assert!(sys::ready_within(driver.vsock.epoll_fd(), libc::POLLIN, 10_000).unwrap());
+        driver.wait();
         got.extend(driver.data());
     }
     feeder.join().unwrap();
@@ -78,7 +78,7 @@ fn a_socket_carries_both_directions_at_once() {
         sent += driver.write(&data[sent..], 7777);
         got.extend(driver.data());
         if sent == data.len() && got.len() < data.len() {
-            assert!(sys::ready_within(driver.vsock.epoll_fd(), libc::POLLIN, 10_000).unwrap());
+            driver.wait();
         }
     }
     assert!(got == data);
@@ -149,18 +149,97 @@ fn a_source_is_read_no_further_than_the_guests_credit() {
 
 #[test]
 fn without_rx_buffers_a_source_waits_and_the_loop_sleeps() {
-    let (reader, writer) = pipe();
-    let mut driver = Driver::without_rx();
-    driver.vsock.expect(PORT, source(reader)).unwrap();
-    File::from(writer).write_all(b"early").unwrap();
-    driver.send(op::REQUEST);
-    driver.run();
-    assert!(!driver.is_awake());
+    for mut driver in [Driver::without_rx(), Driver::without_event_idx()] {
+        let (reader, writer) = pipe();
+        driver.vsock.expect(PORT, source(reader)).unwrap();
+        File::from(writer).write_all(b"early").unwrap();
+        driver.send(op::REQUEST);
+        driver.run();
+        assert!(!driver.is_awake());
+        driver.give_rx();
+        assert!(driver.is_awake(), "the device has not asked to be notified");
+        driver.expect_op(op::RESPONSE);
+        driver.expect_op(op::SHUTDOWN);
+        assert_eq!(driver.expect_op(op::RW).payload, b"early");
+        // The tx queue was empty in between, so its notifications are on as well.
+        driver.shutdown(SHUTDOWN_BOTH);
+        while driver.packet().is_some() {}
+        assert_eq!(driver.closed, [PORT]);
+    }
+}
+
+#[test]
+fn without_event_idx_everything_arrives_too() {
+    let mut driver = Driver::without_event_idx();
     driver.give_rx();
-    assert!(driver.is_awake(), "the device has asked to be notified");
-    driver.expect_op(op::RESPONSE);
+    let (stream, mut peer) = socket();
+    driver.connect(stream);
+    let data = pattern(1 << 20);
+    let (mut there, mut back) = (Vec::new(), Vec::new());
+    peer.set_nonblocking(true).unwrap();
+    let (mut sent, mut fed) = (0, 0);
+    while there.len() < data.len() || back.len() < data.len() {
+        sent += driver.write(&data[sent..], 5000);
+        fed += peer.write(&data[fed..]).unwrap_or(0);
+        back.extend(driver.data());
+        let mut chunk = [0; 65_536];
+        let count = peer.read(&mut chunk).unwrap_or(0);
+        there.extend_from_slice(&chunk[..count]);
+    }
+    assert!(there == data && back == data);
+}
+
+#[test]
+fn a_guarded_sink_stops_the_guest_and_keeps_the_callers_flags() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    sys::make_fifo(&path);
+    let mut open = OpenOptions::new();
+    let first = open
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&path)
+        .unwrap();
+    let writer = OpenOptions::new().write(true).open(&path).unwrap();
+    drop(first);
+    // No reader: it cannot be re-opened without waiting.
+    let stream = sink(writer.try_clone().unwrap());
+    let reader: OwnedFd = open.open(&path).unwrap().into();
+    let mut driver = Driver::new();
+    driver.connect(stream);
     driver.expect_op(op::SHUTDOWN);
-    assert_eq!(driver.expect_op(op::RW).payload, b"early");
+    let data = pattern(BUF_ALLOC as usize);
+    assert_eq!(driver.write(&data, 60_000), data.len());
+    driver.run();
+    assert!(!driver.is_awake(), "a full pipe keeps the loop awake");
+    let mut got = Vec::new();
+    while got.len() < data.len() {
+        got.extend(available(&reader));
+        driver.run();
+    }
+    assert!(got == data);
+    assert_eq!(sys::flags(writer.as_fd()).unwrap() & libc::O_NONBLOCK, 0);
+}
+
+#[test]
+fn a_guarded_source_is_read_and_waited_for() {
+    let (master, slave) = sys::terminal();
+    let mut driver = Driver::new();
+    driver.connect(source(master));
+    driver.expect_op(op::SHUTDOWN);
+    assert!(driver.packet().is_none());
+    let mut slave = File::from(slave);
+    for round in 0..3 {
+        slave.write_all(&[b'0' + round; 100]).unwrap();
+        let mut got = Vec::new();
+        while got.len() < 100 {
+            // The terminal passes bytes on when it gets to it.
+            driver.wait();
+            got.extend(driver.data());
+        }
+        assert_eq!(got, [b'0' + round; 100]);
+        assert!(!driver.is_awake());
+    }
 }
 
 #[test]
@@ -299,6 +378,8 @@ fn a_terminal_is_a_source_and_its_hangup_the_end() {
     driver.expect_op(op::SHUTDOWN);
     let mut master = File::from(master);
     master.write_all(b"line\n").unwrap();
+    // The terminal passes bytes on when it gets to it.
+    driver.wait();
     assert_eq!(driver.expect_op(op::RW).payload, b"line\n");
     drop(master);
     assert_eq!(

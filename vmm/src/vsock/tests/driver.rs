@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
 };
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -44,11 +44,12 @@ pub(super) struct Ring {
     size: u16,
     next_avail: u16,
     next_used: u16,
+    event_idx: bool,
     kick: EventFd,
 }
 
 impl Ring {
-    fn new(memory: &Arc<GuestMemoryMmap>, base: u64, size: u16) -> Ring {
+    fn new(memory: &Arc<GuestMemoryMmap>, base: u64, size: u16, event_idx: bool) -> Ring {
         memory
             .write_slice(&[0; 0x2000], GuestAddress(base))
             .unwrap();
@@ -59,6 +60,7 @@ impl Ring {
             size,
             next_avail: 0,
             next_used: 0,
+            event_idx,
             kick,
         }
     }
@@ -115,14 +117,20 @@ impl Ring {
             .unwrap();
     }
 
-    /// Notifies the device if it wants that (virtio 1.2, section 2.7.10.1), `old` being the available index before.
+    /// Notifies the device if it wants that, `old` being the available index before (virtio 1.2, section 2.7.10).
     fn notify(&self, old: u16) {
-        let event: u16 = self
-            .memory
-            .read_obj(GuestAddress(self.used() + 4 + 8 * u64::from(self.size)))
-            .unwrap();
-        let new = self.next_avail;
-        if new.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < new.wrapping_sub(old) {
+        let read = |place: u64| {
+            let word: u16 = self.memory.read_obj(GuestAddress(place)).unwrap();
+            u16::from_le(word)
+        };
+        let wanted = if self.event_idx {
+            let event = read(self.used() + 4 + 8 * u64::from(self.size));
+            let new = self.next_avail;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(read(self.used())) & VRING_USED_F_NO_NOTIFY == 0
+        };
+        if wanted {
             self.kick.write(1).unwrap();
         }
     }
@@ -173,6 +181,8 @@ pub(super) struct Driver {
     pub(super) rx: Ring,
     pub(super) interrupt: Arc<EventFd>,
     pub(super) status: Arc<AtomicU32>,
+    /// The features the driver accepts.
+    pub(super) features: u64,
     /// Gives rx buffers back as soon as they are read.
     pub(super) refill: bool,
     pub(super) closed: Vec<Port>,
@@ -194,19 +204,30 @@ impl Driver {
         driver
     }
 
+    /// An active device without rx buffers, whose driver has not accepted EVENT_IDX.
+    pub(super) fn without_event_idx() -> Driver {
+        Driver::with_features(1 << VIRTIO_F_VERSION_1)
+    }
+
     /// An active device without rx buffers.
     pub(super) fn without_rx() -> Driver {
+        Driver::with_features(1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX)
+    }
+
+    /// An active device without rx buffers.
+    fn with_features(features: u64) -> Driver {
         let range = (GuestAddress(0), usize::try_from(MEMORY).unwrap());
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[range]).unwrap());
         let (front, vsock) = Vsock::new(GUEST_CID).unwrap();
         let mut driver = Driver {
             vsock,
             front,
-            tx: Ring::new(&memory, TX_RING, TX_SIZE),
-            rx: Ring::new(&memory, RX_RING, RX_SIZE),
+            tx: Ring::new(&memory, TX_RING, TX_SIZE, true),
+            rx: Ring::new(&memory, RX_RING, RX_SIZE, true),
             memory,
             interrupt: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
             status: Arc::new(AtomicU32::new(0)),
+            features,
             refill: true,
             closed: Vec::new(),
             received: VecDeque::new(),
@@ -221,8 +242,9 @@ impl Driver {
 
     /// Sets the queues up anew and activates the device.
     pub(super) fn activate(&mut self) {
-        self.tx = Ring::new(&self.memory, TX_RING, TX_SIZE);
-        self.rx = Ring::new(&self.memory, RX_RING, RX_SIZE);
+        let event_idx = self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        self.tx = Ring::new(&self.memory, TX_RING, TX_SIZE, event_idx);
+        self.rx = Ring::new(&self.memory, RX_RING, RX_SIZE, event_idx);
         let irq_status = Arc::new(AtomicU32::new(0));
         let interrupt = Interrupt::new(
             irq_status,
@@ -233,7 +255,7 @@ impl Driver {
             memory: Arc::clone(&self.memory),
             queues: vec![Some(self.rx.active()), Some(self.tx.active()), None],
             interrupt,
-            features: 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX,
+            features: self.features,
         };
         self.front.activate(activation).unwrap();
     }
@@ -252,6 +274,14 @@ impl Driver {
     /// Whether the event loop would wake up.
     pub(super) fn is_awake(&self) -> bool {
         sys::ready(self.vsock.epoll_fd(), libc::POLLIN).unwrap()
+    }
+
+    /// Waits until the event loop would wake up.
+    pub(super) fn wait(&self) {
+        assert!(
+            sys::ready_within(self.vsock.epoll_fd(), libc::POLLIN, 10_000).unwrap(),
+            "nothing happens"
+        );
     }
 
     /// Runs the event loop until it would sleep, reading what the device sends.
@@ -470,3 +500,25 @@ pub(super) const KEY: Key = Key {
     guest_port: GUEST_PORT,
     host_port: PORT,
 };
+
+impl Driver {
+    /// Fills both rings with `byte`.
+    pub(super) fn scribble(&self, byte: u8) {
+        for base in [TX_RING, RX_RING] {
+            self.memory
+                .write_slice(&[byte; 0x2000], GuestAddress(base))
+                .unwrap();
+        }
+    }
+
+    /// Whether both rings hold nothing but `byte`.
+    pub(super) fn holds(&self, byte: u8) -> bool {
+        [TX_RING, RX_RING].iter().all(|&base| {
+            let mut ring = [0; 0x2000];
+            self.memory
+                .read_slice(&mut ring, GuestAddress(base))
+                .unwrap();
+            ring == [byte; 0x2000]
+        })
+    }
+}

@@ -178,31 +178,33 @@ fn header_and_payload_may_lie_in_any_pieces() {
 
 #[test]
 fn an_indirect_table_of_thousands_of_pieces_is_refused() {
-    let (mut driver, _peer) = connected();
-    let header = data_header(&driver, 2000);
-    driver
-        .memory
-        .write_slice(header.as_bytes(), GuestAddress(SPACE))
-        .unwrap();
-    let table = SPACE + 0x1_0000;
-    for index in 0..2000_u16 {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&SPACE.to_le_bytes());
-        bytes[8..12].copy_from_slice(&HEADER.to_le_bytes());
-        let flags = if index == 1999 {
-            0
-        } else {
-            u16::try_from(VRING_DESC_F_NEXT).unwrap()
-        };
-        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&(index + 1).to_le_bytes());
+    // (length of each piece, pieces)
+    for (len, pieces) in [(HEADER, 2000_u16), (HEADER, 1025), (0, 2000)] {
+        let (mut driver, _peer) = connected();
+        let header = data_header(&driver, 2000);
         driver
             .memory
-            .write_slice(&bytes, GuestAddress(table + 16 * u64::from(index)))
+            .write_slice(header.as_bytes(), GuestAddress(SPACE))
             .unwrap();
+        let table = SPACE + 0x1_0000;
+        for index in 0..pieces {
+            let next = if index + 1 == pieces {
+                0
+            } else {
+                VRING_DESC_F_NEXT
+            };
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&SPACE.to_le_bytes());
+            bytes[8..12].copy_from_slice(&len.to_le_bytes());
+            bytes[12..14].copy_from_slice(&u16::try_from(next).unwrap().to_le_bytes());
+            bytes[14..].copy_from_slice(&(index + 1).to_le_bytes());
+            let place = GuestAddress(table + 16 * u64::from(index));
+            driver.memory.write_slice(&bytes, place).unwrap();
+        }
+        let size = 16 * u32::from(pieces);
+        offer(&mut driver, &[(table, size, VRING_DESC_F_INDIRECT, 0)]);
+        assert!(matches!(driver.vsock.take_fault(), Some(Broken::Pieces)));
     }
-    offer(&mut driver, &[(table, 16 * 2000, VRING_DESC_F_INDIRECT, 0)]);
-    assert!(matches!(driver.vsock.take_fault(), Some(Broken::Pieces)));
 }
 
 #[test]

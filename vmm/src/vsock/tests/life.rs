@@ -476,3 +476,52 @@ fn nothing_stays_watched_when_the_caller_keeps_the_description() {
     assert_eq!(driver.watched(), before);
     drop((kept, peer));
 }
+
+/// The event loop runs on one thread while the driver, on another, resets and activates the device again and again.
+#[test]
+fn after_reset_the_queues_are_not_touched() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let mut driver = Driver::new();
+    let (_, idle) = Vsock::new(GUEST_CID).unwrap();
+    let mut vsock = std::mem::replace(&mut driver.vsock, idle);
+    let epoll = vsock.epoll_fd().try_clone_to_owned().unwrap();
+    let stop = EventFd::new(0).unwrap();
+    let stopped = stop.try_clone().unwrap();
+    let batches = std::sync::Arc::new(AtomicU32::new(0));
+    let count = std::sync::Arc::clone(&batches);
+    let event_loop = std::thread::spawn(move || {
+        let stop = stopped;
+        while !sys::ready(sys::event_fd(&stop), libc::POLLIN).unwrap() {
+            if sys::ready_within(epoll.as_fd(), libc::POLLIN, 10).unwrap() {
+                vsock.handle_events();
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let mut busy = 0;
+    for round in 0..300_u32 {
+        // Every packet is answered, so both queues are in use.
+        while driver.queue(&driver.header(KEY, op::RW), &[]) {}
+        for _ in 0..round * 20 {
+            std::hint::spin_loop();
+        }
+        driver.front.reset();
+        driver.scribble(0xaa);
+        let before = batches.load(Ordering::SeqCst);
+        driver.tx.kick();
+        for _ in 0..2000 {
+            std::hint::spin_loop();
+        }
+        assert!(driver.holds(0xaa), "round {round}");
+        busy += u32::from(batches.load(Ordering::SeqCst) > before);
+        driver.activate();
+        driver.give_rx();
+    }
+    stop.write(1).unwrap();
+    event_loop.join().unwrap();
+    assert!(
+        busy > 0,
+        "the event loop never ran while the device was reset"
+    );
+    assert!(!driver.is_broken());
+}
