@@ -1,5 +1,15 @@
 //! virtio: the devices' common trait, the MMIO transport and the devices themselves.
 
+mod chain;
 mod device;
+mod fs;
+mod mmio;
+mod queue_registers;
+mod rng;
 
 pub use device::{ActiveQueue, Activation, Interrupt, VirtioDevice};
+pub use fs::FileServer;
+
+pub(crate) use fs::Fs;
+pub(crate) use mmio::Transport;
+pub(crate) use rng::{Rng, RngWork};

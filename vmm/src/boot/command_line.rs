@@ -1,0 +1,51 @@
+//! The kernel's command line: what every guest gets, then where its devices and its log ring are.
+
+use std::fmt::Write;
+
+use super::Error;
+use crate::layout::{COMMAND_LINE_MAX, FIRST_GSI, LOG_RING_SIZE, MMIO, PAGE};
+use crate::memory::Extent;
+
+/// What does not depend on the machine (Linux Documentation/admin-guide/kernel-parameters.txt). A panic resets at once, by triple fault;
+/// nothing below an error is logged; RCU grace periods are short; no bounce buffers and no dummy network interface take memory.
+const BASE: &str = "quiet panic=-1 reboot=t rcupdate.rcu_expedited=1 swiotlb=noforce \
+                    noreplace-smp dummy.numdummies=0";
+
+pub(super) fn build(extent: &Extent, devices: usize) -> Result<String, Error> {
+    let mut line = String::from(BASE);
+    // ramoops: one console zone over the whole region, cached memory (Documentation/admin-guide/ramoops.rst).
+    let (ring, size) = (extent.log_ring(), LOG_RING_SIZE);
+    // Writing to a String cannot fail.
+    let _ = write!(
+        line,
+        " ramoops.mem_address={ring:#x} ramoops.mem_size={size:#x} ramoops.console_size={size:#x} \
+         ramoops.record_size=0 ramoops.ftrace_size=0 ramoops.pmsg_size=0 ramoops.mem_type=2"
+    );
+    for ((base, gsi), _) in (MMIO..).step_by(PAGE_STEP).zip(FIRST_GSI..).zip(0..devices) {
+        let _ = write!(line, " virtio_mmio.device={PAGE}@{base:#x}:{gsi}");
+    }
+    if line.len() >= COMMAND_LINE_MAX {
+        return Err(Error::CommandLine(line.len()));
+    }
+    Ok(line)
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "4096")]
+const PAGE_STEP: usize = PAGE as usize;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_and_ring_follow_the_base() {
+        let extent = Extent::new(64 << 20, 40).unwrap();
+        let line = build(&extent, 2).unwrap();
+        assert!(line.starts_with(BASE));
+        assert!(line.contains(" ramoops.mem_address=0x3ff0000 "), "{line}");
+        assert!(line.ends_with(
+            " virtio_mmio.device=4096@0xd0000000:5 virtio_mmio.device=4096@0xd0001000:6"
+        ));
+        assert!(matches!(build(&extent, 64), Err(Error::CommandLine(_))));
+    }
+}

@@ -1,0 +1,107 @@
+//! The KVM objects of a machine: virtual machine, vCPUs, the wiring of a device.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot;
+use crate::cpuid::Cpuid;
+use crate::layout::{FIRST_GSI, MMIO, PAGE, TSS};
+use crate::machine::Error;
+use crate::virtio::{Transport, VirtioDevice};
+
+/// An error of the named ioctl.
+pub(crate) fn error(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Kvm { call, source }
+}
+
+/// Makes an empty virtual machine without performance counters.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let version = kvm.get_api_version();
+    if u32::try_from(version) != Ok(KVM_API_VERSION) {
+        return Err(Error::KvmVersion(version));
+    }
+    let vm = loop {
+        match kvm.create_vm() {
+            // A signal can interrupt it (Linux virt/kvm/kvm_main.c: the MMU notifier's registration).
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => break other.map_err(error("KVM_CREATE_VM"))?,
+        }
+    };
+    let mut no_pmu = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    no_pmu.args[0] = KVM_PMU_CAP_DISABLE.into();
+    match vm.enable_cap(&no_pmu) {
+        // A kernel before 5.18, or one that gives guests no counters anyway.
+        Err(error) if error.errno() == libc::EINVAL => {}
+        other => other.map_err(error("KVM_ENABLE_CAP"))?,
+    }
+    Ok(vm)
+}
+
+/// Makes the interrupt controllers and the vCPUs. Memory slots must be set.
+pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<VcpuFd>, Error> {
+    if cpuid.is_intel() {
+        let tss = usize::try_from(TSS).unwrap_or_default();
+        vm.set_tss_address(tss).map_err(error("KVM_SET_TSS_ADDR"))?;
+    }
+    vm.create_irq_chip().map_err(error("KVM_CREATE_IRQCHIP"))?;
+    let msrs = boot::msrs().map_err(|_| Error::Table)?;
+    let create = |id: u8| {
+        let vcpu = vm.create_vcpu(id.into()).map_err(error("KVM_CREATE_VCPU"))?;
+        let cpuid = cpuid.of_vcpu(id).map_err(|_| Error::Table)?;
+        vcpu.set_cpuid2(&cpuid).map_err(error("KVM_SET_CPUID2"))?;
+        let set = vcpu.set_msrs(&msrs).map_err(error("KVM_SET_MSRS"))?;
+        if set != msrs.as_slice().len() {
+            let source = kvm_ioctls::Error::new(libc::EINVAL);
+            return Err(Error::Kvm { call: "KVM_SET_MSRS", source });
+        }
+        Ok(vcpu)
+    };
+    (0..count).map(create).collect()
+}
+
+/// A device on the bus, and the events of its queues.
+pub(crate) struct Attached {
+    pub(crate) transport: Transport,
+    pub(crate) kicks: Vec<EventFd>,
+}
+
+/// Puts a device into a slot of the bus: an irqfd on the slot's interrupt, an ioeventfd for each queue's notification.
+pub(crate) fn attach(
+    vm: &VmFd,
+    slot: u8,
+    device: Box<dyn VirtioDevice>,
+    memory: &Arc<GuestMemoryMmap>,
+) -> Result<Attached, Error> {
+    let irqfd = event()?;
+    let gsi = FIRST_GSI + u32::from(slot);
+    vm.register_irqfd(&irqfd, gsi).map_err(error("KVM_IRQFD"))?;
+    let page = MMIO + PAGE * u64::from(slot);
+    let notify = IoEventAddress::Mmio(page + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+    let mut kicks = Vec::new();
+    for (queue, _) in (0_u32..).zip(device.queue_max_sizes()) {
+        let kick = event()?;
+        vm.register_ioevent(&kick, &notify, queue).map_err(error("KVM_IOEVENTFD"))?;
+        kicks.push(kick);
+    }
+    let clone = |kick: &EventFd| kick.try_clone().map_err(system("eventfd"));
+    let copies = kicks.iter().map(clone).collect::<Result<_, _>>()?;
+    let transport = Transport::new(device, Arc::clone(memory), Arc::new(irqfd), kicks);
+    Ok(Attached { transport, kicks: copies })
+}
+
+/// A new eventfd that never blocks.
+pub(crate) fn event() -> Result<EventFd, Error> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(system("eventfd"))
+}
+
+/// An error of a system call that the machine needs.
+pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::System { what, source }
+}

@@ -1,0 +1,333 @@
+//! The machine as its owner sees it.
+//!
+//! ```text
+//! new ──> start ──> events ... ──> Ended (once)
+//! ```
+//! Invariants: one thread owns the machine; guest code runs on vCPU threads only and only after [`Machine::start`];
+//! [`Machine::handle_events`] never blocks and does a bounded amount of work.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvm_bindings::KVM_API_VERSION;
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Bus;
+use crate::cpuid::Cpuid;
+use crate::layout::MAX_VCPUS;
+use crate::memory::Extent;
+use crate::vcpu::Report;
+use crate::virtio::{FileServer, Fs, Rng, RngWork};
+use crate::vsock::{self, GUEST_CID, Port, Vsock};
+use crate::{boot, kvm, last_words, memory, sys, vcpu};
+
+/// The tag the guest mounts its file system by.
+const SHARE_TAG: &str = "chiton";
+
+/// What a machine is made of.
+#[derive(Clone, Copy)]
+pub struct MachineConfig<'a> {
+    /// The kernel: an uncompressed ELF image (vmlinux).
+    pub kernel: &'a [u8],
+    /// The initramfs: a cpio archive.
+    pub initramfs: &'a [u8],
+    /// Guest memory, bytes; a multiple of 4096.
+    pub memory: u64,
+    /// Number of vCPUs, 1 to 254.
+    pub vcpus: u8,
+}
+
+/// Why there is no machine, or it cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A KVM call failed.
+    #[error("KVM: {call}")]
+    Kvm {
+        /// Name of the ioctl.
+        call: &'static str,
+        /// What it said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// Not the stable KVM interface.
+    #[error("KVM has API version {0} and not {KVM_API_VERSION}")]
+    KvmVersion(i32),
+    /// A table for KVM is too long.
+    #[error("a table for KVM is too long")]
+    Table,
+    /// Too few or too many vCPUs.
+    #[error("{0} vCPUs asked for; 1 to {MAX_VCPUS} are possible")]
+    Vcpus(u8),
+    /// No guest memory.
+    #[error("guest memory")]
+    Memory(#[source] memory::Error),
+    /// The guest cannot be booted.
+    #[error("guest boot")]
+    Boot(#[source] boot::Error),
+    /// No vsock device.
+    #[error("vsock device")]
+    Vsock(#[source] vsock::Error),
+    /// A system call failed.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What came of it.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Something the machine's owner must know.
+#[derive(Debug)]
+pub enum Event {
+    /// The machine has ended.
+    Ended(Ended),
+    /// Both directions of the stream to this port are done and its host descriptors are closed.
+    StreamClosed(Port),
+}
+
+/// The machine's end.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub reason: EndReason,
+    /// The tail of the guest's log, at most a few KiB, without control characters but newlines. Empty when the guest logged nothing.
+    pub last_words: String,
+}
+
+/// Why a machine has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Triple fault or reset: the guest panicked, rebooted or was powered off.
+    Reset,
+    /// KVM could not go on with the guest.
+    InternalError {
+        /// `KVM_INTERNAL_ERROR_*` (linux/kvm.h).
+        suberror: u32,
+    },
+    /// The processor refused the vCPU's state.
+    FailedEntry {
+        /// The processor's reason code.
+        hardware_reason: u64,
+        /// The host's processor.
+        cpu: u32,
+    },
+    /// The guest reported an event that is not an end of the usual kind.
+    SystemEvent {
+        /// `KVM_SYSTEM_EVENT_*` (linux/kvm.h).
+        event: u32,
+    },
+    /// The host has no memory behind an address of the guest.
+    MemoryFault {
+        /// Guest physical address.
+        address: u64,
+    },
+    /// KVM returned for a reason that was not asked for.
+    UnexpectedExit(String),
+    /// `KVM_RUN` failed.
+    Vcpu {
+        /// Error number.
+        errno: i32,
+    },
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndReason::Reset => write!(f, "the guest reset its machine"),
+            EndReason::InternalError { suberror } => {
+                write!(f, "KVM cannot go on with the guest (internal error {suberror})")
+            }
+            EndReason::FailedEntry { hardware_reason, cpu } => {
+                write!(f, "processor {cpu} refused to enter the guest ({hardware_reason:#x})")
+            }
+            EndReason::SystemEvent { event } => write!(f, "the guest raised system event {event}"),
+            EndReason::MemoryFault { address } => {
+                write!(f, "the host has no memory for guest address {address:#x}")
+            }
+            EndReason::UnexpectedExit(exit) => write!(f, "unexpected exit from the guest: {exit}"),
+            EndReason::Vcpu { errno } => {
+                write!(f, "KVM_RUN: {}", io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+/// A virtual machine with its devices.
+pub struct Machine {
+    /// Closing it would end all irqfds (Linux virt/kvm/kvm_main.c, `kvm_vm_release`).
+    _vm: VmFd,
+    /// Those not started yet.
+    vcpus: Vec<VcpuFd>,
+    bus: Arc<Bus>,
+    memory: Arc<GuestMemoryMmap>,
+    log_ring: u64,
+    report: Arc<Report>,
+    epoll: Epoll,
+    rng: RngWork,
+    rng_kicks: Vec<EventFd>,
+    vsock: Vsock,
+}
+
+/// What the event loop waits for.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Token {
+    Ended,
+    Rng,
+    Vsock,
+}
+
+impl Token {
+    fn from_data(data: u64) -> Option<Token> {
+        [Token::Ended, Token::Rng, Token::Vsock].into_iter().find(|&token| token as u64 == data)
+    }
+}
+
+impl Machine {
+    /// Makes everything up to the first `KVM_RUN`. `device` is an open `/dev/kvm`; `server` serves the guest's file system.
+    ///
+    /// Memory slots come first, vCPUs second and events last: once KVM's bus has changed, slots and vCPUs wait for an SRCU grace period.
+    ///
+    /// # Errors
+    /// The host or the kernel image does not allow it; nothing runs then.
+    pub fn new<S: FileServer>(
+        device: File,
+        config: MachineConfig<'_>,
+        server: Arc<S>,
+    ) -> Result<Machine, Error> {
+        let MachineConfig { memory: size, vcpus: count, .. } = config;
+        if !(1..=MAX_VCPUS).contains(&count) {
+            return Err(Error::Vcpus(count));
+        }
+        let device = sys::kvm(device);
+        let vm = kvm::create_vm(&device)?;
+        let cpuid = Cpuid::new(&device, count).map_err(kvm::error("KVM_GET_SUPPORTED_CPUID"))?;
+
+        let extent = Extent::new(size, cpuid.physical_address_bits()).map_err(Error::Memory)?;
+        let memory = extent.map().map_err(Error::Memory)?;
+        sys::set_memory_slots(&vm, &memory).map_err(kvm::error("KVM_SET_USER_MEMORY_REGION"))?;
+        let vcpus = kvm::create_vcpus(&vm, &cpuid, count)?;
+
+        let (rng_front, rng) = Rng::new();
+        let (vsock_front, vsock) = Vsock::new(GUEST_CID).map_err(Error::Vsock)?;
+        let fs_front = Fs::new(SHARE_TAG, server);
+        let fs_device = kvm::attach(&vm, 0, Box::new(fs_front), &memory)?;
+        let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), &memory)?;
+        let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
+        let rng_kicks = rng_device.kicks;
+        let devices = vec![fs_device.transport, vsock_device.transport, rng_device.transport];
+
+        let entry = boot::load(&memory, &extent, config, devices.len()).map_err(Error::Boot)?;
+        boot::configure_boot_vcpu(&vcpus[0], entry).map_err(kvm::error("KVM_SET_SREGS"))?;
+
+        let report = Report::new(kvm::event()?);
+        let epoll = Epoll::new().map_err(kvm::system("epoll"))?;
+        watch(&epoll, report.ended(), Token::Ended)?;
+        watch(&epoll, &vsock.epoll_fd(), Token::Vsock)?;
+        for kick in &rng_kicks {
+            watch(&epoll, kick, Token::Rng)?;
+        }
+        Ok(Machine {
+            _vm: vm,
+            vcpus,
+            bus: Arc::new(Bus::new(devices)),
+            memory,
+            log_ring: extent.log_ring(),
+            report: Arc::new(report),
+            epoll,
+            rng,
+            rng_kicks,
+            vsock,
+        })
+    }
+
+    /// The host's end of the vsock device: what the guest may dial is registered here.
+    pub fn vsock(&mut self) -> &mut Vsock {
+        &mut self.vsock
+    }
+
+    /// Starts the vCPUs, each in a thread of its own. A second call does nothing.
+    ///
+    /// # Errors
+    /// A thread cannot be made; vCPUs started before it run.
+    pub fn start(&mut self) -> Result<(), Error> {
+        for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
+            vcpu::start(id, vcpu, Arc::clone(&self.bus), Arc::clone(&self.report))
+                .map_err(kvm::system("vCPU thread"))?;
+        }
+        Ok(())
+    }
+
+    /// A descriptor that is readable when [`Machine::handle_events`] has work.
+    #[must_use]
+    pub fn epoll_fd(&self) -> BorrowedFd<'_> {
+        sys::epoll_fd(&self.epoll)
+    }
+
+    /// Handles what is ready, or a fair part of it; never blocks. Returns what the owner must know. When the machine has ended, the
+    /// streams that have bytes for a slow reader are still there: [`Vsock::open_streams`] counts them.
+    ///
+    /// # Errors
+    /// The event loop cannot go on.
+    pub fn handle_events(&mut self) -> Result<Vec<Event>, Error> {
+        let mut ready = [EpollEvent::default(); 3];
+        let count = match self.epoll.wait(0, &mut ready) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            other => other.map_err(kvm::system("epoll"))?,
+        };
+        let mut events = Vec::new();
+        for event in &ready[..count] {
+            match Token::from_data(event.data()) {
+                Some(Token::Ended) => events.extend(self.end()),
+                Some(Token::Rng) => {
+                    self.clear_rng_kicks();
+                    self.rng.process();
+                }
+                Some(Token::Vsock) => {
+                    events.extend(self.vsock.handle_events().into_iter().map(Event::StreamClosed));
+                }
+                None => {}
+            }
+        }
+        Ok(events)
+    }
+
+    /// CLOCK_MONOTONIC just before the first `KVM_RUN`.
+    #[must_use]
+    pub fn first_run(&self) -> Option<Duration> {
+        self.report.first_run()
+    }
+
+    fn clear_rng_kicks(&self) {
+        for kick in &self.rng_kicks {
+            // Fails only when the event is not raised.
+            let _ = kick.read();
+        }
+    }
+
+    /// What is left to tell when a vCPU has ended.
+    fn end(&mut self) -> Vec<Event> {
+        // Cannot fail: the event is raised. It is not raised again.
+        let _ = self.report.ended().read();
+        let mut events: Vec<_> = self.vsock.drain().into_iter().map(Event::StreamClosed).collect();
+        if let Some(reason) = self.report.end().cloned() {
+            let last_words = last_words::read(&self.memory, self.log_ring);
+            events.push(Event::Ended(Ended { reason, last_words }));
+        }
+        events
+    }
+}
+
+fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> Result<(), Error> {
+    let event = EpollEvent::new(EventSet::IN, token as u64);
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event).map_err(kvm::system("epoll"))
+}

@@ -1,0 +1,126 @@
+//! A vCPU's thread.
+//!
+//! ```text
+//!            ┌──────── MMIO, port I/O, signal ────────┐
+//!            v                                        │
+//! start ─> KVM_RUN ───────────────────────────────────┤
+//!                                                     └─ reset, shutdown, error ─> first to end? report ─> thread ends
+//! ```
+//! Invariant: the machine's end is reported once, by the first vCPU that ends; the others run on until the process ends.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use std::{io, thread};
+
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Bus;
+use crate::machine::EndReason;
+use crate::sys;
+
+/// Stack of a vCPU thread, bytes: device code on it neither recurses nor holds large objects.
+const STACK: usize = 128 << 10;
+
+/// Command port of the keyboard controller, whose command 0xfe pulses the reset line (IBM PC AT Technical Reference).
+const I8042_COMMAND: u16 = 0x64;
+const I8042_RESET: u8 = 0xfe;
+
+/// What vCPU threads tell the machine.
+pub(crate) struct Report {
+    end: OnceLock<EndReason>,
+    first_run: OnceLock<Duration>,
+    ended: EventFd,
+}
+
+impl Report {
+    /// `ended` is raised when a vCPU has ended.
+    pub(crate) fn new(ended: EventFd) -> Report {
+        Report { end: OnceLock::new(), first_run: OnceLock::new(), ended }
+    }
+
+    /// Why the machine has ended.
+    pub(crate) fn end(&self) -> Option<&EndReason> {
+        self.end.get()
+    }
+
+    /// CLOCK_MONOTONIC just before the first `KVM_RUN`.
+    pub(crate) fn first_run(&self) -> Option<Duration> {
+        self.first_run.get().copied()
+    }
+
+    /// The event that is raised when a vCPU has ended.
+    pub(crate) fn ended(&self) -> &EventFd {
+        &self.ended
+    }
+}
+
+/// Starts the thread of vCPU `id`.
+pub(crate) fn start(id: u8, mut vcpu: VcpuFd, bus: Arc<Bus>, report: Arc<Report>) -> io::Result<()> {
+    let run = move || {
+        if id == 0 {
+            let _ = report.first_run.set(sys::monotonic());
+        }
+        let reason = run(&mut vcpu, &bus);
+        if report.end.set(reason).is_ok() {
+            // Fails only when the counter is full: then the event is pending.
+            let _ = report.ended.write(1);
+        }
+    };
+    thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(run)?;
+    Ok(())
+}
+
+/// Runs the vCPU until it ends.
+pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus) -> EndReason {
+    loop {
+        match step(vcpu, bus) {
+            Step::Continue => {}
+            Step::InternalError => {
+                return EndReason::InternalError { suberror: sys::internal_suberror(vcpu) };
+            }
+            Step::End(reason) => return reason,
+        }
+    }
+}
+
+enum Step {
+    Continue,
+    InternalError,
+    End(EndReason),
+}
+
+fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
+    match vcpu.run() {
+        Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
+        Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data),
+        Ok(VcpuExit::IoOut(I8042_COMMAND, [I8042_RESET])) => return Step::End(EndReason::Reset),
+        Ok(VcpuExit::IoOut(..) | VcpuExit::Intr) => {}
+        Ok(VcpuExit::IoIn(_, data)) => data.fill(0xff),
+        Ok(VcpuExit::Shutdown) => return Step::End(EndReason::Reset),
+        Ok(VcpuExit::InternalError) => return Step::InternalError,
+        Ok(VcpuExit::FailEntry(hardware_reason, cpu)) => {
+            return Step::End(EndReason::FailedEntry { hardware_reason, cpu });
+        }
+        Ok(VcpuExit::SystemEvent(event, _)) => {
+            return Step::End(match event {
+                KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_CRASH => {
+                    EndReason::Reset
+                }
+                event => EndReason::SystemEvent { event },
+            });
+        }
+        Ok(VcpuExit::MemoryFault { gpa, .. }) => {
+            return Step::End(EndReason::MemoryFault { address: gpa });
+        }
+        Ok(other) => return Step::End(EndReason::UnexpectedExit(format!("{other:?}"))),
+        Err(error) => match error.errno() {
+            libc::EINTR | libc::EAGAIN => {}
+            errno => return Step::End(EndReason::Vcpu { errno }),
+        },
+    }
+    Step::Continue
+}

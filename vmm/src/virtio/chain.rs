@@ -1,0 +1,72 @@
+//! Descriptor chains: what the driver gives, checked before anyone touches it.
+
+use std::ops::Deref;
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+/// A chain that no correct driver makes.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Error {
+    /// It goes in a circle, or further than its table, or through a table in a table, or over 4 GiB.
+    #[error("a descriptor chain does not end")]
+    Endless,
+    /// It is empty.
+    #[error("a descriptor chain is empty")]
+    Empty,
+    /// A buffer that the device may write comes before one that it may read (virtio 1.2, section 2.7.4.2).
+    #[error("a descriptor chain has a readable buffer behind a writable one")]
+    Order,
+    /// A buffer that is not in guest memory.
+    #[error("a descriptor names memory that is not there")]
+    Range,
+}
+
+/// The buffers of a chain.
+pub(crate) struct Buffers<'a> {
+    /// What the device may read, in order.
+    pub(crate) readable: Vec<VolatileSlice<'a>>,
+    /// What the device may write, in order.
+    pub(crate) writable: Vec<VolatileSlice<'a>>,
+}
+
+/// Walks a chain once. The number of buffers is bounded by the queue's size, with an indirect table too
+/// (virtio 1.2, section 2.7.5.3.1).
+pub(crate) fn buffers<M>(
+    memory: &GuestMemoryMmap,
+    chain: DescriptorChain<M>,
+    queue_size: u16,
+) -> Result<Buffers<'_>, Error>
+where
+    M: Deref,
+    M::Target: GuestMemory,
+{
+    let mut buffers = Buffers { readable: Vec::new(), writable: Vec::new() };
+    let mut last_has_next = None;
+    let mut count = 0_u16;
+    for descriptor in chain {
+        if count == queue_size {
+            return Err(Error::Endless);
+        }
+        count += 1;
+        last_has_next = Some(descriptor.has_next());
+        let list = if descriptor.is_write_only() {
+            &mut buffers.writable
+        } else if buffers.writable.is_empty() {
+            &mut buffers.readable
+        } else {
+            return Err(Error::Order);
+        };
+        let length = usize::try_from(descriptor.len()).map_err(|_| Error::Range)?;
+        for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), length) {
+            list.push(slice.map_err(|_| Error::Range)?);
+        }
+    }
+    match last_has_next {
+        // The walk has come to the end that the driver set.
+        Some(false) => Ok(buffers),
+        // It was cut off.
+        Some(true) => Err(Error::Endless),
+        None => Err(Error::Empty),
+    }
+}
