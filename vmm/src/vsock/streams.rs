@@ -184,13 +184,10 @@ impl Streams {
             self.closed.push(stream.port());
         }
         if !stream.is_connected() {
-            let key = stream.key();
+            // No later connection can have the same ports: the host's port is in use until the stream is reported.
+            self.connected.remove(&stream.key());
             if stream.is_closed() {
                 self.entries.remove(&id);
-            }
-            // The guest may have used the ports for another connection since.
-            if self.connected.get(&key) == Some(&id) {
-                self.connected.remove(&key);
             }
         }
     }
