@@ -1,1 +1,126 @@
 //! The virtio-fs server: FUSE protocol and passthrough. Knows nothing of KVM.
+//!
+//! [`Server::serve`] takes one request of the guest's FUSE client, carries it out on the exported
+//! tree, and writes the answer. Several threads serve at once; each calls [`enter_worker_thread`]
+//! first.
+//!
+//! # State
+//! ```text
+//!  uninitialised --INIT--> ready --DESTROY--> uninitialised     (INIT while ready: starts afresh)
+//! ```
+//! Before INIT every request fails with EIO. Starting afresh drops all inodes but the root, and all
+//! handles; numbers are never used twice, so that what an old guest driver knew stays unknown.
+//!
+//! * inodes: what the guest has looked up, by nodeid; an `O_PATH` descriptor for most, at
+//!   most [`Config::open_fd_limit`] of them. The others are opened again from the name they were last
+//!   seen under, and are ESTALE if another object is there. An inode without a name (unlinked, or
+//!   made by `O_TMPFILE`) keeps its descriptor. The life of an entry is drawn in `table.rs`.
+//! * handles: what the guest has open.
+//!
+//! All counts are bounded; beyond, requests fail with ENFILE ([`Config::descriptors`] says how many
+//! descriptors there can be).
+//!
+//! # Confinement
+//! The server trusts the kernel and its own tree, not the guest. Every system call takes the
+//! descriptor of a directory and one component, which is neither empty nor `.` nor `..` and holds no
+//! `/`, and does not follow it if it is a symbolic link. Data is read and written through descriptors
+//! opened anew by way of `/proc/self/fd` from an `O_PATH` descriptor known to be a regular file or a
+//! directory; FIFOs, sockets and devices are never opened here, they work inside the guest. procfs and
+//! nsfs below the exported tree are not entered (EACCES): a file there can be this very process.
+//!
+//! # Semantics
+//! The guest kernel checks permissions (`default_permissions`) and keeps all locks (POSIX and BSD):
+//! neither `FUSE_POSIX_LOCKS` nor `FUSE_FLOCK_LOCKS` is negotiated, so locks hold within one guest. What
+//! is created belongs to the caller: the thread takes on the caller's file system ids for the system
+//! call. `worker.rs` says how set-user-ID bits are kept and cleared. Writes are not cached by the
+//! guest (no `FUSE_WRITEBACK_CACHE`). A file that is opened keeps what the guest has cached of it, and
+//! the guest drops that when it sees another mtime or size (`FUSE_AUTO_INVAL_DATA`), at most
+//! [`Config::timeout`] late.
+//!
+//! # Not done, and why
+//! * OPEN and OPENDIR are not left out (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`): an open
+//!   file must stay readable after its last name is gone, and directory positions are only sure to
+//!   hold within one open directory.
+//! * Any write or truncation clears set-user-ID and set-group-ID bits, that of guest root too: a user
+//!   namespace's `CAP_FSETID` does not count for the host kernel there.
+//! * Device nodes cannot be made (EPERM), whiteouts excepted, as the host kernel has it for a user
+//!   namespace; the server refuses them itself as well.
+//! * Extended attributes: `user.*` and `security.capability` work; `trusted.*` is left to the host
+//!   kernel, which hides it and refuses to set it; all else is EOPNOTSUPP and not listed. That covers
+//!   POSIX ACLs: without `FUSE_POSIX_ACL` the guest kernel would store and not enforce them.
+//! * `FUSE_SETXATTR_EXT`, `FUSE_CREATE_SUPP_GROUP`, `FUSE_SECURITY_CTX`: they carry what only ACLs,
+//!   permission checks on the host, or labels need.
+//! * ioctl: ENOTTY. ACCESS, BMAP, POLL, locks, DAX mappings: ENOSYS, which the guest asks once.
+
+mod attributes;
+mod buffers;
+mod directory;
+mod errno;
+mod files;
+mod handles;
+mod identity;
+mod inodes;
+mod namespace;
+mod protocol;
+mod server;
+mod sys;
+mod table;
+mod worker;
+mod xattr;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub use server::Server;
+pub use worker::enter_worker_thread;
+
+/// What a [`Server`] is made from.
+#[derive(Debug)]
+pub struct Config {
+    /// The root of the exported tree: an `O_PATH` descriptor of a directory.
+    pub root: OwnedFd,
+    /// `/proc/self/fd` of this process: a directory descriptor, best on a detached mount.
+    pub proc_self_fd: OwnedFd,
+    /// How many descriptors of inodes are kept open beyond the moment.
+    pub open_fd_limit: usize,
+    /// How long the guest may take names and attributes for unchanged.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// The least number of inodes that may be pinned, and of files that may be open.
+    const LEAST: usize = 1024;
+
+    /// How many inodes that cannot be re-opened are kept at most; as many handles again.
+    pub(crate) fn pinned_limit(&self) -> usize {
+        self.open_fd_limit.max(Self::LEAST)
+    }
+
+    /// How many descriptors a server with this configuration holds at most, besides a few for each
+    /// thread that serves: what `RLIMIT_NOFILE` has to allow.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        self.open_fd_limit
+            .saturating_add(self.pinned_limit().saturating_mul(2))
+            .saturating_add(2)
+    }
+}
+
+/// Why serving cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The root cannot be looked at, or is on a file system that must not be exported.
+    #[error("the root of the exported tree cannot be used")]
+    Root(#[source] io::Error),
+    /// The root is not a directory.
+    #[error("the root of the exported tree is not a directory")]
+    RootNotDirectory,
+    /// `proc_self_fd` does not lead to the descriptors of this process.
+    #[error("the directory of open descriptors (/proc/self/fd) cannot be used")]
+    ProcSelfFd(#[source] io::Error),
+    /// A thread cannot be prepared for serving.
+    #[error("a thread cannot be prepared for serving files")]
+    Worker(#[source] io::Error),
+}

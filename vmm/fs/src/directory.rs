@@ -1,0 +1,267 @@
+//! Directories: OPENDIR, READDIR, READDIRPLUS.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::PoisonError;
+
+use zerocopy::IntoBytes;
+
+use crate::buffers::{NAME_MAX, Reader, Reply};
+use crate::errno::{Errno, Result};
+use crate::identity::Stat;
+use crate::inodes::Node;
+use crate::protocol::{Dirent, EntryOut, OpenIn, OpenOut, ROOT_ID, ReadIn, signed};
+use crate::server::{Call, Server};
+use crate::sys;
+
+/// How much is read from the host at a time: 250 entries with short names.
+const CHUNK: usize = 8192;
+/// Offset of the name in `struct linux_dirent64` (`linux/dirent.h`): d_ino, d_off, d_reclen, d_type.
+const NAME_AT: usize = 19;
+/// The largest record of an answer.
+const RECORD: usize =
+    size_of::<EntryOut>() + size_of::<Dirent>() + (NAME_MAX + 1).next_multiple_of(8);
+
+/// Where reading an open directory stands: `next` is the position behind the last entry given to
+/// the guest, and `chunk[at..]` are the entries from there on that are read already.
+#[derive(Default)]
+pub(crate) struct Stream {
+    chunk: Vec<u8>,
+    at: usize,
+    next: u64,
+}
+
+/// One entry of the host's directory.
+struct Found<'a> {
+    inode: u64,
+    /// The host's position behind it, which the guest gets as it is.
+    next: u64,
+    kind: u8,
+    name: &'a CStr,
+    length: usize,
+}
+
+impl Stream {
+    /// Goes on at `offset`. At the start, and wherever else than reading stopped, what is read
+    /// already is dropped: the guest wants to see the directory as it is now.
+    fn seek(&mut self, fd: BorrowedFd<'_>, offset: u64) -> Result<()> {
+        if offset == 0 || offset != self.next {
+            self.chunk.clear();
+            self.at = 0;
+            sys::lseek(fd, signed(offset), libc::SEEK_SET)?;
+            self.next = offset;
+        }
+        Ok(())
+    }
+
+    /// The next entry, which stays the next one until [`Stream::pass`]; `None` at the end.
+    fn peek(&mut self, fd: BorrowedFd<'_>) -> Result<Option<Found<'_>>> {
+        if self.at >= self.chunk.len() {
+            self.at = 0;
+            self.chunk.resize(CHUNK, 0);
+            let read = sys::getdents(fd, &mut self.chunk);
+            self.chunk.truncate(*read.as_ref().unwrap_or(&0));
+            if read? == 0 {
+                return Ok(None);
+            }
+        }
+        parse(&self.chunk[self.at..])
+            .map(Some)
+            .ok_or(Errno(libc::EIO))
+    }
+
+    fn pass(&mut self, length: usize, next: u64) {
+        self.at += length;
+        self.next = next;
+    }
+}
+
+/// Takes one `struct linux_dirent64` off `bytes`.
+fn parse(bytes: &[u8]) -> Option<Found<'_>> {
+    let (inode, rest) = bytes.split_first_chunk::<8>()?;
+    let (next, rest) = rest.split_first_chunk::<8>()?;
+    let (length, rest) = rest.split_first_chunk::<2>()?;
+    let length = usize::from(u16::from_ne_bytes(*length));
+    let name = CStr::from_bytes_until_nul(bytes.get(NAME_AT..length)?).ok()?;
+    Some(Found {
+        inode: u64::from_ne_bytes(*inode),
+        next: u64::from_ne_bytes(*next),
+        kind: *rest.first()?,
+        name,
+        length,
+    })
+}
+
+/// A record of an answer, put together before it is written.
+struct Record {
+    bytes: [u8; RECORD],
+    length: usize,
+}
+
+impl Record {
+    /// How long the record for `found` is.
+    fn size(found: &Found<'_>, plus: bool) -> usize {
+        let entry = if plus { size_of::<EntryOut>() } else { 0 };
+        entry + (size_of::<Dirent>() + found.name.to_bytes().len()).next_multiple_of(8)
+    }
+
+    fn new(found: &Found<'_>, inode: u64, entry: Option<&EntryOut>) -> Result<Self> {
+        let name = found.name.to_bytes();
+        let namelen = u32::try_from(name.len()).map_err(|_| Errno(libc::EIO))?;
+        let dirent = Dirent {
+            ino: inode,
+            off: found.next,
+            namelen,
+            type_: u32::from(found.kind),
+        };
+        let length = Self::size(found, entry.is_some());
+        let mut record = Self {
+            bytes: [0; RECORD],
+            length,
+        };
+        let mut at = 0;
+        for part in [
+            entry.map_or(&[][..], |entry| entry.as_bytes()),
+            dirent.as_bytes(),
+            name,
+        ] {
+            let place = record
+                .bytes
+                .get_mut(at..at + part.len())
+                .ok_or(Errno(libc::EIO))?;
+            place.copy_from_slice(part);
+            at += part.len();
+        }
+        Ok(record)
+    }
+}
+
+impl Server {
+    /// Opens the directory `node` for reading its entries.
+    pub(crate) fn open_directory(&self, node: &Node) -> Result<OwnedFd> {
+        sys::openat(
+            node.as_fd(),
+            c".",
+            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW,
+            0,
+        )
+    }
+
+    pub(crate) fn opendir(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let OpenIn { .. } = reader.read()?;
+        reply.need::<OpenOut>()?;
+        self.handles.check_room()?;
+        let node = self.inodes.get(call.nodeid)?.directory()?;
+        let fh = self
+            .handles
+            .insert(node.id, self.open_directory(&node)?, true)?;
+        reply.body(&OpenOut {
+            fh,
+            open_flags: 0,
+            padding: 0,
+        })
+    }
+
+    /// READDIR, or READDIRPLUS with `plus`.
+    pub(crate) fn readdir(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+        plus: bool,
+    ) -> Result<usize> {
+        let ReadIn {
+            fh, offset, size, ..
+        } = reader.read()?;
+        let handle = self.handles.get(call.nodeid, fh)?;
+        let stream = handle.stream.as_ref().ok_or(Errno(libc::ENOTDIR))?;
+        let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = usize::try_from(size)
+            .unwrap_or(usize::MAX)
+            .min(reply.room());
+        let dir = if plus {
+            Some(self.inodes.get(call.nodeid)?)
+        } else {
+            None
+        };
+        stream.seek(handle.as_fd(), offset)?;
+        let mut used = 0;
+        loop {
+            let found = match stream.peek(handle.as_fd()) {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                // It comes again, and alone, with the next request.
+                Err(_) if used > 0 => break,
+                Err(errno) => return Err(errno),
+            };
+            if used + Record::size(&found, plus) > limit {
+                if used == 0 {
+                    return Err(Errno(libc::EINVAL));
+                }
+                break;
+            }
+            // Nothing is counted as looked up before it is sure to fit.
+            if let Some(record) = self.record(call.nodeid, dir.as_ref(), &handle, &found)? {
+                used += reply.put(used, &record.bytes[..record.length])?;
+            }
+            let (length, next) = (found.length, found.next);
+            stream.pass(length, next);
+        }
+        Ok(used)
+    }
+
+    /// The record for `found`; `None` if it has gone meanwhile.
+    fn record(
+        &self,
+        nodeid: u64,
+        dir: Option<&Node>,
+        fd: &impl AsFd,
+        found: &Found<'_>,
+    ) -> Result<Option<Record>> {
+        let name = found.name.to_bytes();
+        if name.len() > NAME_MAX {
+            // Some file systems have longer names; the guest kernel takes none of them.
+            return Ok(None);
+        }
+        let Some(dir) = dir else {
+            // What is above the root is nobody's business.
+            let hidden = nodeid == ROOT_ID && name == b"..";
+            let inode = if hidden {
+                Stat::of(fd.as_fd())?.inode()
+            } else {
+                found.inode
+            };
+            return Record::new(found, inode, None).map(Some);
+        };
+        if matches!(name, b"." | b"..") {
+            let inode = if dir.id == ROOT_ID {
+                Stat::of(dir.as_fd())?.inode()
+            } else {
+                found.inode
+            };
+            return Record::new(found, inode, Some(&EntryOut::default())).map(Some);
+        }
+        match self.glance(dir, fd.as_fd(), found.name) {
+            Ok(entry) => Record::new(found, found.inode, Some(&entry)).map(Some),
+            Err(Errno(libc::ENOENT)) => Ok(None),
+            // Without a nodeid the guest looks the entry up itself, and gets the error there.
+            Err(_) => Record::new(found, found.inode, Some(&EntryOut::default())).map(Some),
+        }
+    }
+
+    /// Counts a lookup of `name` without opening it. Not for what is on another mount, or cannot be
+    /// recognised later by its attributes alone.
+    fn glance(&self, dir: &Node, fd: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut> {
+        let stat = Stat::at(fd, name)?;
+        let facts = stat.facts().filter(|facts| facts.key.mount == dir.mount);
+        let nodeid =
+            self.inodes
+                .admit(Some((dir.id, name)), None, facts.ok_or(Errno(libc::EXDEV))?)?;
+        Ok(self.entry_out(nodeid, stat.attr(dir.mount)))
+    }
+}

@@ -1,0 +1,199 @@
+//! Names: LOOKUP, MKDIR, MKNOD, SYMLINK, LINK, UNLINK, RMDIR, RENAME, RENAME2.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+
+use crate::attributes::PERMISSIONS;
+use crate::buffers::{NAME_MAX, Reader, Reply, TARGET_MAX, check_name, only_string, split_string};
+use crate::errno::{Errno, Result};
+use crate::identity::{Stat, examine, refuse_reflections};
+use crate::inodes::{Node, open_path};
+use crate::protocol::{EntryOut, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn};
+use crate::server::{Call, Server};
+use crate::{sys, worker};
+
+/// Room for two names, each with its NUL.
+pub(crate) const TWO_NAMES: usize = 2 * (NAME_MAX + 1);
+
+impl Server {
+    /// Finds the entry `name` of `dir` and counts the lookup.
+    pub(crate) fn find(&self, dir: &Node, name: &CStr) -> Result<EntryOut> {
+        let fd = open_path(dir.as_fd(), name)?;
+        let (stat, facts) = examine(fd.as_fd())?;
+        if facts.key.mount != dir.mount {
+            refuse_reflections(fd.as_fd())?;
+        }
+        let nodeid = self.inodes.admit(Some((dir.id, name)), Some(fd), facts)?;
+        Ok(self.entry_out(nodeid, stat.attr(dir.mount)))
+    }
+
+    pub(crate) fn lookup(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let mut buffer = [0; TWO_NAMES];
+        let name = check_name(only_string(reader.rest(&mut buffer)?)?)?;
+        reply.need::<EntryOut>()?;
+        let dir = self.inodes.get(call.nodeid)?.directory()?;
+        match self.find(&dir, name) {
+            Ok(entry) => reply.body(&entry),
+            // An entry without a nodeid: the guest may remember that there is none.
+            Err(Errno(libc::ENOENT)) => reply.body(&self.entry_out(0, Default::default())),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Makes an entry with `make`, in the name of the caller, and finds it.
+    fn make(
+        &self,
+        call: Call,
+        name: &CStr,
+        keep_set_gid: bool,
+        reply: &Reply<'_, '_>,
+        make: impl FnOnce(&Node) -> Result<()>,
+    ) -> Result<usize> {
+        check_name(name)?;
+        reply.need::<EntryOut>()?;
+        self.inodes.check_room(false)?;
+        let dir = self.inodes.get(call.nodeid)?.directory()?;
+        let caller = worker::assume(call.uid, call.gid, keep_set_gid)?;
+        make(&dir)?;
+        drop(caller);
+        reply.body(&self.find(&dir, name)?)
+    }
+
+    pub(crate) fn mkdir(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let MkdirIn { mode, .. } = reader.read()?;
+        let mut buffer = [0; TWO_NAMES];
+        let name = only_string(reader.rest(&mut buffer)?)?;
+        self.make(call, name, false, reply, |dir| {
+            sys::mkdirat(dir.as_fd(), name, mode & PERMISSIONS)
+        })
+    }
+
+    pub(crate) fn mknod(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let MknodIn { mode, rdev, .. } = reader.read()?;
+        let mut buffer = [0; TWO_NAMES];
+        let name = only_string(reader.rest(&mut buffer)?)?;
+        match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 | libc::S_IFIFO | libc::S_IFSOCK => {}
+            // An overlay file system's whiteout, which is not a device.
+            libc::S_IFCHR if rdev == 0 => {}
+            // Device nodes would be the host's devices for whoever opens them there.
+            libc::S_IFCHR | libc::S_IFBLK => return Err(Errno(libc::EPERM)),
+            _ => return Err(Errno(libc::EINVAL)),
+        }
+        let mode = mode & (libc::S_IFMT | PERMISSIONS);
+        self.make(call, name, mode & libc::S_ISGID != 0, reply, |dir| {
+            sys::mknodat(dir.as_fd(), name, mode)
+        })
+    }
+
+    pub(crate) fn symlink(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let mut buffer = [0; NAME_MAX + TARGET_MAX + 2];
+        let (name, target) = split_string(reader.rest(&mut buffer)?)?;
+        let target = only_string(target)?;
+        self.make(call, name, false, reply, |dir| {
+            sys::symlinkat(target, dir.as_fd(), name)
+        })
+    }
+
+    pub(crate) fn link(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let LinkIn { oldnodeid } = reader.read()?;
+        let mut buffer = [0; TWO_NAMES];
+        let name = check_name(only_string(reader.rest(&mut buffer)?)?)?;
+        reply.need::<EntryOut>()?;
+        let dir = self.inodes.get(call.nodeid)?.directory()?;
+        let node = self.inodes.get(oldnodeid)?;
+        if node.kind == libc::S_IFDIR {
+            return Err(Errno(libc::EPERM));
+        }
+        sys::link(self.proc(), node.as_fd(), dir.as_fd(), name)?;
+        let stat = Stat::of(node.as_fd())?;
+        self.inodes.link(node.id, (dir.id, name));
+        reply.body(&self.entry_out(node.id, stat.attr(dir.mount)))
+    }
+
+    /// UNLINK, or RMDIR with `AT_REMOVEDIR`.
+    pub(crate) fn unlink(
+        &self,
+        call: Call,
+        reader: &mut Reader<'_, '_>,
+        flags: libc::c_int,
+    ) -> Result<usize> {
+        let mut buffer = [0; TWO_NAMES];
+        let name = check_name(only_string(reader.rest(&mut buffer)?)?)?;
+        let dir = self.inodes.get(call.nodeid)?.directory()?;
+        let place = (dir.id, name);
+        let held = self.inodes.hold(place, true)?;
+        sys::unlinkat(dir.as_fd(), name, flags)?;
+        self.inodes.unlinked(&held, place);
+        Ok(0)
+    }
+
+    pub(crate) fn rename(&self, call: Call, reader: &mut Reader<'_, '_>) -> Result<usize> {
+        let RenameIn { newdir } = reader.read()?;
+        self.rename_as(call, newdir, 0, reader)
+    }
+
+    pub(crate) fn rename2(&self, call: Call, reader: &mut Reader<'_, '_>) -> Result<usize> {
+        let Rename2In { newdir, flags, .. } = reader.read()?;
+        self.rename_as(call, newdir, flags, reader)
+    }
+
+    fn rename_as(
+        &self,
+        call: Call,
+        newdir: u64,
+        flags: u32,
+        reader: &mut Reader<'_, '_>,
+    ) -> Result<usize> {
+        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+        let mut buffer = [0; TWO_NAMES];
+        let (old, new) = split_string(reader.rest(&mut buffer)?)?;
+        let (old, new) = (check_name(old)?, check_name(only_string(new)?)?);
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let from_dir = self.inodes.get(call.nodeid)?.directory()?;
+        let to_dir = self.inodes.get(newdir)?.directory()?;
+        let (from, to) = ((from_dir.id, old), (to_dir.id, new));
+        let source = self.inodes.hold(from, false)?;
+        let target = self.inodes.hold(to, !exchange && from != to)?;
+        {
+            // A whiteout that is left behind belongs to the caller.
+            let _caller = match flags & libc::RENAME_WHITEOUT {
+                0 => None,
+                _ => Some(worker::assume(call.uid, call.gid, false)?),
+            };
+            sys::rename((from_dir.as_fd(), old), (to_dir.as_fd(), new), flags)?;
+        }
+        if from != to {
+            self.inodes
+                .renamed((&source, from), (&target, to), exchange);
+        }
+        Ok(0)
+    }
+}

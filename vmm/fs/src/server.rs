@@ -1,0 +1,312 @@
+//! Requests in, answers out: the dispatch, and the life of a FUSE session.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vm_memory::VolatileSlice;
+
+use crate::buffers::{Reader, Reply};
+use crate::errno::{Errno, Result};
+use crate::handles::Handles;
+use crate::identity::{Stat, examine, refuse_reflections};
+use crate::inodes::Inodes;
+use crate::protocol::{
+    Attr, AttrOut, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, MAJOR,
+    MINOR, MINOR_OLDEST, init, opcode,
+};
+use crate::table::Limits;
+use crate::{Config, Error, sys, worker};
+
+/// How many inodes the guest may know at a time. An entry takes some 300 bytes of this process; an
+/// honest guest spends three times that on its side.
+const MAX_INODES: usize = 1 << 20;
+/// Pages (of 4096 bytes) per READ or WRITE: `FUSE_MAX_MAX_PAGES` (`fs/fuse/fuse_i.h`).
+const MAX_PAGES: u16 = 256;
+/// Bytes per WRITE.
+const MAX_WRITE: u32 = MAX_PAGES as u32 * 4096;
+/// How many requests that nobody waits for (readahead) the guest sends at once, and from how many
+/// on it holds back: `FUSE_DEFAULT_MAX_BACKGROUND` is 12, too few for more than one thread here.
+const MAX_BACKGROUND: u16 = 64;
+const CONGESTION_THRESHOLD: u16 = 48;
+/// What is taken of the features the guest kernel offers. `lib.rs` says why not more.
+const FEATURES: u64 = init::ASYNC_READ
+    | init::ATOMIC_O_TRUNC
+    | init::BIG_WRITES
+    | init::AUTO_INVAL_DATA
+    | init::DO_READDIRPLUS
+    | init::READDIRPLUS_AUTO
+    | init::ASYNC_DIO
+    | init::PARALLEL_DIROPS
+    | init::MAX_PAGES
+    | init::CACHE_SYMLINKS
+    | init::SUBMOUNTS
+    | init::HANDLE_KILLPRIV_V2
+    | init::INIT_EXT;
+
+/// Who asks, and about what.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) nodeid: u64,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// The server of one exported tree.
+pub struct Server {
+    pub(crate) proc: OwnedFd,
+    pub(crate) inodes: Inodes,
+    pub(crate) handles: Handles,
+    /// Seconds and nanoseconds.
+    timeout: (u64, u32),
+    ready: AtomicBool,
+}
+
+impl Server {
+    /// A server that waits for the guest's INIT.
+    ///
+    /// # Errors
+    /// If the root is not a directory that can be exported, or `proc_self_fd` is something else.
+    pub fn new(config: Config) -> std::result::Result<Self, Error> {
+        let root_error = |errno: Errno| Error::Root(errno.into());
+        let (_, facts) = examine(config.root.as_fd()).map_err(root_error)?;
+        if facts.kind != libc::S_IFDIR {
+            return Err(Error::RootNotDirectory);
+        }
+        refuse_reflections(config.root.as_fd()).map_err(root_error)?;
+        // The root by way of its number must be the root: the directory is this process's.
+        let number = sys::FdName::new(config.root.as_fd());
+        let proc_error = |errno: Errno| Error::ProcSelfFd(errno.into());
+        let seen = sys::openat(
+            config.proc_self_fd.as_fd(),
+            number.as_c_str(),
+            libc::O_PATH,
+            0,
+        )
+        .and_then(|fd| Stat::of(fd.as_fd()))
+        .map_err(proc_error)?;
+        if seen.key() != facts.key {
+            return Err(proc_error(Errno(libc::EXDEV)));
+        }
+        let pinned = config.pinned_limit();
+        let limits = Limits {
+            cached: config.open_fd_limit,
+            pinned,
+            entries: MAX_INODES,
+        };
+        Ok(Self {
+            timeout: (config.timeout.as_secs(), config.timeout.subsec_nanos()),
+            proc: config.proc_self_fd,
+            inodes: Inodes::new(config.root, facts, limits),
+            handles: Handles::new(pinned),
+            ready: AtomicBool::new(false),
+        })
+    }
+
+    /// Serves one request. `request`: the readable buffers of the chain, `reply`: the writable ones.
+    /// Returns the number of bytes written to `reply`; 0 means that there is no reply.
+    ///
+    /// To be called by threads that have called [`crate::enter_worker_thread`]; in others every request
+    /// fails with EIO.
+    pub fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
+        let mut reader = Reader::new(request);
+        let length = reader.left();
+        let Ok(header) = reader.read::<InHeader>() else {
+            return 0;
+        };
+        let sound = usize::try_from(header.len) == Ok(length);
+        let reply = Reply::new(reply);
+        match header.opcode {
+            opcode::FORGET | opcode::BATCH_FORGET => {
+                if sound && self.is_ready() {
+                    // Nothing can be answered, so that a bad one is simply over.
+                    let _ = self.forget(&header, &mut reader);
+                }
+                return 0;
+            }
+            // Requests are carried out to their end: there is nothing to interrupt, and the protocol
+            // has no answer for either of these.
+            opcode::INTERRUPT | opcode::NOTIFY_REPLY => return 0,
+            _ if reply.is_too_small() => return 0,
+            _ => {}
+        }
+        let outcome = if !sound || !worker::is_worker() {
+            Err(Errno(libc::EIO))
+        } else if header.opcode == opcode::INIT {
+            self.init(&mut reader, &reply)
+        } else if !self.is_ready() {
+            Err(Errno(libc::EIO))
+        } else if header.total_extlen != 0 {
+            // Extensions come with features that are not negotiated.
+            Err(Errno(libc::EINVAL))
+        } else {
+            self.dispatch(&header, &mut reader, &reply)
+        };
+        reply.finish(header.unique, outcome)
+    }
+
+    fn dispatch(
+        &self,
+        header: &InHeader,
+        reader: &mut Reader<'_, '_>,
+        reply: &Reply<'_, '_>,
+    ) -> Result<usize> {
+        let call = Call {
+            nodeid: header.nodeid,
+            uid: header.uid,
+            gid: header.gid,
+        };
+        match header.opcode {
+            opcode::LOOKUP => self.lookup(call, reader, reply),
+            opcode::GETATTR => self.getattr(call, reader, reply),
+            opcode::SETATTR => self.setattr(call, reader, reply),
+            opcode::STATX => self.statx(call, reader, reply),
+            opcode::STATFS => self.statfs(call, reply),
+            opcode::READLINK => self.readlink(call, reply),
+            opcode::SYMLINK => self.symlink(call, reader, reply),
+            opcode::MKNOD => self.mknod(call, reader, reply),
+            opcode::MKDIR => self.mkdir(call, reader, reply),
+            opcode::UNLINK => self.unlink(call, reader, 0),
+            opcode::RMDIR => self.unlink(call, reader, libc::AT_REMOVEDIR),
+            opcode::RENAME => self.rename(call, reader),
+            opcode::RENAME2 => self.rename2(call, reader),
+            opcode::LINK => self.link(call, reader, reply),
+            opcode::OPEN => self.open(call, reader, reply),
+            opcode::CREATE => self.create(call, reader, reply),
+            opcode::TMPFILE => self.tmpfile(call, reader, reply),
+            opcode::READ => self.read(call, reader, reply),
+            opcode::WRITE => self.write(call, reader, reply),
+            opcode::FLUSH => self.flush(call, reader),
+            opcode::RELEASE | opcode::RELEASEDIR => self.release(call, reader),
+            opcode::FSYNC | opcode::FSYNCDIR => self.fsync(call, reader),
+            opcode::FALLOCATE => self.fallocate(call, reader),
+            opcode::LSEEK => self.lseek(call, reader, reply),
+            opcode::COPY_FILE_RANGE => self.copy_file_range(call, reader, reply),
+            opcode::OPENDIR => self.opendir(call, reader, reply),
+            opcode::READDIR => self.readdir(call, reader, reply, false),
+            opcode::READDIRPLUS => self.readdir(call, reader, reply, true),
+            opcode::SYNCFS => self.syncfs(call, reader),
+            opcode::SETXATTR => self.setxattr(call, reader),
+            opcode::GETXATTR => self.getxattr(call, reader, reply),
+            opcode::LISTXATTR => self.listxattr(call, reader, reply),
+            opcode::REMOVEXATTR => self.removexattr(call, reader),
+            opcode::IOCTL => Err(Errno(libc::ENOTTY)),
+            opcode::DESTROY => {
+                self.ready.store(false, Ordering::Release);
+                self.start_afresh();
+                Ok(0)
+            }
+            _ => Err(Errno(libc::ENOSYS)),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    fn start_afresh(&self) {
+        self.handles.clear();
+        self.inodes.reset();
+    }
+
+    fn init(&self, reader: &mut Reader<'_, '_>, reply: &Reply<'_, '_>) -> Result<usize> {
+        reply.need::<InitOut>()?;
+        // The fields up to `flags` are there in every version.
+        let [major, minor, max_readahead, flags] = reader.read::<[u32; 4]>()?;
+        if major > MAJOR {
+            // The guest asks again with this major version.
+            return reply.body(&InitOut {
+                major: MAJOR,
+                minor: MINOR,
+                ..InitOut::default()
+            });
+        }
+        if major < MAJOR || minor < MINOR_OLDEST {
+            return Err(Errno(libc::EPROTO));
+        }
+        let mut tail = [0; size_of::<InitIn>() - 16];
+        reader.fill(&mut tail)?;
+        let [b0, b1, b2, b3, ..] = tail;
+        let mut offered = u64::from(flags);
+        if offered & init::INIT_EXT != 0 {
+            offered |= u64::from(u32::from_ne_bytes([b0, b1, b2, b3])) << 32;
+        }
+        let taken = offered & FEATURES;
+        self.start_afresh();
+        self.ready.store(true, Ordering::Release);
+        reply.body(&InitOut {
+            major: MAJOR,
+            minor: minor.min(MINOR),
+            max_readahead,
+            flags: low_half(taken),
+            flags2: low_half(taken >> 32),
+            max_background: MAX_BACKGROUND,
+            congestion_threshold: CONGESTION_THRESHOLD,
+            max_write: MAX_WRITE,
+            // Nanoseconds: times are those of the host file system.
+            time_gran: 1,
+            max_pages: MAX_PAGES,
+            ..InitOut::default()
+        })
+    }
+
+    fn forget(&self, header: &InHeader, reader: &mut Reader<'_, '_>) -> Result<()> {
+        if header.opcode == opcode::FORGET {
+            let forget: ForgetIn = reader.read()?;
+            self.inodes.forget(&[(header.nodeid, forget.nlookup)]);
+            return Ok(());
+        }
+        let BatchForgetIn { count, .. } = reader.read()?;
+        let mut batch = [(0, 0); 64];
+        let mut left = usize::try_from(count).unwrap_or(usize::MAX);
+        while left > 0 {
+            let chunk = left.min(batch.len());
+            for slot in &mut batch[..chunk] {
+                let one: ForgetOne = reader.read()?;
+                *slot = (one.nodeid, one.nlookup);
+            }
+            self.inodes.forget(&batch[..chunk]);
+            left -= chunk;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn proc(&self) -> BorrowedFd<'_> {
+        self.proc.as_fd()
+    }
+
+    /// What LOOKUP and its like answer.
+    pub(crate) fn entry_out(&self, nodeid: u64, attr: Attr) -> EntryOut {
+        EntryOut {
+            nodeid,
+            generation: 0,
+            entry_valid: self.timeout.0,
+            attr_valid: self.timeout.0,
+            entry_valid_nsec: self.timeout.1,
+            attr_valid_nsec: self.timeout.1,
+            attr,
+        }
+    }
+
+    /// What GETATTR and SETATTR answer.
+    pub(crate) fn attr_out(&self, attr: Attr) -> AttrOut {
+        let (attr_valid, attr_valid_nsec) = self.timeout;
+        AttrOut {
+            attr_valid,
+            attr_valid_nsec,
+            dummy: 0,
+            attr,
+        }
+    }
+
+    /// How many descriptors are kept for inodes (that can be re-opened; that cannot), and how many
+    /// inodes the guest knows.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        self.inodes.counts()
+    }
+}
+
+/// Bits 0 to 31.
+fn low_half(bits: u64) -> u32 {
+    u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0)
+}
