@@ -2,10 +2,11 @@
 //! connection. What comes from it is the guest's word and nothing more.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use protocol::{Decoder, Message, Request, RequestBody};
+use vmm::vsock::{HostStream, Sink, Source};
 
 /// Most bytes that may wait for a guest that does not read: a create request and then some.
 const OUTBOX_MAX: usize = 2 * protocol::MAX_FRAME;
@@ -23,12 +24,15 @@ pub(super) struct Agent {
 
 impl Agent {
     /// The channel, and the end that belongs to the vsock device.
-    pub(super) fn new() -> io::Result<(Agent, OwnedFd)> {
+    pub(super) fn new() -> io::Result<(Agent, HostStream)> {
         let (stream, guest_end) = UnixStream::pair()?;
         stream.set_nonblocking(true)?;
+        let source = Source::new(guest_end.try_clone()?.into()).map_err(io::Error::other)?;
+        let sink = Sink::new(guest_end.into()).map_err(io::Error::other)?;
+        let guest_end = HostStream { source: Some(source), sink: Some(sink) };
         let agent =
             Agent { stream, decoder: Decoder::new(), outbox: Vec::new(), last_id: 0 };
-        Ok((agent, guest_end.into()))
+        Ok((agent, guest_end))
     }
 
     /// Sends a request; its id comes back with the response.

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -30,7 +31,7 @@ use rustix::thread::{
 
 use super::{Network, Share, sys};
 
-/// RLIMIT_NOFILE where the caller's own limit allows it.
+/// RLIMIT_NOFILE; less where the caller's own limit is lower and may not be raised.
 const DESCRIPTOR_LIMIT: u64 = 65536;
 
 /// The part of the descriptors that the file server keeps open for inodes that the guest knows; the rest is for the files the guest has
@@ -180,22 +181,27 @@ fn attach(share: &Share, clone: &OwnedFd) -> Result<(), Error> {
 
 /// Sets the resource limits; how many descriptors the file server may keep open for inodes.
 pub(super) fn set_limits() -> Result<usize, Error> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).step(|| "read RLIMIT_NOFILE".into())?;
-    let descriptors = hard.min(DESCRIPTOR_LIMIT);
-    for (resource, limit) in [
-        (Resource::RLIMIT_NOFILE, descriptors),
-        (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_MEMLOCK, 0),
-        (Resource::RLIMIT_MSGQUEUE, 0),
-    ] {
-        setrlimit(resource, limit, limit).step(|| format!("set {resource:?}"))?;
+    let descriptors = limit_descriptors().step(|| "set RLIMIT_NOFILE".into())?;
+    for resource in [Resource::RLIMIT_CORE, Resource::RLIMIT_MEMLOCK, Resource::RLIMIT_MSGQUEUE] {
+        setrlimit(resource, 0, 0).step(|| format!("set {resource:?}"))?;
     }
-    if i64::from(DESCRIPTOR_TABLE) < descriptors.cast_signed() {
+    if u64::from(DESCRIPTOR_TABLE.unsigned_abs()) < descriptors {
         let name = || "grow the descriptor table".into();
         let highest = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).step(name)?;
         nix::unistd::close(highest).step(name)?;
     }
     Ok(usize::try_from(descriptors / INODE_SHARE).unwrap_or(usize::MAX))
+}
+
+fn limit_descriptors() -> nix::Result<u64> {
+    match setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTOR_LIMIT, DESCRIPTOR_LIMIT) {
+        Err(Errno::EPERM) => {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+            Ok(hard)
+        }
+        result => result.map(|()| DESCRIPTOR_LIMIT),
+    }
 }
 
 /// Enters a user namespace. Its ids stand for nothing until the verb has written the maps.

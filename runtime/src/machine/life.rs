@@ -27,7 +27,7 @@ use vmm::{Ended, Event, Machine};
 use super::agent::Agent;
 use super::control::{Client, Control, ControlReply};
 use super::journal::{self, Entry};
-use super::process::{Doing, Error, MACHINE_LOST, STDIO, give_up};
+use super::process::{Doing, Error, MACHINE_LOST, give_up};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::sys;
 use super::timeline::{Timeline, now, placed};
@@ -131,6 +131,7 @@ impl Life {
         for (fd, token) in watched {
             watch(&epoll, fd, token).doing("watch a descriptor")?;
         }
+        let stdio = parts.create.stdio;
         Ok(Life {
             epoll,
             parts,
@@ -139,7 +140,7 @@ impl Life {
             clients_seen: 0,
             waiting: HashMap::new(),
             phase: Phase::Booting,
-            output: [STDIO.stdout, STDIO.stderr].into_iter().flatten().collect(),
+            output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
         })
     }
 
@@ -242,6 +243,7 @@ impl Life {
                     return Ok(());
                 }
                 let hello = now();
+                self.parts.timeline.first_run = self.parts.machine.first_run().unwrap_or(hello);
                 self.parts.timeline.hello = hello;
                 self.parts.timeline.agent = placed(hello, sent, agent_started);
                 self.request(RequestBody::Create(self.parts.create.clone()), Waiting::Create)?;

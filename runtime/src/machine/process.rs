@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal, SigmaskHow, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use protocol::{CONTROL_PORT, Create, Exit, Stdio};
-use vmm::vsock::{HostStream, Sink, Source};
+use vmm::vsock::{self, HostStream, Sink, Source};
 use vmm::{Machine, MachineConfig};
 
 use super::agent::Agent;
@@ -30,11 +30,9 @@ const FS_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) const MACHINE_LOST: u8 = 255;
 
 /// Vsock ports of the container's standard streams. The agent dials them before the container runs anything.
-pub(super) const STDIO: Stdio = Stdio {
-    stdin: Some(CONTROL_PORT + 1),
-    stdout: Some(CONTROL_PORT + 2),
-    stderr: Some(CONTROL_PORT + 3),
-};
+const STDIN_PORT: u32 = CONTROL_PORT + 1;
+const STDOUT_PORT: u32 = CONTROL_PORT + 2;
+const STDERR_PORT: u32 = CONTROL_PORT + 3;
 
 /// Why the machine process gives up before the guest runs.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +43,8 @@ pub(super) enum Error {
     Fs(#[from] vmm_fs::Error),
     #[error("cannot build the virtual machine")]
     Machine(#[from] vmm::Error),
+    #[error("cannot pass on the standard streams")]
+    Streams(#[from] vmm::vsock::Error),
     #[error("cannot {doing}")]
     System {
         doing: &'static str,
@@ -130,12 +130,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
-    let [stdin, stdout, stderr] = standard_descriptors().doing("take the standard streams")?;
-    let streams = [
-        HostStream::source(Source::new(stdin).doing("take standard input")?),
-        HostStream::sink(Sink::new(stdout).doing("take standard output")?),
-        HostStream::sink(Sink::new(stderr).doing("take standard error")?),
-    ];
+    let streams = standard_streams()?;
 
     let open_fd_limit = jail::set_limits()?;
     jail::enter_network(&launch.network)?;
@@ -158,11 +153,14 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     };
     let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;
-    let control = HostStream::duplex(guest_end).doing("create the control channel")?;
-    machine.vsock().expect(CONTROL_PORT, control)?;
-    let ports = [STDIO.stdin, STDIO.stdout, STDIO.stderr];
-    for (port, stream) in ports.into_iter().flatten().zip(streams) {
-        machine.vsock().expect(port, stream)?;
+    machine.vsock().expect(CONTROL_PORT, guest_end)?;
+    let mut stdio = Stdio::default();
+    let slots = [&mut stdio.stdin, &mut stdio.stdout, &mut stdio.stderr];
+    for ((port, stream), slot) in streams.into_iter().zip(slots) {
+        if let Some(stream) = stream {
+            machine.vsock().expect(port, stream)?;
+            *slot = Some(port);
+        }
     }
 
     let mapped: Option<ToMachine> = sync.receive().doing("wait for the id maps")?;
@@ -172,7 +170,6 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     }
     jail::drop_privileges()?;
     machine.start()?;
-    let first_run = machine.first_run().unwrap_or_else(now);
     Ok(Parts {
         machine,
         agent,
@@ -183,9 +180,9 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
             id: launch.id.to_owned(),
             config: launch.config.to_owned(),
             overlay: launch.overlay,
-            stdio: STDIO,
+            stdio,
         },
-        timeline: Timeline { begun: launch.begun, set_up, first_run, ..Timeline::default() },
+        timeline: Timeline { begun: launch.begun, set_up, ..Timeline::default() },
         timeline_file: launch.timeline,
     })
 }
@@ -206,16 +203,31 @@ fn create_journal(state_dir: BorrowedFd<'_>) -> io::Result<File> {
     Ok(openat(state_dir, OsStr::new(JOURNAL), flags, Mode::from_bits_truncate(0o600))?.into())
 }
 
-/// The caller's standard streams, in whose place the process keeps /dev/null.
-fn standard_descriptors() -> io::Result<[OwnedFd; 3]> {
-    let streams = [
-        io::stdin().as_fd().try_clone_to_owned()?,
-        io::stdout().as_fd().try_clone_to_owned()?,
-        io::stderr().as_fd().try_clone_to_owned()?,
-    ];
+/// The caller's standard streams, in whose place the process keeps /dev/null. A descriptor that is not open for its direction (nohup opens
+/// standard input for writing only) is nothing to the guest.
+fn standard_streams() -> Result<[(u32, Option<HostStream>); 3], Error> {
+    let stdin = match Source::new(duplicate(io::stdin())?) {
+        Err(vsock::Error::NotReadable(_)) => None,
+        source => Some(HostStream { source: Some(source?), sink: None }),
+    };
+    let output = |fd| match Sink::new(fd) {
+        Err(vsock::Error::NotWritable(_)) => Ok(None),
+        sink => Ok::<_, Error>(Some(HostStream { source: None, sink: Some(sink?) })),
+    };
+    let stdout = output(duplicate(io::stdout())?)?;
+    let stderr = output(duplicate(io::stderr())?)?;
+    replace_standard_descriptors().doing("open /dev/null")?;
+    Ok([(STDIN_PORT, stdin), (STDOUT_PORT, stdout), (STDERR_PORT, stderr)])
+}
+
+fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
+    fd.as_fd().try_clone_to_owned().doing("duplicate a standard stream")
+}
+
+fn replace_standard_descriptors() -> io::Result<()> {
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;
-    Ok(streams)
+    Ok(())
 }

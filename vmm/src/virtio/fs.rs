@@ -49,6 +49,16 @@ pub trait FileServer: Send + Sync + 'static {
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize;
 }
 
+impl FileServer for vmm_fs::Server {
+    fn enter_worker_thread(&self) -> io::Result<()> {
+        vmm_fs::enter_worker_thread().map_err(io::Error::other)
+    }
+
+    fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
+        vmm_fs::Server::serve(self, request, reply)
+    }
+}
+
 /// The front half.
 pub(crate) struct Fs<S> {
     config: [u8; TAG_LENGTH + 4],
@@ -296,3 +306,7 @@ impl<S: FileServer> Pool<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "fs_tests.rs"]
+mod tests;
