@@ -18,7 +18,10 @@ impl Bus {
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((device, offset)) => {
-                device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+                device
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .read(offset, data);
             }
             None => data.fill(0xff),
         }
@@ -27,7 +30,10 @@ impl Bus {
     /// A write by a vCPU. Where no device is, nothing happens.
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.find(address) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+            device
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .write(offset, data);
         }
     }
 

@@ -47,8 +47,10 @@ impl Cpuid {
                 | 0x8000_0026 // AMD's form of the topology
             )
         });
-        let basic_max =
-            entries.iter().find(|entry| entry.function == 0).map_or(0, |entry| entry.eax);
+        let basic_max = entries
+            .iter()
+            .find(|entry| entry.function == 0)
+            .map_or(0, |entry| entry.eax);
         for entry in &mut entries {
             restrict(entry);
             describe_cores(entry, vcpus);
@@ -65,9 +67,8 @@ impl Cpuid {
         for entry in &mut entries {
             match entry.function {
                 1 => {
-                    entry.ebx = entry.ebx & 0xffff
-                        | u32::from(self.vcpus) << 16
-                        | u32::from(id) << 24;
+                    entry.ebx =
+                        entry.ebx & 0xffff | u32::from(self.vcpus) << 16 | u32::from(id) << 24;
                 }
                 0xb => entry.edx = id.into(),
                 0x8000_001e => {
@@ -84,7 +85,10 @@ impl Cpuid {
 
     /// Physical address bits of a vCPU.
     pub(crate) fn physical_address_bits(&self) -> u8 {
-        let leaf = self.entries.iter().find(|entry| entry.function == 0x8000_0008);
+        let leaf = self
+            .entries
+            .iter()
+            .find(|entry| entry.function == 0x8000_0008);
         leaf.map_or(DEFAULT_ADDRESS_BITS, |entry| entry.eax.to_le_bytes()[0])
     }
 
@@ -92,12 +96,17 @@ impl Cpuid {
     pub(crate) fn is_intel(&self) -> bool {
         let leaf = self.entries.iter().find(|entry| entry.function == 0);
         leaf.is_some_and(|entry| {
-            [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+            [entry.ebx, entry.edx, entry.ecx]
+                .map(u32::to_le_bytes)
+                .concat()
+                == b"GenuineIntel"
         })
     }
 
     fn leaf(&mut self, function: u32) -> Option<&mut kvm_cpuid_entry2> {
-        self.entries.iter_mut().find(|entry| entry.function == function)
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.function == function)
     }
 }
 
@@ -153,7 +162,11 @@ fn topology(vcpus: u8) -> [kvm_cpuid_entry2; 3] {
         ecx: kind << 8 | index,
         ..Default::default()
     };
-    [level(0, 1, 0, 1), level(1, 2, id_bits(vcpus), vcpus.into()), level(2, 0, 0, 0)]
+    [
+        level(0, 1, 0, 1),
+        level(1, 2, id_bits(vcpus), vcpus.into()),
+        level(2, 0, 0, 0),
+    ]
 }
 
 /// Bits that an APIC id takes.
@@ -162,7 +175,11 @@ fn id_bits(vcpus: u8) -> u32 {
 }
 
 fn set(register: &mut u32, bit: u32, on: bool) {
-    *register = if on { *register | bit } else { *register & !bit };
+    *register = if on {
+        *register | bit
+    } else {
+        *register & !bit
+    };
 }
 
 #[cfg(test)]
@@ -171,11 +188,23 @@ mod tests {
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
     }
 
     fn table(vcpus: u8, id: u8, supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
-        Cpuid::filter(supported, vcpus).of_vcpu(id).unwrap().as_slice().to_vec()
+        Cpuid::filter(supported, vcpus)
+            .of_vcpu(id)
+            .unwrap()
+            .as_slice()
+            .to_vec()
     }
 
     #[test]
@@ -188,22 +217,45 @@ mod tests {
             entry(0x8000_001e, 0, [9, 9, 9, 9]),
         ];
         let table = table(6, 5, &supported);
-        let find = |f, i| *table.iter().find(|e| e.function == f && e.index == i).unwrap();
+        let find = |f, i| {
+            *table
+                .iter()
+                .find(|e| e.function == f && e.index == i)
+                .unwrap()
+        };
         assert_eq!(find(1, 0).ebx, 0x0506_5678);
         assert_eq!(find(1, 0).ecx, 1 << 31);
         assert_eq!(find(1, 0).edx, 1 << 28);
-        assert_eq!((find(0xb, 0).eax, find(0xb, 0).ebx, find(0xb, 0).ecx), (0, 1, 0x100));
-        assert_eq!((find(0xb, 1).eax, find(0xb, 1).ebx, find(0xb, 1).ecx), (3, 6, 0x201));
+        assert_eq!(
+            (find(0xb, 0).eax, find(0xb, 0).ebx, find(0xb, 0).ecx),
+            (0, 1, 0x100)
+        );
+        assert_eq!(
+            (find(0xb, 1).eax, find(0xb, 1).ebx, find(0xb, 1).ecx),
+            (3, 6, 0x201)
+        );
         assert_eq!((find(0xb, 2).ebx, find(0xb, 2).edx), (0, 5));
         assert_eq!(find(0x8000_0008, 0).ecx, 0xffff_0f00 | 3 << 12 | 5);
-        assert_eq!((find(0x8000_001e, 0).eax, find(0x8000_001e, 0).ebx & 0xff), (5, 5));
+        assert_eq!(
+            (find(0x8000_001e, 0).eax, find(0x8000_001e, 0).ebx & 0xff),
+            (5, 5)
+        );
         assert_eq!(table.iter().filter(|e| e.function == 0xb).count(), 3);
     }
 
     #[test]
     fn withheld_features_are_gone() {
         let all = [u32::MAX; 4];
-        let functions = [1, 7, 0xa, 0x12, 0x8000_0001, 0x8000_000a, 0x8000_001f, 0x8000_0022];
+        let functions = [
+            1,
+            7,
+            0xa,
+            0x12,
+            0x8000_0001,
+            0x8000_000a,
+            0x8000_001f,
+            0x8000_0022,
+        ];
         let supported: Vec<_> = functions.iter().map(|&f| entry(f, 0, all)).collect();
         let table = table(1, 0, &supported);
         let find = |f| table.iter().find(|e| e.function == f);
@@ -213,7 +265,10 @@ mod tests {
         assert_eq!(find(1).unwrap().ecx & (1 << 5 | 1 << 15), 0);
         assert_eq!(find(1).unwrap().edx & 1 << 28, 0);
         assert_eq!(find(7).unwrap().ebx & 1 << 2, 0);
-        assert_eq!(find(0x8000_0001).unwrap().ecx & (1 << 1 | 1 << 2 | 1 << 23), 0);
+        assert_eq!(
+            find(0x8000_0001).unwrap().ecx & (1 << 1 | 1 << 2 | 1 << 23),
+            0
+        );
     }
 
     #[test]

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
-};
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vm_memory::GuestMemoryMmap;
@@ -34,7 +32,10 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
             other => break other.map_err(error("KVM_CREATE_VM"))?,
         }
     };
-    let mut no_pmu = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    let mut no_pmu = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        ..Default::default()
+    };
     no_pmu.args[0] = KVM_PMU_CAP_DISABLE.into();
     match vm.enable_cap(&no_pmu) {
         // A kernel before 5.18, or one that gives guests no counters anyway.
@@ -53,13 +54,18 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
     vm.create_irq_chip().map_err(error("KVM_CREATE_IRQCHIP"))?;
     let msrs = boot::msrs().map_err(|_| Error::Table)?;
     let create = |id: u8| {
-        let vcpu = vm.create_vcpu(id.into()).map_err(error("KVM_CREATE_VCPU"))?;
+        let vcpu = vm
+            .create_vcpu(id.into())
+            .map_err(error("KVM_CREATE_VCPU"))?;
         let cpuid = cpuid.of_vcpu(id).map_err(|_| Error::Table)?;
         vcpu.set_cpuid2(&cpuid).map_err(error("KVM_SET_CPUID2"))?;
         let set = vcpu.set_msrs(&msrs).map_err(error("KVM_SET_MSRS"))?;
         if set != msrs.as_slice().len() {
             let source = kvm_ioctls::Error::new(libc::EINVAL);
-            return Err(Error::Kvm { call: "KVM_SET_MSRS", source });
+            return Err(Error::Kvm {
+                call: "KVM_SET_MSRS",
+                source,
+            });
         }
         Ok(vcpu)
     };
@@ -87,13 +93,17 @@ pub(crate) fn attach(
     let mut kicks = Vec::new();
     for (queue, _) in (0_u32..).zip(device.queue_max_sizes()) {
         let kick = event()?;
-        vm.register_ioevent(&kick, &notify, queue).map_err(error("KVM_IOEVENTFD"))?;
+        vm.register_ioevent(&kick, &notify, queue)
+            .map_err(error("KVM_IOEVENTFD"))?;
         kicks.push(kick);
     }
     let clone = |kick: &EventFd| kick.try_clone().map_err(system("eventfd"));
     let copies = kicks.iter().map(clone).collect::<Result<_, _>>()?;
     let transport = Transport::new(device, Arc::clone(memory), Arc::new(irqfd), kicks);
-    Ok(Attached { transport, kicks: copies })
+    Ok(Attached {
+        transport,
+        kicks: copies,
+    })
 }
 
 /// A new eventfd that never blocks.

@@ -56,7 +56,10 @@ fn sanitize(bytes: &[u8], cut: bool) -> String {
         Some(end) if cut => &bytes[end + 1..],
         _ => bytes,
     };
-    String::from_utf8_lossy(whole).chars().filter(|&c| c == '\n' || !c.is_control()).collect()
+    String::from_utf8_lossy(whole)
+        .chars()
+        .filter(|&c| c == '\n' || !c.is_control())
+        .collect()
 }
 
 #[cfg(test)]
@@ -92,7 +95,12 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_a_terminal() {
-        let words = parse(&ring(SIGNATURE, 16, 16, b"a\x1b[2Jb\rc\0\x7f\xc2\x9b\xff\nd"));
+        let words = parse(&ring(
+            SIGNATURE,
+            15,
+            15,
+            b"a\x1b[2Jb\rc\0\x7f\xc2\x9b\xff\nd",
+        ));
         assert_eq!(words, "a[2Jbc\u{fffd}\nd");
     }
 
@@ -104,6 +112,8 @@ mod tests {
         let words = parse(&ring(SIGNATURE, size, size, &data));
         assert_eq!(words.len(), LIMIT - line.len());
         assert!(words.starts_with("0123") && words.ends_with("cde\n"));
-        assert!(parse(&ring(SIGNATURE, size - 5, size, &vec![0xff; data.len()])).len() <= 3 * LIMIT);
+        assert!(
+            parse(&ring(SIGNATURE, size - 5, size, &vec![0xff; data.len()])).len() <= 3 * LIMIT
+        );
     }
 }

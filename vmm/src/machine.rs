@@ -144,10 +144,19 @@ impl fmt::Display for EndReason {
         match self {
             EndReason::Reset => write!(f, "the guest reset its machine"),
             EndReason::InternalError { suberror } => {
-                write!(f, "KVM cannot go on with the guest (internal error {suberror})")
+                write!(
+                    f,
+                    "KVM cannot go on with the guest (internal error {suberror})"
+                )
             }
-            EndReason::FailedEntry { hardware_reason, cpu } => {
-                write!(f, "processor {cpu} refused to enter the guest ({hardware_reason:#x})")
+            EndReason::FailedEntry {
+                hardware_reason,
+                cpu,
+            } => {
+                write!(
+                    f,
+                    "processor {cpu} refused to enter the guest ({hardware_reason:#x})"
+                )
             }
             EndReason::SystemEvent { event } => write!(f, "the guest raised system event {event}"),
             EndReason::MemoryFault { address } => {
@@ -188,7 +197,9 @@ enum Token {
 
 impl Token {
     fn from_data(data: u64) -> Option<Token> {
-        [Token::Ended, Token::Rng, Token::Vsock].into_iter().find(|&token| token as u64 == data)
+        [Token::Ended, Token::Rng, Token::Vsock]
+            .into_iter()
+            .find(|&token| token as u64 == data)
     }
 }
 
@@ -204,7 +215,11 @@ impl Machine {
         config: MachineConfig<'_>,
         server: Arc<S>,
     ) -> Result<Machine, Error> {
-        let MachineConfig { memory: size, vcpus: count, .. } = config;
+        let MachineConfig {
+            memory: size,
+            vcpus: count,
+            ..
+        } = config;
         if !(1..=MAX_VCPUS).contains(&count) {
             return Err(Error::Vcpus(count));
         }
@@ -224,7 +239,11 @@ impl Machine {
         let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), &memory)?;
         let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
         let rng_kicks = rng_device.kicks;
-        let devices = vec![fs_device.transport, vsock_device.transport, rng_device.transport];
+        let devices = vec![
+            fs_device.transport,
+            vsock_device.transport,
+            rng_device.transport,
+        ];
 
         let entry = boot::load(&memory, &extent, config, devices.len()).map_err(Error::Boot)?;
         boot::configure_boot_vcpu(&vcpus[0], entry).map_err(kvm::error("KVM_SET_SREGS"))?;
@@ -293,7 +312,12 @@ impl Machine {
                     self.rng.process();
                 }
                 Some(Token::Vsock) => {
-                    events.extend(self.vsock.handle_events().into_iter().map(Event::StreamClosed));
+                    events.extend(
+                        self.vsock
+                            .handle_events()
+                            .into_iter()
+                            .map(Event::StreamClosed),
+                    );
                 }
                 None => {}
             }
@@ -318,7 +342,12 @@ impl Machine {
     fn end(&mut self) -> Vec<Event> {
         // Cannot fail: the event is raised. It is not raised again.
         let _ = self.report.ended().read();
-        let mut events: Vec<_> = self.vsock.drain().into_iter().map(Event::StreamClosed).collect();
+        let mut events: Vec<_> = self
+            .vsock
+            .drain()
+            .into_iter()
+            .map(Event::StreamClosed)
+            .collect();
         if let Some(reason) = self.report.end().cloned() {
             let last_words = last_words::read(&self.memory, self.log_ring);
             events.push(Event::Ended(Ended { reason, last_words }));
@@ -329,5 +358,7 @@ impl Machine {
 
 fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> Result<(), Error> {
     let event = EpollEvent::new(EventSet::IN, token as u64);
-    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event).map_err(kvm::system("epoll"))
+    epoll
+        .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+        .map_err(kvm::system("epoll"))
 }

@@ -51,11 +51,20 @@ impl Extent {
     /// Lays out `size` bytes of RAM.
     pub(crate) fn new(size: u64, physical_address_bits: u8) -> Result<Extent, Error> {
         let extent = if size <= HOLE {
-            Extent { low_end: size, high_end: None }
+            Extent {
+                low_end: size,
+                high_end: None,
+            }
         } else {
             let high_end = (size - HOLE).checked_add(HOLE_END);
-            let high_end = high_end.ok_or(Error::TooLarge { size, bits: physical_address_bits })?;
-            Extent { low_end: HOLE, high_end: Some(high_end) }
+            let high_end = high_end.ok_or(Error::TooLarge {
+                size,
+                bits: physical_address_bits,
+            })?;
+            Extent {
+                low_end: HOLE,
+                high_end: Some(high_end),
+            }
         };
         if !size.is_multiple_of(PAGE) {
             return Err(Error::NotPages(size));
@@ -63,9 +72,14 @@ impl Extent {
         if size < HIGH_RAM + LOG_RING_SIZE {
             return Err(Error::TooSmall(size));
         }
-        let limit = 1_u64.checked_shl(physical_address_bits.into()).unwrap_or(u64::MAX);
+        let limit = 1_u64
+            .checked_shl(physical_address_bits.into())
+            .unwrap_or(u64::MAX);
         if extent.high_end.unwrap_or(extent.low_end) > limit {
-            return Err(Error::TooLarge { size, bits: physical_address_bits });
+            return Err(Error::TooLarge {
+                size,
+                bits: physical_address_bits,
+            });
         }
         Ok(extent)
     }
@@ -92,7 +106,9 @@ impl Extent {
             .zip(mappings)
             .filter_map(|(&(start, _), mapping)| GuestRegionMmap::new(mapping, GuestAddress(start)))
             .collect();
-        GuestMemoryMmap::from_regions(regions).map(Arc::new).map_err(Error::Regions)
+        GuestMemoryMmap::from_regions(regions)
+            .map(Arc::new)
+            .map_err(Error::Regions)
     }
 }
 
@@ -104,7 +120,13 @@ mod tests {
     #[test]
     fn ram_below_the_hole_is_one_region() {
         let extent = Extent::new(64 << 20, 40).unwrap();
-        assert_eq!(extent, Extent { low_end: 64 << 20, high_end: None });
+        assert_eq!(
+            extent,
+            Extent {
+                low_end: 64 << 20,
+                high_end: None
+            }
+        );
         assert_eq!(extent.log_ring(), (64 << 20) - (64 << 10));
         assert_eq!(Extent::new(3 << 30, 40).unwrap().high_end, None);
     }
@@ -112,25 +134,42 @@ mod tests {
     #[test]
     fn ram_beyond_three_gib_goes_above_the_hole() {
         let extent = Extent::new(5 << 30, 40).unwrap();
-        assert_eq!(extent, Extent { low_end: 3 << 30, high_end: Some(6 << 30) });
+        assert_eq!(
+            extent,
+            Extent {
+                low_end: 3 << 30,
+                high_end: Some(6 << 30)
+            }
+        );
         let memory = extent.map().unwrap();
         let regions: Vec<_> = memory.iter().map(|r| (r.start_addr().0, r.len())).collect();
         assert_eq!(regions, [(0, 3 << 30), (4 << 30, 2 << 30)]);
         for region in memory.iter() {
             assert_eq!(region.as_ptr().align_offset(2 << 20), 0);
         }
-        memory.write_obj(7_u32, GuestAddress((6 << 30) - 4)).unwrap();
+        memory
+            .write_obj(7_u32, GuestAddress((6 << 30) - 4))
+            .unwrap();
         assert!(memory.write_obj(7_u32, GuestAddress(HOLE)).is_err());
         assert!(memory.write_obj(7_u32, GuestAddress(6 << 30)).is_err());
     }
 
     #[test]
     fn bad_sizes_are_refused() {
-        assert!(matches!(Extent::new((64 << 20) + 1, 40), Err(Error::NotPages(_))));
+        assert!(matches!(
+            Extent::new((64 << 20) + 1, 40),
+            Err(Error::NotPages(_))
+        ));
         assert!(matches!(Extent::new(1 << 20, 40), Err(Error::TooSmall(_))));
         assert!(matches!(Extent::new(0, 40), Err(Error::TooSmall(_))));
-        assert!(matches!(Extent::new(1 << 40, 40), Err(Error::TooLarge { .. })));
-        assert!(matches!(Extent::new(u64::MAX & !4095, 52), Err(Error::TooLarge { .. })));
+        assert!(matches!(
+            Extent::new(1 << 40, 40),
+            Err(Error::TooLarge { .. })
+        ));
+        assert!(matches!(
+            Extent::new(u64::MAX & !4095, 52),
+            Err(Error::TooLarge { .. })
+        ));
         assert!(Extent::new((1 << 40) - (1 << 30), 40).is_ok());
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vmm_sys_util::epoll::Epoll;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+use vmm_sys_util::epoll::Epoll;
 
 /// Alignment of guest memory in this process: a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -92,10 +92,16 @@ pub(crate) fn epoll_fd(epoll: &Epoll) -> BorrowedFd<'_> {
 
 /// CLOCK_MONOTONIC.
 pub(crate) fn monotonic() -> Duration {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is a valid timespec to be written. The call cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    Duration::new(
+        now.tv_sec.unsigned_abs(),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// Fills the buffer with random bytes of the kernel and returns how many there are (fewer when a signal came).

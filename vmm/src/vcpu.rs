@@ -12,9 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{io, thread};
 
-use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -39,7 +37,11 @@ pub(crate) struct Report {
 impl Report {
     /// `ended` is raised when a vCPU has ended.
     pub(crate) fn new(ended: EventFd) -> Report {
-        Report { end: OnceLock::new(), first_run: OnceLock::new(), ended }
+        Report {
+            end: OnceLock::new(),
+            first_run: OnceLock::new(),
+            ended,
+        }
     }
 
     /// Why the machine has ended.
@@ -59,7 +61,12 @@ impl Report {
 }
 
 /// Starts the thread of vCPU `id`.
-pub(crate) fn start(id: u8, mut vcpu: VcpuFd, bus: Arc<Bus>, report: Arc<Report>) -> io::Result<()> {
+pub(crate) fn start(
+    id: u8,
+    mut vcpu: VcpuFd,
+    bus: Arc<Bus>,
+    report: Arc<Report>,
+) -> io::Result<()> {
     let run = move || {
         if id == 0 {
             let _ = report.first_run.set(sys::monotonic());
@@ -70,7 +77,10 @@ pub(crate) fn start(id: u8, mut vcpu: VcpuFd, bus: Arc<Bus>, report: Arc<Report>
             let _ = report.ended.write(1);
         }
     };
-    thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(run)?;
+    thread::Builder::new()
+        .name(format!("vcpu{id}"))
+        .stack_size(STACK)
+        .spawn(run)?;
     Ok(())
 }
 
@@ -80,7 +90,9 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus) -> EndReason {
         match step(vcpu, bus) {
             Step::Continue => {}
             Step::InternalError => {
-                return EndReason::InternalError { suberror: sys::internal_suberror(vcpu) };
+                return EndReason::InternalError {
+                    suberror: sys::internal_suberror(vcpu),
+                };
             }
             Step::End(reason) => return reason,
         }
@@ -103,7 +115,10 @@ fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
         Ok(VcpuExit::Shutdown) => return Step::End(EndReason::Reset),
         Ok(VcpuExit::InternalError) => return Step::InternalError,
         Ok(VcpuExit::FailEntry(hardware_reason, cpu)) => {
-            return Step::End(EndReason::FailedEntry { hardware_reason, cpu });
+            return Step::End(EndReason::FailedEntry {
+                hardware_reason,
+                cpu,
+            });
         }
         Ok(VcpuExit::SystemEvent(event, _)) => {
             return Step::End(match event {

@@ -32,7 +32,9 @@ pub enum Error {
         end: u64,
     },
     /// Kernel, initramfs and log ring overlap.
-    #[error("guest memory is too small for the kernel (up to {kernel_end:#x}) and {initramfs} bytes of initramfs")]
+    #[error(
+        "guest memory is too small for the kernel (up to {kernel_end:#x}) and {initramfs} bytes of initramfs"
+    )]
     Space {
         /// End of the kernel's image.
         kernel_end: u64,
@@ -54,18 +56,27 @@ pub(crate) fn load(
     config: MachineConfig<'_>,
     devices: usize,
 ) -> Result<u64, Error> {
-    let MachineConfig { kernel, initramfs, vcpus, .. } = config;
-    let loaded =
-        Elf::load(memory, None, &mut Cursor::new(kernel), None).map_err(Error::Kernel)?;
+    let MachineConfig {
+        kernel,
+        initramfs,
+        vcpus,
+        ..
+    } = config;
+    let loaded = Elf::load(memory, None, &mut Cursor::new(kernel), None).map_err(Error::Kernel)?;
     let entry = loaded.kernel_load.0;
     if entry < HIGH_RAM || loaded.kernel_end > registers::MAPPED {
-        return Err(Error::KernelPlace { start: entry, end: loaded.kernel_end });
+        return Err(Error::KernelPlace {
+            start: entry,
+            end: loaded.kernel_end,
+        });
     }
     let initrd = place_initramfs(extent, loaded.kernel_end, initramfs.len())?;
     let line = command_line::build(extent, devices)?;
 
     let write = |bytes: &[u8], address| {
-        memory.write_slice(bytes, GuestAddress(address)).map_err(Error::Write)
+        memory
+            .write_slice(bytes, GuestAddress(address))
+            .map_err(Error::Write)
     };
     write(initramfs, initrd.start.into())?;
     write(line.as_bytes(), COMMAND_LINE)?;
@@ -84,12 +95,18 @@ struct Initrd {
 
 /// The initramfs goes directly below the log ring, away from what the kernel uses first.
 fn place_initramfs(extent: &Extent, kernel_end: u64, size: usize) -> Result<Initrd, Error> {
-    let space = Error::Space { kernel_end, initramfs: size };
+    let space = Error::Space {
+        kernel_end,
+        initramfs: size,
+    };
     let place = || {
         let size = u32::try_from(size).ok()?;
         let start = extent.log_ring().checked_sub(size.into())? & !(PAGE - 1);
         (start >= kernel_end).then_some(())?;
-        Some(Initrd { start: u32::try_from(start).ok()?, size })
+        Some(Initrd {
+            start: u32::try_from(start).ok()?,
+            size,
+        })
     };
     place().ok_or(space)
 }
@@ -105,9 +122,18 @@ mod tests {
         let initrd = place(32 << 20, 5000).unwrap();
         assert_eq!(initrd.start, (64 << 20) - (64 << 10) - 8192);
         assert!(place(initrd.start.into(), 5000).is_ok());
-        assert!(matches!(place(u64::from(initrd.start) + 1, 5000), Err(Error::Space { .. })));
-        assert!(matches!(place(16 << 20, 48 << 20), Err(Error::Space { .. })));
-        assert!(matches!(place(16 << 20, usize::MAX), Err(Error::Space { .. })));
+        assert!(matches!(
+            place(u64::from(initrd.start) + 1, 5000),
+            Err(Error::Space { .. })
+        ));
+        assert!(matches!(
+            place(16 << 20, 48 << 20),
+            Err(Error::Space { .. })
+        ));
+        assert!(matches!(
+            place(16 << 20, usize::MAX),
+            Err(Error::Space { .. })
+        ));
     }
 
     #[test]
@@ -115,7 +141,12 @@ mod tests {
         let extent = Extent::new(8 << 20, 40).unwrap();
         let memory = extent.map().unwrap();
         let load = |kernel: &[u8]| {
-            let config = MachineConfig { kernel, initramfs: &[], memory: 8 << 20, vcpus: 1 };
+            let config = MachineConfig {
+                kernel,
+                initramfs: &[],
+                memory: 8 << 20,
+                vcpus: 1,
+            };
             load(&memory, &extent, config, 3)
         };
         assert!(matches!(load(b""), Err(Error::Kernel(_))));

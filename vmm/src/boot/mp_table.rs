@@ -39,7 +39,11 @@ const ALL: u8 = 0xff;
 pub(super) fn build(vcpus: u8, devices: usize) -> Vec<u8> {
     let mut entries: Vec<Vec<u8>> = Vec::new();
     for id in 0..vcpus {
-        let flags = if id == 0 { ENABLED | BOOT_PROCESSOR } else { ENABLED };
+        let flags = if id == 0 {
+            ENABLED | BOOT_PROCESSOR
+        } else {
+            ENABLED
+        };
         let mut entry = vec![PROCESSOR, id, LOCAL_APIC_VERSION, flags];
         entry.resize(20, 0);
         entries.push(entry);
@@ -47,7 +51,11 @@ pub(super) fn build(vcpus: u8, devices: usize) -> Vec<u8> {
     entries.push([&[BUS, 0][..], b"ISA   "].concat());
     let io_apic = vcpus;
     entries.push(
-        [&[IOAPIC, io_apic, IO_APIC_VERSION, ENABLED][..], &IO_APIC.to_le_bytes()].concat(),
+        [
+            &[IOAPIC, io_apic, IO_APIC_VERSION, ENABLED][..],
+            &IO_APIC.to_le_bytes(),
+        ]
+        .concat(),
     );
     for (gsi, _) in (FIRST_GSI.to_le_bytes()[0]..).zip(0..devices) {
         entries.push(vec![INTERRUPT, INT, 0, 0, 0, gsi, io_apic, gsi]);
@@ -100,11 +108,20 @@ mod tests {
         let bytes = build(3, 2);
         let (pointer, table) = bytes.split_at(POINTER);
         assert_eq!(&pointer[..4], b"_MP_");
-        assert_eq!(u32::from_le_bytes(pointer[4..8].try_into().unwrap()), 0xf_0010);
+        assert_eq!(
+            u32::from_le_bytes(pointer[4..8].try_into().unwrap()),
+            0xf_0010
+        );
         assert_eq!((sum(pointer), sum(table)), (0, 0));
         assert_eq!(&table[..4], b"PCMP");
-        assert_eq!(usize::from(u16::from_le_bytes(table[4..6].try_into().unwrap())), table.len());
-        assert_eq!(u16::from_le_bytes(table[34..36].try_into().unwrap()), 3 + 1 + 1 + 2 + 2);
+        assert_eq!(
+            usize::from(u16::from_le_bytes(table[4..6].try_into().unwrap())),
+            table.len()
+        );
+        assert_eq!(
+            u16::from_le_bytes(table[34..36].try_into().unwrap()),
+            3 + 1 + 1 + 2 + 2
+        );
         assert_eq!(table[36..40], LOCAL_APIC.to_le_bytes());
         assert_eq!(table.len(), HEADER + 3 * 20 + 6 * 8);
     }

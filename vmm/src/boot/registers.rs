@@ -48,8 +48,14 @@ pub(super) fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryEr
         .collect();
     let put = |bytes: &[u8], address| memory.write_slice(bytes, GuestAddress(address));
     put(&DESCRIPTORS.map(u64::to_le_bytes).concat(), GDT)?;
-    put(&(directory_pointers | WRITABLE | PRESENT).to_le_bytes(), PAGE_TABLES)?;
-    put(&(directory | WRITABLE | PRESENT).to_le_bytes(), directory_pointers)?;
+    put(
+        &(directory_pointers | WRITABLE | PRESENT).to_le_bytes(),
+        PAGE_TABLES,
+    )?;
+    put(
+        &(directory | WRITABLE | PRESENT).to_le_bytes(),
+        directory_pointers,
+    )?;
     put(&pages, directory)
 }
 
@@ -72,13 +78,22 @@ pub(crate) fn configure_boot_vcpu(vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_i
     special.cr4 = CR4_PAE;
     special.efer = EFER_LME | EFER_LMA;
     vcpu.set_sregs(&special)?;
-    let general = kvm_regs { rip: entry, rsi: BOOT_PARAMS, rflags: RFLAGS, ..Default::default() };
+    let general = kvm_regs {
+        rip: entry,
+        rsi: BOOT_PARAMS,
+        rflags: RFLAGS,
+        ..Default::default()
+    };
     vcpu.set_regs(&general)
 }
 
 /// The MSRs that are not right after a reset of KVM's vCPU.
 pub(crate) fn msrs() -> Result<Msrs, vmm_sys_util::fam::Error> {
-    let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let msr = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     Msrs::from_entries(&[
         msr(MISC_ENABLE, MISC_ENABLE_FAST_STRING),
         msr(MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),

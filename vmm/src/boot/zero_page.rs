@@ -1,7 +1,9 @@
 //! boot_params, the "zero page" (Linux Documentation/arch/x86/zero-page.rst and boot.rst, arch/x86/include/uapi/asm/bootparam.h).
 
 use super::Initrd;
-use crate::layout::{COMMAND_LINE, COMMAND_LINE_MAX, HIGH_RAM, HOLE_END, LOG_RING_SIZE, LOW_RAM_END, MP_TABLE};
+use crate::layout::{
+    COMMAND_LINE, COMMAND_LINE_MAX, HIGH_RAM, HOLE_END, LOG_RING_SIZE, LOW_RAM_END, MP_TABLE,
+};
 use crate::memory::Extent;
 
 /// Offsets in boot_params.
@@ -49,7 +51,12 @@ pub(super) fn build(extent: &Extent, initrd: Initrd, command_line: usize) -> [u8
     put(CMD_LINE_PTR, &COMMAND_LINE.to_le_bytes()[..4]);
     put(CMDLINE_SIZE, &command_line.to_le_bytes()[..4]);
     for (index, (start, size, kind)) in (0_u8..).zip(e820(extent)) {
-        let entry = [&start.to_le_bytes()[..], &size.to_le_bytes(), &kind.to_le_bytes()].concat();
+        let entry = [
+            &start.to_le_bytes()[..],
+            &size.to_le_bytes(),
+            &kind.to_le_bytes(),
+        ]
+        .concat();
         put(E820_TABLE + usize::from(index) * entry.len(), &entry);
         put(E820_ENTRIES, &[index + 1]);
     }
@@ -70,9 +77,15 @@ mod tests {
         assert_eq!(BOOT_FLAG, header(offset_of!(setup_header, boot_flag)));
         assert_eq!(HEADER, header(offset_of!(setup_header, header)));
         assert_eq!(VERSION, header(offset_of!(setup_header, version)));
-        assert_eq!(TYPE_OF_LOADER, header(offset_of!(setup_header, type_of_loader)));
+        assert_eq!(
+            TYPE_OF_LOADER,
+            header(offset_of!(setup_header, type_of_loader))
+        );
         assert_eq!(LOADFLAGS, header(offset_of!(setup_header, loadflags)));
-        assert_eq!(RAMDISK_IMAGE, header(offset_of!(setup_header, ramdisk_image)));
+        assert_eq!(
+            RAMDISK_IMAGE,
+            header(offset_of!(setup_header, ramdisk_image))
+        );
         assert_eq!(RAMDISK_SIZE, header(offset_of!(setup_header, ramdisk_size)));
         assert_eq!(CMD_LINE_PTR, header(offset_of!(setup_header, cmd_line_ptr)));
         assert_eq!(CMDLINE_SIZE, header(offset_of!(setup_header, cmdline_size)));
@@ -82,10 +95,20 @@ mod tests {
     #[test]
     fn the_page_describes_memory_initrd_and_command_line() {
         let extent = Extent::new(5 << 30, 40).unwrap();
-        let page = build(&extent, Initrd { start: 0x1234_5000, size: 0x6789 }, 100);
+        let page = build(
+            &extent,
+            Initrd {
+                start: 0x1234_5000,
+                size: 0x6789,
+            },
+            100,
+        );
         let word = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap());
         let long = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
-        assert_eq!((word(RAMDISK_IMAGE), word(RAMDISK_SIZE)), (0x1234_5000, 0x6789));
+        assert_eq!(
+            (word(RAMDISK_IMAGE), word(RAMDISK_SIZE)),
+            (0x1234_5000, 0x6789)
+        );
         assert_eq!((word(CMD_LINE_PTR), word(CMDLINE_SIZE)), (0x2_0000, 100));
         assert_eq!(page[E820_ENTRIES], 5);
         let ranges: Vec<_> = (0..5)
@@ -95,8 +118,15 @@ mod tests {
         assert_eq!(ranges[1], (0xf_0000, 0x10_0000, RESERVED));
         assert_eq!(ranges[3], (0xbfff_0000, 0xc000_0000, RESERVED));
         assert_eq!(ranges[4], (4 << 30, 6 << 30, RAM));
-        assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ranges:x?}");
-        let ram: u64 = ranges.iter().filter(|r| r.2 == RAM).map(|r| r.1 - r.0).sum();
+        assert!(
+            ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0),
+            "{ranges:x?}"
+        );
+        let ram: u64 = ranges
+            .iter()
+            .filter(|r| r.2 == RAM)
+            .map(|r| r.1 - r.0)
+            .sum();
         assert_eq!(ram, (5 << 30) - LOG_RING_SIZE - (HIGH_RAM - LOW_RAM_END));
     }
 }

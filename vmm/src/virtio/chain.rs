@@ -41,7 +41,10 @@ where
     M: Deref,
     M::Target: GuestMemory,
 {
-    let mut buffers = Buffers { readable: Vec::new(), writable: Vec::new() };
+    let mut buffers = Buffers {
+        readable: Vec::new(),
+        writable: Vec::new(),
+    };
     let mut last_has_next = None;
     let mut count = 0_u16;
     for descriptor in chain {

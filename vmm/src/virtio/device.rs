@@ -87,7 +87,11 @@ impl Interrupt {
         device_status: Arc<AtomicU32>,
         irqfd: Arc<EventFd>,
     ) -> Interrupt {
-        Interrupt { status, device_status, irqfd }
+        Interrupt {
+            status,
+            device_status,
+            irqfd,
+        }
     }
 
     /// Tells the driver that a used ring has new entries.
@@ -97,7 +101,8 @@ impl Interrupt {
 
     /// Marks the device as broken: it processes nothing more until the driver resets it.
     pub fn needs_reset(&self) {
-        self.device_status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+        self.device_status
+            .fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 

@@ -72,7 +72,11 @@ impl<S: FileServer> Fs<S> {
         let mut config = [0; TAG_LENGTH + 4];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_LENGTH..].copy_from_slice(&1_u32.to_le_bytes());
-        Fs { config, server, pool: None }
+        Fs {
+            config,
+            server,
+            pool: None,
+        }
     }
 }
 
@@ -90,7 +94,9 @@ impl<S: FileServer> VirtioDevice for Fs<S> {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.config.get(offset..));
         for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
             *to = *from;
         }
@@ -148,9 +154,17 @@ struct Broken;
 
 impl<S: FileServer> Pool<S> {
     fn new(activation: Activation, server: Arc<S>) -> io::Result<Pool<S>> {
-        let Activation { memory, queues, interrupt, .. } = activation;
-        let (queues, kicks): (Vec<_>, Vec<_>) =
-            queues.into_iter().flatten().map(|active| (active.queue, active.kick)).unzip();
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let (queues, kicks): (Vec<_>, Vec<_>) = queues
+            .into_iter()
+            .flatten()
+            .map(|active| (active.queue, active.kick))
+            .unzip();
         if queues.len() != QUEUE_SIZES.len() {
             return Err(io::Error::other("a queue is not ready"));
         }
@@ -158,13 +172,23 @@ impl<S: FileServer> Pool<S> {
         let more = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let watch = |event: &EventFd, set| {
-            ready.ctl(ControlOperation::Add, event.as_raw_fd(), EpollEvent::new(set, 0))
+            ready.ctl(
+                ControlOperation::Add,
+                event.as_raw_fd(),
+                EpollEvent::new(set, 0),
+            )
         };
         for kick in kicks.iter().chain([&more]) {
             watch(kick, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         }
         watch(&stop, EventSet::IN)?;
-        let state = State { queues, _kicks: kicks, workers: Vec::new(), idle: 0, stopping: false };
+        let state = State {
+            queues,
+            _kicks: kicks,
+            workers: Vec::new(),
+            idle: 0,
+            stopping: false,
+        };
         Ok(Pool {
             memory,
             server,
@@ -180,8 +204,10 @@ impl<S: FileServer> Pool<S> {
     fn add_worker(pool: &Arc<Pool<S>>, state: &mut State) -> io::Result<()> {
         let name = format!("fs{}", state.workers.len());
         let worker = pool.clone();
-        let thread =
-            thread::Builder::new().name(name).stack_size(STACK).spawn(move || worker.work())?;
+        let thread = thread::Builder::new()
+            .name(name)
+            .stack_size(STACK)
+            .spawn(move || worker.work())?;
         state.workers.push(thread);
         Ok(())
     }
@@ -232,7 +258,11 @@ impl<S: FileServer> Pool<S> {
     }
 
     fn serve(self: &Arc<Self>, taken: &Taken<'_>) {
-        let Taken { queue, head, buffers } = taken;
+        let Taken {
+            queue,
+            head,
+            buffers,
+        } = taken;
         let written = self.server.serve(&buffers.readable, &buffers.writable);
         let signal = match self.give_back(&mut self.lock(), *queue, *head, written) {
             Ok(signal) => signal,
@@ -250,13 +280,19 @@ impl<S: FileServer> Pool<S> {
             loop {
                 let next = queue.iter(&*self.memory).map_err(|_| Broken)?.next();
                 // The driver is to notify of what it adds from here on, whether this worker is free then or another one.
-                let more = queue.enable_notification(&*self.memory).map_err(|_| Broken)?;
+                let more = queue
+                    .enable_notification(&*self.memory)
+                    .map_err(|_| Broken)?;
                 if let Some(chain) = next {
                     let head = chain.head_index();
                     let buffers = chain::buffers(&self.memory, chain, queue.size());
                     let buffers = buffers.map_err(|_| Broken)?;
                     self.relieve(state, more);
-                    return Ok(Some(Taken { queue: index, head, buffers }));
+                    return Ok(Some(Taken {
+                        queue: index,
+                        head,
+                        buffers,
+                    }));
                 }
                 if !more {
                     break;
@@ -280,10 +316,20 @@ impl<S: FileServer> Pool<S> {
     }
 
     /// Returns a request to the driver. Says whether the driver wants an interrupt.
-    fn give_back(&self, state: &mut State, queue: usize, head: u16, written: usize) -> Result<bool, Broken> {
-        let Some(queue) = state.queues.get_mut(queue) else { return Ok(false) };
+    fn give_back(
+        &self,
+        state: &mut State,
+        queue: usize,
+        head: u16,
+        written: usize,
+    ) -> Result<bool, Broken> {
+        let Some(queue) = state.queues.get_mut(queue) else {
+            return Ok(false);
+        };
         let written = u32::try_from(written).map_err(|_| Broken)?;
-        queue.add_used(&*self.memory, head, written).map_err(|_| Broken)?;
+        queue
+            .add_used(&*self.memory, head, written)
+            .map_err(|_| Broken)?;
         queue.needs_notification(&*self.memory).map_err(|_| Broken)
     }
 

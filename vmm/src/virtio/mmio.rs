@@ -37,7 +37,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue_registers::{QueueRegisters, set_half};
-use super::{ActiveQueue, Activation, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 /// "virt" (virtio 1.2, section 4.2.2).
 const MAGIC: u32 = 0x7472_6976;
@@ -87,7 +87,11 @@ impl Transport {
         let interrupt_status = Arc::new(AtomicU32::new(0));
         let status = Arc::new(AtomicU32::new(0));
         let interrupt = Interrupt::new(interrupt_status.clone(), status.clone(), irqfd);
-        let queues = device.queue_max_sizes().iter().map(|&max| QueueRegisters::new(max)).collect();
+        let queues = device
+            .queue_max_sizes()
+            .iter()
+            .map(|&max| QueueRegisters::new(max))
+            .collect();
         Transport {
             device,
             memory,
@@ -135,7 +139,9 @@ impl Transport {
     }
 
     fn register(&self, offset: u64) -> u32 {
-        let Ok(offset) = u32::try_from(offset) else { return 0 };
+        let Ok(offset) = u32::try_from(offset) else {
+            return 0;
+        };
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => VERSION,
@@ -158,7 +164,9 @@ impl Transport {
     }
 
     fn set_register(&mut self, offset: u64, value: u32) {
-        let Ok(offset) = u32::try_from(offset) else { return };
+        let Ok(offset) = u32::try_from(offset) else {
+            return;
+        };
         match offset {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_sel = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
@@ -211,13 +219,17 @@ impl Transport {
         }
         let status = self.status();
         // The driver writes back what it read, the device's own bit included.
-        let (held, written) = (status & !VIRTIO_CONFIG_S_NEEDS_RESET, value & !VIRTIO_CONFIG_S_NEEDS_RESET);
+        let (held, written) = (
+            status & !VIRTIO_CONFIG_S_NEEDS_RESET,
+            value & !VIRTIO_CONFIG_S_NEEDS_RESET,
+        );
         let added = written & !held;
         if held & !written != 0 {
             return;
         }
         if added == VIRTIO_CONFIG_S_FAILED {
-            self.status.fetch_or(VIRTIO_CONFIG_S_FAILED, Ordering::SeqCst);
+            self.status
+                .fetch_or(VIRTIO_CONFIG_S_FAILED, Ordering::SeqCst);
         } else if STEPS.contains(&(held, added)) {
             match added {
                 VIRTIO_CONFIG_S_FEATURES_OK if !self.features_agree() => {}
@@ -264,7 +276,10 @@ impl Transport {
                 return Some(None);
             }
             let queue = registers.build(&self.memory, event_idx)?;
-            Some(Some(ActiveQueue { queue, kick: kick.try_clone().ok()? }))
+            Some(Some(ActiveQueue {
+                queue,
+                kick: kick.try_clone().ok()?,
+            }))
         };
         self.queues.iter().zip(&self.kicks).map(build).collect()
     }

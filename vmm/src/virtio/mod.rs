@@ -6,8 +6,10 @@ mod fs;
 mod mmio;
 mod queue_registers;
 mod rng;
+#[cfg(test)]
+mod test_driver;
 
-pub use device::{ActiveQueue, Activation, Interrupt, VirtioDevice};
+pub use device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 pub use fs::FileServer;
 
 pub(crate) use fs::Fs;

@@ -35,9 +35,15 @@ impl QueueRegisters {
     pub(super) fn build(&self, memory: &GuestMemoryMmap, event_idx: bool) -> Option<Queue> {
         let mut queue = Queue::new(self.max_size).ok()?;
         queue.try_set_size(u16::try_from(self.size).ok()?).ok()?;
-        queue.try_set_desc_table_address(GuestAddress(self.descriptors)).ok()?;
-        queue.try_set_avail_ring_address(GuestAddress(self.available)).ok()?;
-        queue.try_set_used_ring_address(GuestAddress(self.used)).ok()?;
+        queue
+            .try_set_desc_table_address(GuestAddress(self.descriptors))
+            .ok()?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.available))
+            .ok()?;
+        queue
+            .try_set_used_ring_address(GuestAddress(self.used))
+            .ok()?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         queue.is_valid(memory).then_some(queue)
@@ -46,6 +52,10 @@ impl QueueRegisters {
 
 /// Replaces the low or the high half of an address.
 pub(super) fn set_half(address: &mut u64, high: bool, value: u32) {
-    let (shift, keep) = if high { (32, 0xffff_ffff) } else { (0, 0xffff_ffff << 32) };
+    let (shift, keep) = if high {
+        (32, 0xffff_ffff)
+    } else {
+        (0, 0xffff_ffff << 32)
+    };
     *address = *address & keep | u64::from(value) << shift;
 }

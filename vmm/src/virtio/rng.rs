@@ -56,12 +56,22 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let Activation { memory, queues, interrupt, .. } = activation;
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
         let queue = queues.into_iter().next().flatten();
         let queue = queue.ok_or_else(|| io::Error::other("the request queue is not ready"))?;
         // A notification from before this moment found no device.
         queue.kick.write(1)?;
-        *lock(&self.0) = Some(Active { memory, queue: queue.queue, kick: queue.kick, interrupt });
+        *lock(&self.0) = Some(Active {
+            memory,
+            queue: queue.queue,
+            kick: queue.kick,
+            interrupt,
+        });
         Ok(())
     }
 
@@ -108,7 +118,9 @@ impl Active {
                 rest = behind;
             }
             let filled = u32::try_from(filled).map_err(|_| Broken)?;
-            self.queue.add_used(memory, head, filled).map_err(|_| Broken)?;
+            self.queue
+                .add_used(memory, head, filled)
+                .map_err(|_| Broken)?;
             served += 1;
             if served == BATCH {
                 // Fails only when the counter is full: then the event is pending.
@@ -127,3 +139,7 @@ impl Active {
 fn lock(slot: &Mutex<Option<Active>>) -> MutexGuard<'_, Option<Active>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "rng_tests.rs"]
+mod tests;

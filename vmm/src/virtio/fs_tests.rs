@@ -1,0 +1,279 @@
+//! The virtio-fs device against a driver, correct and hostile. Its server echoes requests.
+
+use std::sync::Condvar;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::super::test_driver::{
+    BUFFERS, Driver, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, broken_chains,
+};
+use super::*;
+use vm_memory::{Bytes, GuestAddress};
+
+const READ: u32 = VRING_DESC_F_NEXT;
+const WRITE: u32 = VRING_DESC_F_WRITE;
+
+/// Copies the request into the reply. A request that begins with b'w' waits until the gate opens.
+#[derive(Default)]
+struct Echo {
+    open: Mutex<bool>,
+    opened: Condvar,
+    waiting: AtomicUsize,
+    threads: AtomicUsize,
+    refuses: bool,
+}
+
+impl FileServer for Echo {
+    fn enter_worker_thread(&self) -> io::Result<()> {
+        self.threads.fetch_add(1, Ordering::SeqCst);
+        if self.refuses {
+            Err(io::Error::other("no"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
+        let mut bytes = Vec::new();
+        for slice in request {
+            let mut part = vec![0; slice.len()];
+            slice.copy_to(&mut part);
+            bytes.extend(part);
+        }
+        if bytes.first() == Some(&b'w') {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let open = self.open.lock().unwrap();
+            drop(self.opened.wait_while(open, |open| !*open).unwrap());
+        }
+        let mut rest = &bytes[..];
+        for slice in reply {
+            let (part, behind) = rest.split_at(slice.len().min(rest.len()));
+            slice.copy_from(part);
+            rest = behind;
+        }
+        bytes.len() - rest.len()
+    }
+}
+
+struct Bench {
+    driver: Driver,
+    fs: Fs<Echo>,
+    echo: Arc<Echo>,
+}
+
+impl Bench {
+    fn new(echo: Echo, event_idx: bool) -> Bench {
+        let echo = Arc::new(echo);
+        let driver = Driver::new(&QUEUE_SIZES);
+        let mut fs = Fs::new("tag", echo.clone());
+        fs.activate(driver.activation(event_idx)).unwrap();
+        Bench { driver, fs, echo }
+    }
+
+    /// A request of three bytes and a place for the reply, at a place of its own for each head.
+    fn offer(&self, queue: usize, head: u16, request: &[u8; 3]) {
+        let at = BUFFERS + u64::from(head) * 64;
+        self.driver
+            .memory
+            .write_slice(request, GuestAddress(at))
+            .unwrap();
+        let table: Vec<_> = (0..head).map(|_| (0, 0, 0, 0)).collect();
+        let mut table = table;
+        table.push((at, 3, READ, head + 1));
+        table.push((at + 16, 16, WRITE, 0));
+        let base = 0x1000 + queue as u64 * 0x4000 + u64::from(head) * 16;
+        self.driver.table(base, &table[usize::from(head)..]);
+        self.driver.offer(queue, head);
+        self.driver.kick(queue);
+    }
+
+    fn reply(&self, head: u16) -> [u8; 3] {
+        let at = BUFFERS + u64::from(head) * 64 + 16;
+        self.driver.memory.read_obj(GuestAddress(at)).unwrap()
+    }
+}
+
+/// Waits for what other threads do; a test that waits for ever is ended by its runner, here after a minute.
+fn until(mut condition: impl FnMut() -> bool) {
+    let begin = std::time::Instant::now();
+    while !condition() {
+        assert!(begin.elapsed().as_secs() < 60, "it does not happen");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn configuration_names_the_tag_and_one_queue() {
+    let fs = Fs::new("chiton", Arc::new(Echo::default()));
+    let mut config = [0xee; 44];
+    fs.read_config(0, &mut config);
+    assert_eq!(&config[..7], b"chiton\0");
+    assert_eq!(config[36..40], [1, 0, 0, 0]);
+    assert_eq!(config[40..], [0xee; 4]);
+    fs.read_config(u64::MAX, &mut config);
+    fs.read_config(39, &mut config);
+}
+
+#[test]
+fn requests_of_both_queues_are_answered() {
+    for event_idx in [false, true] {
+        let bench = Bench::new(Echo::default(), event_idx);
+        bench.offer(1, 4, b"abc");
+        until(|| bench.driver.used(1) == [(4, 3)]);
+        assert_eq!(bench.reply(4), *b"abc");
+        bench.offer(0, 2, b"def");
+        until(|| bench.driver.used(0) == [(2, 3)]);
+        until(|| bench.driver.irqfd.read().is_ok());
+        assert!(!bench.driver.needs_reset());
+    }
+}
+
+#[test]
+fn a_slow_request_does_not_hold_up_others() {
+    let bench = Bench::new(Echo::default(), true);
+    for slow in 0..3 {
+        bench.offer(1, slow * 2, b"wai");
+        until(|| bench.echo.waiting.load(Ordering::SeqCst) == usize::from(slow) + 1);
+        bench.offer(1, 100 + slow * 2, b"now");
+        until(|| bench.driver.used(1).len() == usize::from(slow) + 1);
+        assert_eq!(
+            bench.driver.used(1)[usize::from(slow)],
+            (u32::from(100 + slow * 2), 3)
+        );
+    }
+    // The fourth takes the last worker; what comes then waits its turn.
+    bench.offer(1, 6, b"wai");
+    until(|| bench.echo.waiting.load(Ordering::SeqCst) == 4);
+    bench.offer(1, 106, b"now");
+    assert_eq!(bench.driver.used(1).len(), 3);
+    *bench.echo.open.lock().unwrap() = true;
+    bench.echo.opened.notify_all();
+    until(|| bench.driver.used(1).len() == 8);
+    assert_eq!(bench.echo.threads.load(Ordering::SeqCst), MAX_WORKERS);
+}
+
+#[test]
+fn every_request_is_answered_once_under_load() {
+    for event_idx in [false, true] {
+        let bench = Bench::new(Echo::default(), event_idx);
+        for round in 0..200_usize {
+            for slot in 0..8_u16 {
+                bench.offer(1, slot * 2, &[b'a', round as u8, slot as u8]);
+            }
+            until(|| bench.driver.used(1).len() == (round + 1) * 8);
+            for slot in 0..8 {
+                assert_eq!(bench.reply(slot * 2), [b'a', round as u8, slot as u8]);
+            }
+        }
+    }
+}
+
+#[test]
+fn indirect_tables_and_empty_buffers_work() {
+    let bench = Bench::new(Echo::default(), true);
+    let memory = &bench.driver.memory;
+    memory
+        .write_slice(b"xyz", GuestAddress(BUFFERS + 0x1000))
+        .unwrap();
+    bench.driver.table(
+        BUFFERS,
+        &[
+            (BUFFERS + 0x1000, 0, READ, 1),
+            (BUFFERS + 0x1000, 3, READ, 2),
+            (BUFFERS + 0x2000, 1, WRITE | VRING_DESC_F_NEXT, 3),
+            (BUFFERS + 0x3000, 9, WRITE, 0),
+        ],
+    );
+    bench
+        .driver
+        .descriptors(1, &[(BUFFERS, 64, VRING_DESC_F_INDIRECT, 0)]);
+    bench.driver.offer(1, 0);
+    bench.driver.kick(1);
+    until(|| bench.driver.used(1) == [(0, 3)]);
+    assert_eq!(
+        memory
+            .read_obj::<u8>(GuestAddress(BUFFERS + 0x2000))
+            .unwrap(),
+        b'x'
+    );
+    assert_eq!(
+        memory
+            .read_obj::<[u8; 3]>(GuestAddress(BUFFERS + 0x3000))
+            .unwrap(),
+        *b"yz\0"
+    );
+}
+
+#[test]
+fn broken_chains_stop_the_device_until_reset() {
+    for (what, descriptors, indirect) in broken_chains() {
+        let mut bench = Bench::new(Echo::default(), true);
+        bench.driver.descriptors(1, &descriptors);
+        bench.driver.table(BUFFERS, &indirect);
+        bench.driver.offer(1, 0);
+        bench.driver.kick(1);
+        until(|| bench.driver.needs_reset());
+        bench.offer(0, 2, b"abc");
+        bench.fs.reset();
+        assert_eq!(bench.driver.used(0), [], "{what}");
+        assert_eq!(bench.driver.used(1), [], "{what}");
+    }
+}
+
+#[test]
+fn a_broken_ring_stops_the_device() {
+    for queue in [0, 1] {
+        let bench = Bench::new(Echo::default(), false);
+        bench.driver.set_available(queue, QUEUE_SIZES[queue] + 1);
+        bench.driver.kick(queue);
+        until(|| bench.driver.needs_reset());
+    }
+}
+
+#[test]
+fn reset_waits_for_all_workers() {
+    let mut bench = Bench::new(Echo::default(), true);
+    for slow in 0..4 {
+        bench.offer(1, slow * 2, b"wai");
+    }
+    until(|| bench.echo.waiting.load(Ordering::SeqCst) == 4);
+    let echo = bench.echo.clone();
+    let opener = thread::spawn(move || {
+        *echo.open.lock().unwrap() = true;
+        echo.opened.notify_all();
+    });
+    bench.fs.reset();
+    // All workers have ended: nobody else holds the server but the device, the opener and this test.
+    opener.join().unwrap();
+    assert_eq!(Arc::strong_count(&bench.echo), 2);
+    assert_eq!(bench.driver.used(1).len(), 4);
+    // It comes up again.
+    let again = Driver::new(&QUEUE_SIZES);
+    bench.fs.activate(again.activation(true)).unwrap();
+    bench.driver = again;
+    bench.offer(1, 0, b"abc");
+    until(|| bench.driver.used(1) == [(0, 3)]);
+}
+
+#[test]
+fn a_thread_that_cannot_serve_stops_the_device() {
+    let bench = Bench::new(
+        Echo {
+            refuses: true,
+            ..Echo::default()
+        },
+        true,
+    );
+    until(|| bench.driver.needs_reset());
+}
+
+#[test]
+fn a_missing_queue_is_refused() {
+    let driver = Driver::new(&QUEUE_SIZES);
+    let mut activation = driver.activation(true);
+    activation.queues[0] = None;
+    assert!(
+        Fs::new("tag", Arc::new(Echo::default()))
+            .activate(activation)
+            .is_err()
+    );
+}

@@ -1,0 +1,244 @@
+//! Machines that run a few hand-written instructions. They need `/dev/kvm`; any KVM will do, an emulated one too.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use vm_memory::VolatileSlice;
+use vmm::virtio::FileServer;
+use vmm::{BootError, EndReason, Ended, Error, Event, Machine, MachineConfig, MemoryError};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+const MEMORY: u64 = 4 << 20;
+/// Where the code runs.
+const ENTRY: u64 = 0x10_0000;
+/// Where the host looks for the guest's log.
+const RING: u32 = 0x3f_0000;
+/// The first device's page.
+const DEVICE: u32 = 0xd000_0000;
+
+/// Answers nothing: no test makes a request.
+struct NoFiles;
+
+impl FileServer for NoFiles {
+    fn enter_worker_thread(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn serve(&self, _: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> usize {
+        0
+    }
+}
+
+/// 64-bit code.
+#[derive(Default)]
+struct Code(Vec<u8>);
+
+impl Code {
+    fn bytes(mut self, bytes: &[u8]) -> Code {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// mov ecx, address
+    fn point_at(self, address: u32) -> Code {
+        self.bytes(&[0xb9]).bytes(&address.to_le_bytes())
+    }
+
+    /// mov dword [address], value
+    fn store(self, address: u32, value: u32) -> Code {
+        self.point_at(address)
+            .bytes(&[0xc7, 0x01])
+            .bytes(&value.to_le_bytes())
+    }
+
+    /// mov eax, [from]; mov [to], eax
+    fn copy(self, from: u32, to: u32) -> Code {
+        self.point_at(from).bytes(&[0x8b, 0x01]).save(to)
+    }
+
+    /// mov [to], eax
+    fn save(self, to: u32) -> Code {
+        self.point_at(to).bytes(&[0x89, 0x01])
+    }
+
+    /// Says that the ring holds `size` bytes.
+    fn log(self, size: u32) -> Code {
+        self.store(RING, 0x4347_4244)
+            .store(RING + 4, size)
+            .store(RING + 8, size)
+    }
+
+    /// mov al, 0xfe; out 0x64, al
+    fn reset(self) -> Code {
+        self.bytes(&[0xb0, 0xfe, 0xe6, 0x64])
+    }
+}
+
+/// An ELF image of the code, of page table entries that map the devices' 2 MiB.
+fn image(code: &[u8]) -> Vec<u8> {
+    let directory = 0x20_0000_u64;
+    let segments: [(u64, &[u8]); 3] = [
+        (ENTRY, code),
+        // The entry of the fourth GiB in the page directory pointer table at 0xa000, and that of the devices.
+        (0xa000 + 3 * 8, &(directory | 3).to_le_bytes()),
+        (
+            directory + (u64::from(DEVICE) >> 21 & 511) * 8,
+            &(u64::from(DEVICE) | 0x83).to_le_bytes(),
+        ),
+    ];
+    let mut data_at = 64 + 56 * segments.len() as u64;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    for word in [ENTRY, 64, 0] {
+        elf.extend_from_slice(&word.to_le_bytes());
+    }
+    elf.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    for (address, bytes) in segments {
+        let size = bytes.len() as u64;
+        elf.extend_from_slice(&[1, 0, 0, 0, 7, 0, 0, 0]);
+        for word in [data_at, address, address, size, size, 1] {
+            elf.extend_from_slice(&word.to_le_bytes());
+        }
+        data_at += size;
+    }
+    segments
+        .iter()
+        .for_each(|(_, bytes)| elf.extend_from_slice(bytes));
+    elf
+}
+
+fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
+    let kvm = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .expect("/dev/kvm");
+    Machine::new(
+        kvm,
+        MachineConfig {
+            kernel,
+            initramfs: b"",
+            memory,
+            vcpus,
+        },
+        Arc::new(NoFiles),
+    )
+}
+
+fn run(code: Code, vcpus: u8) -> Ended {
+    let mut machine = machine(&image(&code.0), MEMORY, vcpus).unwrap();
+    assert!(machine.handle_events().unwrap().is_empty());
+    assert_eq!(machine.first_run(), None);
+    machine.start().unwrap();
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, machine.epoll_fd().as_raw_fd(), event)
+        .unwrap();
+    loop {
+        let count = epoll.wait(60_000, &mut [EpollEvent::default()]).unwrap();
+        assert_eq!(count, 1, "the guest does not end");
+        if let Some(Event::Ended(ended)) = machine.handle_events().unwrap().pop() {
+            assert!(machine.first_run().is_some());
+            assert!(
+                machine.handle_events().unwrap().is_empty(),
+                "the end is told once"
+            );
+            return ended;
+        }
+    }
+}
+
+#[test]
+fn the_keyboard_controller_resets() {
+    let ended = run(Code::default().reset(), 1);
+    assert_eq!(ended.reason, EndReason::Reset);
+    assert_eq!(ended.last_words, "");
+}
+
+#[test]
+fn a_triple_fault_resets() {
+    // ud2 without an interrupt descriptor table
+    assert_eq!(
+        run(Code::default().bytes(&[0x0f, 0x0b]), 1).reason,
+        EndReason::Reset
+    );
+}
+
+#[test]
+fn last_words_are_read_from_the_ring() {
+    let word = |text: &[u8; 4]| u32::from_le_bytes(*text);
+    let code = Code::default()
+        .store(RING + 12, word(b"bye\x1b"))
+        .store(RING + 16, word(b"!\n\0\0"));
+    assert_eq!(run(code.log(6).reset(), 1).last_words, "bye!\n");
+}
+
+#[test]
+fn device_registers_are_read() {
+    let code = Code::default().copy(DEVICE, RING + 12).log(4).reset();
+    assert_eq!(run(code, 1).last_words, "virt");
+}
+
+#[test]
+fn what_is_not_there_reads_as_ones() {
+    // in al, 0x60; in eax, dx of port 0x1234
+    let code = Code::default().bytes(&[0xe4, 0x60]).save(RING + 12);
+    assert_eq!(run(code.log(1).reset(), 1).last_words, "\u{fffd}");
+    let code = Code::default()
+        .copy(DEVICE + 3 * 4096, RING + 12)
+        .log(4)
+        .reset();
+    assert_eq!(run(code, 1).last_words, "\u{fffd}".repeat(4));
+}
+
+#[test]
+fn writes_to_nowhere_are_ignored() {
+    // out 0x80, al; out 0x64, al with another command
+    let code = Code::default().bytes(&[0xb0, 0x20, 0xe6, 0x80, 0xe6, 0x64]);
+    let code = code.store(DEVICE + 3 * 4096, 1).store(DEVICE + 0x1ff000, 1);
+    assert_eq!(run(code.reset(), 1).reason, EndReason::Reset);
+}
+
+#[test]
+fn instructions_in_a_device_are_an_error_of_kvm() {
+    // mov ecx, device; jmp rcx
+    let ended = run(Code::default().point_at(DEVICE).bytes(&[0xff, 0xe1]), 1);
+    assert!(
+        matches!(ended.reason, EndReason::InternalError { .. }),
+        "{:?}",
+        ended.reason
+    );
+}
+
+#[test]
+fn other_vcpus_wait_to_be_started() {
+    assert_eq!(run(Code::default().reset(), 4).reason, EndReason::Reset);
+}
+
+#[test]
+fn impossible_machines_are_refused() {
+    let kernel = image(&Code::default().reset().0);
+    assert!(matches!(machine(&kernel, MEMORY, 0), Err(Error::Vcpus(0))));
+    assert!(matches!(
+        machine(&kernel, MEMORY, 255),
+        Err(Error::Vcpus(255))
+    ));
+    assert!(matches!(
+        machine(&kernel, MEMORY + 1, 1),
+        Err(Error::Memory(MemoryError::NotPages(_)))
+    ));
+    assert!(matches!(
+        machine(&kernel, 1 << 60, 1),
+        Err(Error::Memory(MemoryError::TooLarge { .. }))
+    ));
+    assert!(matches!(
+        machine(&kernel, 0x20_0000, 1),
+        Err(Error::Boot(BootError::Space { .. } | BootError::Kernel(_)))
+    ));
+    assert!(matches!(
+        machine(b"no kernel", MEMORY, 1),
+        Err(Error::Boot(BootError::Kernel(_)))
+    ));
+}
