@@ -1,0 +1,95 @@
+//! From the kernel to a guest that can serve: as little as possible.
+
+use std::path::Path;
+
+use nix::fcntl::AT_FDCWD;
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{chroot, fchdir, mkdir};
+
+use crate::control::{self, Control};
+use crate::error::{During, Result};
+use crate::stage;
+use crate::sys;
+
+/// What PID 1 starts with.
+pub(crate) struct Booted {
+    /// CLOCK_MONOTONIC at the agent's begin, in ns.
+    pub(crate) started: u64,
+    /// The stream to the host, perhaps still connecting.
+    pub(crate) control: Control,
+    /// Readable when a child has ended.
+    pub(crate) signals: SignalFd,
+}
+
+/// CLOCK_MONOTONIC in ns.
+pub(crate) fn now() -> u64 {
+    // The clock always exists and is never negative.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(|time| {
+            let part = |value: i64| u64::try_from(value).unwrap_or(0);
+            part(time.tv_sec()) * 1_000_000_000 + part(time.tv_nsec())
+        })
+        .unwrap_or(0)
+}
+
+/// Boots the guest. The host is dialled first, so that it answers while the mounts are made.
+pub(crate) fn boot() -> Result<Booted> {
+    let started = now();
+    let control = Control::new(control::dial(protocol::CONTROL_PORT)?);
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.thread_block().during(|| "block SIGCHLD")?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .during(|| "create a signalfd")?;
+    mounts()?;
+    leave_initial_root()?;
+    sys::loopback_up().during(|| "bring the loopback interface up")?;
+    Ok(Booted {
+        started,
+        control,
+        signals,
+    })
+}
+
+/// The directories are there: the initramfs brings them.
+fn mounts() -> Result<()> {
+    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let none = MsFlags::empty();
+    fs("proc", "/proc", safe, None)?;
+    fs("sysfs", "/sys", safe, None)?;
+    fs("devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"))?;
+    fs("tmpfs", "/run", MsFlags::MS_NOSUID, Some("mode=755"))?;
+    fs("cgroup2", stage::CGROUP_ROOT, safe, None)?;
+    stage::delegate(Path::new(stage::CGROUP_ROOT))?;
+    for directory in [stage::SHARE, stage::STAGING] {
+        mkdir(directory, nix::sys::stat::Mode::S_IRWXU).during(|| format!("create {directory}"))?;
+    }
+    // The source of a virtio-fs mount is the tag of the device.
+    mount(
+        Some(protocol::SHARE_TAG),
+        stage::SHARE,
+        Some("virtiofs"),
+        none,
+        None::<&str>,
+    )
+    .during(|| "mount the share")
+}
+
+fn fs(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
+    mount(Some(kind), target, Some(kind), flags, data).during(|| format!("mount {target}"))
+}
+
+/// Puts a second mount of the root over the first. pivot_root(2) cannot leave the initial root,
+/// since no mount is below it to be pivoted against.
+fn leave_initial_root() -> Result<()> {
+    let what = || "leave the initial root";
+    let flags = libc::OPEN_TREE_CLONE | libc::AT_RECURSIVE.cast_unsigned();
+    let copy = sys::open_tree(AT_FDCWD, c"/", flags).during(what)?;
+    let root = sys::open_tree(AT_FDCWD, c"/", 0).during(what)?;
+    sys::attach(&copy, root).during(what)?;
+    fchdir(&copy).during(what)?;
+    chroot(".").during(what)
+}

@@ -1,0 +1,135 @@
+//! The control stream to the host: frames over a non-blocking vsock connection.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, VsockAddr, connect, getsockopt, send, socket,
+    sockopt,
+};
+use nix::unistd::read;
+use protocol::{Decoder, Message, Request};
+
+use crate::error::{During, Error, Result};
+
+/// Bytes read at once.
+const PIECE: usize = 16 << 10;
+
+/// Begins to connect to a vsock port of the host. The socket is writable once that has succeeded.
+pub(crate) fn dial(port: u32) -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)
+        .during(|| "create a vsock socket")?;
+    let host = VsockAddr::new(libc::VMADDR_CID_HOST, port);
+    match connect(socket.as_raw_fd(), &host) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
+        Err(error) => Err(error).during(|| format!("connect to port {port} of the host")),
+    }
+}
+
+/// How a connection attempt has ended, when its socket has become ready.
+pub(crate) fn connected(socket: impl AsFd) -> Result<()> {
+    let error = getsockopt(&socket, sockopt::SocketError).during(|| "look at a socket")?;
+    match error {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)).during(|| "connect to the host"),
+    }
+}
+
+/// The control stream.
+pub(crate) struct Control {
+    socket: OwnedFd,
+    connected: bool,
+    decoder: Decoder,
+    /// What is still to be sent: the answers to the host's own requests, so the host bounds it.
+    unsent: Vec<u8>,
+}
+
+impl Control {
+    /// Over a socket that may still be connecting.
+    pub(crate) fn new(socket: OwnedFd) -> Control {
+        Control {
+            socket,
+            connected: false,
+            decoder: Decoder::new(),
+            unsent: Vec::new(),
+        }
+    }
+
+    /// The socket, for epoll.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// What to wait for.
+    pub(crate) fn interest(&self) -> EpollFlags {
+        if self.connected && self.unsent.is_empty() {
+            EpollFlags::EPOLLIN
+        } else {
+            EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT
+        }
+    }
+
+    /// Sends a message, at the latest when the stream takes it.
+    pub(crate) fn send(&mut self, message: &Message) -> Result<()> {
+        let frame = protocol::encode(message).map_err(|e| Error::Stream("control", e))?;
+        self.unsent.extend_from_slice(&frame);
+        if self.connected { self.flush() } else { Ok(()) }
+    }
+
+    /// Does what the stream is ready for. Returns true when it has become connected just now.
+    pub(crate) fn ready(&mut self, events: EpollFlags) -> Result<bool> {
+        if self.connected {
+            self.flush()?;
+            if events.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+            {
+                self.receive()?;
+            }
+            return Ok(false);
+        }
+        let ends = EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
+        if !events.intersects(ends) {
+            return Ok(false);
+        }
+        connected(&self.socket)?;
+        self.connected = true;
+        self.flush()?;
+        Ok(true)
+    }
+
+    /// The next request that has arrived.
+    pub(crate) fn request(&mut self) -> Result<Option<Request>> {
+        self.decoder.take().map_err(|e| Error::Stream("control", e))
+    }
+
+    fn receive(&mut self) -> Result<()> {
+        let mut piece = [0; PIECE];
+        match read(&self.socket, &mut piece) {
+            Ok(0) => Err(Error::Closed("the host")),
+            Ok(count) => {
+                self.decoder.push(&piece[..count]);
+                Ok(())
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).during(|| "read from the host"),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        while !self.unsent.is_empty() {
+            match send(
+                self.socket.as_raw_fd(),
+                &self.unsent,
+                MsgFlags::MSG_NOSIGNAL,
+            ) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).during(|| "write to the host"),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,349 @@
+//! The container's cgroup inside of the guest (cgroup v2, Documentation/admin-guide/cgroup-v2.rst).
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+
+use super::device_filter;
+use crate::error::{During, Error, Result};
+use crate::sys;
+
+/// Where the agent mounts the hierarchy.
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+
+/// One file of a cgroup and what to write to it.
+type Setting = (String, String);
+
+/// The directory of the container's cgroup. `slice:prefix:name` is systemd's notation.
+pub(crate) fn directory(spec: &Spec, id: &str) -> Result<PathBuf> {
+    let configured = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().clone());
+    let path = configured.unwrap_or_else(|| PathBuf::from(id));
+    let text = path.to_str().unwrap_or_default();
+    let path = match text.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] if !text.contains('/') => {
+            Path::new(slice).join(format!("{prefix}-{name}.scope"))
+        }
+        _ => path,
+    };
+    let mut directory = PathBuf::from(ROOT);
+    for component in path.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => directory.push(name),
+            _ => {
+                return Err(Error::Config(format!(
+                    "linux.cgroupsPath: {} leads out",
+                    path.display()
+                )));
+            }
+        }
+    }
+    if directory == Path::new(ROOT) {
+        return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
+    }
+    Ok(directory)
+}
+
+/// Creates the cgroup, applies the limits and the device rules, and returns it as a descriptor.
+pub(crate) fn create(spec: &Spec, directory: &Path) -> Result<OwnedFd> {
+    let mut parent = PathBuf::from(ROOT);
+    let names = directory.strip_prefix(ROOT).unwrap_or(directory);
+    for (depth, name) in names.iter().enumerate() {
+        if depth > 0 {
+            delegate(&parent)?;
+        }
+        parent.push(name);
+        match fs::create_dir(&parent) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result.during(|| format!("create cgroup {}", parent.display()))?,
+        }
+    }
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        for (file, value) in settings(resources)? {
+            write(directory, &file, &value)?;
+        }
+    }
+    let rules = resources
+        .and_then(|resources| resources.devices().as_deref())
+        .unwrap_or_default();
+    let program = sys::load_device_program(&device_filter::compile(rules)?)
+        .during(|| "load the device filter")?;
+    let cgroup: OwnedFd = fs::File::open(directory)
+        .during(|| format!("open {}", directory.display()))?
+        .into();
+    sys::attach_device_program(&cgroup, program).during(|| "attach the device filter")?;
+    Ok(cgroup)
+}
+
+/// Passes all controllers of a cgroup on to its children.
+pub(crate) fn delegate(cgroup: &Path) -> Result<()> {
+    let file = cgroup.join("cgroup.controllers");
+    let controllers = fs::read_to_string(&file).during(|| format!("read {}", file.display()))?;
+    let enable: Vec<String> = controllers
+        .split_whitespace()
+        .map(|c| format!("+{c}"))
+        .collect();
+    if enable.is_empty() {
+        Ok(())
+    } else {
+        write(cgroup, "cgroup.subtree_control", &enable.join(" "))
+    }
+}
+
+fn write(directory: &Path, file: &str, value: &str) -> Result<()> {
+    match fs::OpenOptions::new()
+        .write(true)
+        .open(directory.join(file))
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+    {
+        // A guest kernel without swap never swaps: every limit on it holds.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" => {
+            Ok(())
+        }
+        result => result.during(|| format!("write {value:?} to {file} of the cgroup")),
+    }
+}
+
+/// -1 stands for no limit.
+fn limit(value: i64) -> String {
+    if value < 0 {
+        "max".to_owned()
+    } else {
+        value.to_string()
+    }
+}
+
+/// What to write for the limits, in an order that the kernel accepts.
+fn settings(resources: &LinuxResources) -> Result<Vec<Setting>> {
+    let mut settings = Vec::new();
+    let mut add = |file: &str, value: String| settings.push((file.to_owned(), value));
+    if let Some(memory) = resources.memory() {
+        of_memory(memory, &mut add)?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        of_cpu(cpu, &mut add);
+    }
+    // 0 stands for "not set", as for runc.
+    if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
+        add("pids.max", limit(pids.limit()));
+    }
+    for huge in resources.hugepage_limits().iter().flatten() {
+        let size = huge.page_size();
+        if size.is_empty() || !size.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(Error::Config(format!(
+                "linux.resources.hugepageLimits: bad size {size:?}"
+            )));
+        }
+        add(&format!("hugetlb.{size}.max"), limit(huge.limit()));
+        add(&format!("hugetlb.{size}.rsvd.max"), limit(huge.limit()));
+    }
+    let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
+    unified.sort();
+    for (file, value) in unified {
+        // As runc: a file name, of a controller or of the core.
+        if file.contains('/') || !file.contains('.') {
+            return Err(Error::Config(format!(
+                "linux.resources.unified: bad name {file:?}"
+            )));
+        }
+        add(file, value.clone());
+    }
+    Ok(settings)
+}
+
+fn of_memory(memory: &LinuxMemory, add: &mut impl FnMut(&str, String)) -> Result<()> {
+    let max = memory.limit().filter(|limit| *limit != 0);
+    match (max, memory.swap()) {
+        (_, None | Some(0)) => {}
+        (_, Some(swap)) if swap < 0 => add("memory.swap.max", "max".to_owned()),
+        (Some(max), Some(swap)) if max > 0 && swap >= max => {
+            // The specification limits the sum of memory and swap, the kernel swap alone.
+            add("memory.swap.max", (swap - max).to_string());
+        }
+        (Some(max), Some(_)) if max > 0 => {
+            let text = "linux.resources.memory.swap is less than the memory limit that it includes";
+            return Err(Error::Config(text.into()));
+        }
+        _ => {
+            let text = "linux.resources.memory.swap needs linux.resources.memory.limit";
+            return Err(Error::Config(text.into()));
+        }
+    }
+    if let Some(max) = max {
+        add("memory.max", limit(max));
+    }
+    if let Some(low) = memory.reservation().filter(|low| *low != 0) {
+        add("memory.low", limit(low));
+    }
+    Ok(())
+}
+
+fn of_cpu(cpu: &LinuxCpu, add: &mut impl FnMut(&str, String)) {
+    if let Some(idle) = cpu.idle() {
+        add("cpu.idle", idle.to_string());
+    }
+    // An idle cgroup has no weight to set (kernel/sched/core.c, cpu_weight_write_u64).
+    if let Some(shares) = cpu.shares().filter(|s| *s != 0 && cpu.idle() != Some(1)) {
+        add("cpu.weight", weight(shares).to_string());
+    }
+    let quota = cpu.quota().filter(|quota| *quota != 0);
+    let period = cpu.period().filter(|period| *period != 0);
+    if quota.is_some() || period.is_some() {
+        let quota = quota.map_or_else(|| "max".to_owned(), limit);
+        // 100 ms is the kernel's default period (cgroup-v2.rst, cpu.max).
+        add("cpu.max", format!("{quota} {}", period.unwrap_or(100_000)));
+    }
+    if let Some(burst) = cpu.burst() {
+        add("cpu.max.burst", burst.to_string());
+    }
+    for (file, value) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+            add(file, value.clone());
+        }
+    }
+}
+
+/// Shares of cgroup v1 (2 to 262144, 1024 by default) as weight of v2 (1 to 10000, 100 by default).
+/// The curve of runc 1.4 and crun 1.23: it meets both ends and both defaults.
+fn weight(shares: u64) -> u64 {
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let log = f64::from(u32::try_from(shares).unwrap_or(u32::MAX)).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            // Between 1 and 10000 by the range of `shares`.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let weight = 10_f64.powf(exponent).ceil() as u64;
+            weight
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(json: &str) -> Result<Vec<Setting>> {
+        settings(&serde_json::from_str(json).unwrap())
+    }
+
+    fn check(json: &str, expected: &[(&str, &str)]) {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(f, v)| ((*f).to_owned(), (*v).to_owned()))
+            .collect();
+        assert_eq!(of(json).unwrap(), expected, "{json}");
+    }
+
+    #[test]
+    fn shares_become_weights_as_with_runc() {
+        for (shares, expected) in [
+            (2, 1),
+            (1, 1),
+            (1024, 100),
+            (262_144, 10_000),
+            (999_999, 10_000),
+            (512, 59),
+        ] {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+        assert!(
+            (3..262_144)
+                .step_by(97)
+                .all(|s| weight(s) <= weight(s + 97))
+        );
+    }
+
+    #[test]
+    fn memory() {
+        check(
+            r#"{"memory":{"limit":1000,"swap":1500}}"#,
+            &[("memory.swap.max", "500"), ("memory.max", "1000")],
+        );
+        check(
+            r#"{"memory":{"limit":1000,"swap":1000,"reservation":10}}"#,
+            &[
+                ("memory.swap.max", "0"),
+                ("memory.max", "1000"),
+                ("memory.low", "10"),
+            ],
+        );
+        check(
+            r#"{"memory":{"limit":-1,"swap":-1}}"#,
+            &[("memory.swap.max", "max"), ("memory.max", "max")],
+        );
+        check(r#"{"memory":{"limit":0,"swap":0}}"#, &[]);
+        assert!(of(r#"{"memory":{"limit":1000,"swap":999}}"#).is_err());
+        assert!(of(r#"{"memory":{"swap":999}}"#).is_err());
+        assert!(of(r#"{"memory":{"limit":-1,"swap":999}}"#).is_err());
+    }
+
+    #[test]
+    fn cpu() {
+        check(
+            r#"{"cpu":{"shares":1024,"quota":50000,"period":200000,"burst":7}}"#,
+            &[
+                ("cpu.weight", "100"),
+                ("cpu.max", "50000 200000"),
+                ("cpu.max.burst", "7"),
+            ],
+        );
+        check(r#"{"cpu":{"quota":50000}}"#, &[("cpu.max", "50000 100000")]);
+        check(
+            r#"{"cpu":{"quota":-1,"period":5000}}"#,
+            &[("cpu.max", "max 5000")],
+        );
+        check(r#"{"cpu":{"idle":1,"shares":5}}"#, &[("cpu.idle", "1")]);
+        check(
+            r#"{"cpu":{"cpus":"0-1","mems":""}}"#,
+            &[("cpuset.cpus", "0-1")],
+        );
+    }
+
+    #[test]
+    fn the_rest() {
+        check(r#"{"pids":{"limit":5}}"#, &[("pids.max", "5")]);
+        check(r#"{"pids":{"limit":-1}}"#, &[("pids.max", "max")]);
+        check(r#"{"pids":{"limit":0}}"#, &[]);
+        check(
+            r#"{"hugepageLimits":[{"pageSize":"2MB","limit":9}]}"#,
+            &[("hugetlb.2MB.max", "9"), ("hugetlb.2MB.rsvd.max", "9")],
+        );
+        check(
+            r#"{"unified":{"memory.high":"5","cpu.weight":"7"}}"#,
+            &[("cpu.weight", "7"), ("memory.high", "5")],
+        );
+        assert!(of(r#"{"unified":{"../memory.high":"5"}}"#).is_err());
+        assert!(of(r#"{"hugepageLimits":[{"pageSize":"../x","limit":9}]}"#).is_err());
+    }
+
+    #[test]
+    fn the_directory_stays_in_the_hierarchy() {
+        let at = |path: &str| {
+            let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"cgroupsPath":"{path}"}}}}"#);
+            directory(&serde_json::from_str(&json).unwrap(), "id")
+        };
+        assert_eq!(at("/a/b").unwrap(), Path::new("/sys/fs/cgroup/a/b"));
+        assert_eq!(at("a").unwrap(), Path::new("/sys/fs/cgroup/a"));
+        let scope = Path::new("/sys/fs/cgroup/machine.slice/libpod-1.scope");
+        assert_eq!(at("machine.slice:libpod:1").unwrap(), scope);
+        assert!(at("/../x").is_err());
+        assert!(at("/").is_err());
+        let bare: Spec = serde_json::from_str(r#"{"ociVersion":"1.0.2"}"#).unwrap();
+        assert_eq!(
+            directory(&bare, "id").unwrap(),
+            Path::new("/sys/fs/cgroup/id")
+        );
+    }
+}

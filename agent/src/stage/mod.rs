@@ -1,0 +1,346 @@
+//! The process that sets a container up: a fresh, single-threaded re-execution of the agent.
+//!
+//! ```text
+//! agent (PID 1) ──spawn──> stage ──clone3(CLONE_PARENT)──> init ──execve──> the program
+//!   │                        │ cgroup, device filter,        │ mounts, devices, privileges
+//!   │                        │ mount sources, id maps        │
+//!   │<── Child(pid) ─────────┤                               │
+//!   │                        └── go ────────────────────────>│
+//!   │                          (exits)                       │
+//!   │<── Prepared [terminal] ────────────────────────────────┤
+//!   ├─── one byte: start ───────────────────────────────────>│
+//!   │<── end of stream: executed; or Failed ─────────────────┤
+//! ```
+//! Invariants: init is a child of PID 1 from its birth, so its exit status is exact; its pid is
+//! told before it may run, so it cannot end unknown; the wire is close-on-exec, so its end with
+//! nothing said is the success of execve.
+
+mod cgroup;
+mod copy_up;
+mod device_filter;
+mod devices;
+mod init;
+mod mounts;
+mod options;
+mod process;
+mod tree;
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{IoSlice, Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::{Gid, Uid, fchown, pipe2};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use protocol::{Create, Failure};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use cgroup::{ROOT as CGROUP_ROOT, delegate, directory as cgroup_directory};
+pub(crate) use mounts::{SHARE, STAGING};
+
+use crate::error::{self, During, Error, Result};
+use crate::sys;
+use crate::unsupported::unsupported;
+
+/// What the stage and init tell the agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// Init exists, with this pid.
+    Child(i32),
+    /// Init waits for the start. With a terminal its master comes along as SCM_RIGHTS.
+    Prepared,
+    /// What could not be done.
+    Failed(Failure),
+}
+
+/// The stream to the agent.
+pub(crate) struct Wire(OwnedFd);
+
+impl Wire {
+    /// Sends a report, with a descriptor if there is one.
+    fn send(&self, report: &Report, descriptor: Option<&OwnedFd>) -> Result<()> {
+        let frame = protocol::encode(report).map_err(|e| Error::Stream("agent", e))?;
+        let raw: Vec<RawFd> = descriptor.iter().map(|fd| fd.as_raw_fd()).collect();
+        let control = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() {
+            &[][..]
+        } else {
+            &control[..]
+        };
+        let mut rest = &frame[..];
+        while !rest.is_empty() {
+            let control = if rest.len() == frame.len() {
+                control
+            } else {
+                &[]
+            };
+            let slices = [IoSlice::new(rest)];
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            let sent = sendmsg::<()>(self.0.as_raw_fd(), &slices, control, flags, None)
+                .during(|| "report to the agent")?;
+            rest = &rest[sent..];
+        }
+        Ok(())
+    }
+
+    /// Waits for the agent's word. An error when it is gone instead.
+    fn wait(&self) -> Result<()> {
+        wait_for_byte(&self.0, "the agent")
+    }
+
+    /// Tells the agent and the kernel log.
+    fn fail(&self, error: &Error) {
+        let failure = error.failure();
+        error::log(&failure.to_string());
+        if let Err(error) = self.send(&Report::Failed(failure), None) {
+            error::log(&error.failure().to_string());
+        }
+    }
+}
+
+fn wait_for_byte(fd: &OwnedFd, who: &'static str) -> Result<()> {
+    match nix::unistd::read(fd, &mut [0]).during(|| format!("wait for {who}"))? {
+        0 => Err(Error::Closed(who)),
+        _ => Ok(()),
+    }
+}
+
+/// The stage process: `arguments` are the numbers of the request's memfd and of the wire.
+pub(crate) fn main(arguments: &[String]) -> ! {
+    let wire = match adopt(arguments.get(1)) {
+        Ok(wire) => Wire(wire),
+        Err(error) => {
+            error::log(&error.failure().to_string());
+            sys::exit(1);
+        }
+    };
+    if let Err(error) = run(arguments, &wire) {
+        wire.fail(&error);
+        sys::exit(1);
+    }
+    sys::exit(0)
+}
+
+fn adopt(number: Option<&String>) -> Result<OwnedFd> {
+    let number: Option<RawFd> = number.and_then(|number| number.parse().ok());
+    let number = number.filter(|number| *number > 2);
+    let number = number.ok_or_else(|| Error::Config("stage: bad descriptor number".into()))?;
+    // SAFETY: the agent passes two distinct inherited descriptors for this process alone to own,
+    // and each is adopted once, first thing.
+    let fd = unsafe { sys::adopt(number) }.during(|| "adopt a descriptor")?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).during(|| "set close-on-exec")?;
+    Ok(fd)
+}
+
+/// The container to be made, as read and checked.
+struct Plan {
+    create: Create,
+    spec: Spec,
+}
+
+impl Plan {
+    fn read(request: OwnedFd) -> Result<Plan> {
+        let mut text = Vec::new();
+        let mut file = File::from(request);
+        file.rewind()
+            .and_then(|()| file.read_to_end(&mut text))
+            .during(|| "read the request")?;
+        let create: Create = serde_json::from_slice(&text).map_err(Error::Parse)?;
+        let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
+        let found = unsupported(&spec);
+        if !found.is_empty() {
+            return Err(Error::Config(format!(
+                "not supported: {}",
+                found.join(", ")
+            )));
+        }
+        let plan = Plan { create, spec };
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// What makes no sense, as runc's validator says.
+    fn check(&self) -> Result<()> {
+        let bad = |text: &str| Err(Error::Config(text.to_owned()));
+        let Some(process) = self.spec.process() else {
+            return bad("process is missing");
+        };
+        if !process.cwd().is_absolute() {
+            return bad("process.cwd is not an absolute path");
+        }
+        let has = |namespace| self.namespaces().any(|known| known == namespace);
+        let Some(linux) = self.spec.linux() else {
+            return Ok(());
+        };
+        let some = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|p| !p.is_empty());
+        let protects = some(linux.masked_paths()) || some(linux.readonly_paths());
+        if protects && !has(LinuxNamespaceType::Mount) {
+            return bad("linux.maskedPaths and linux.readonlyPaths need a new mount namespace");
+        }
+        let named = self.spec.hostname().is_some() || self.spec.domainname().is_some();
+        if named && !has(LinuxNamespaceType::Uts) {
+            return bad("hostname and domainname need a new uts namespace");
+        }
+        if linux.uid_mappings().is_some() && !has(LinuxNamespaceType::User) {
+            return bad("linux.uidMappings needs a new user namespace");
+        }
+        if linux.time_offsets().is_some() && !has(LinuxNamespaceType::Time) {
+            return bad("linux.timeOffsets needs a new time namespace");
+        }
+        Ok(())
+    }
+
+    /// The new namespaces that are asked for.
+    fn namespaces(&self) -> impl Iterator<Item = LinuxNamespaceType> + '_ {
+        let linux = self.spec.linux().as_ref();
+        linux
+            .and_then(|linux| linux.namespaces().as_ref())
+            .into_iter()
+            .flatten()
+            .map(|n| n.typ())
+    }
+
+    fn has(&self, namespace: LinuxNamespaceType) -> bool {
+        self.namespaces().any(|known| known == namespace)
+    }
+
+    /// The flags of clone3: all but the time namespace, which comes first, and the cgroup
+    /// namespace, which comes when init is in its cgroup.
+    fn clone_flags(&self) -> i32 {
+        self.namespaces().fold(0, |flags, namespace| {
+            flags
+                | match namespace {
+                    LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
+                    LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
+                    LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
+                    LinuxNamespaceType::User => libc::CLONE_NEWUSER,
+                    LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
+                    LinuxNamespaceType::Network => libc::CLONE_NEWNET,
+                    LinuxNamespaceType::Cgroup | LinuxNamespaceType::Time => 0,
+                }
+        })
+    }
+}
+
+fn run(arguments: &[String], wire: &Wire) -> Result<()> {
+    let plan = Plan::read(adopt(arguments.first())?)?;
+    let directory = cgroup::directory(&plan.spec, &plan.create.id)?;
+    let cgroup = cgroup::create(&plan.spec, &directory)?;
+    let sources = mounts::Sources::take(&plan.spec, &plan.create.overlay)?;
+    give_stdio(&plan)?;
+    if plan.has(LinuxNamespaceType::Time) {
+        new_time(&plan.spec)?;
+    }
+    let (go_reader, go_writer) = pipe2(OFlag::O_CLOEXEC).during(|| "create a pipe")?;
+    let pid = sys::clone_sibling(plan.clone_flags(), Some(cgroup.as_fd()))
+        .during(|| "clone the container's init")?;
+    if pid == 0 {
+        drop((go_writer, cgroup));
+        // A stage that fails has said so itself.
+        if wait_for_byte(&go_reader, "the stage").is_err() {
+            sys::exit(1);
+        }
+        drop(go_reader);
+        let error = init::run(&plan, sources, wire);
+        wire.fail(&error);
+        sys::exit(1);
+    }
+    wire.send(&Report::Child(pid), None)?;
+    if plan.has(LinuxNamespaceType::User) {
+        write_maps(&plan.spec, pid)?;
+    }
+    nix::unistd::write(&go_writer, &[0])
+        .during(|| "release init")
+        .map(drop)
+}
+
+/// Makes the pipes the user's, so that it can open /dev/stdin and its like.
+fn give_stdio(plan: &Plan) -> Result<()> {
+    let Some(process) = plan.spec.process() else {
+        return Ok(());
+    };
+    let linux = plan.spec.linux().as_ref();
+    let uid = mapped(
+        linux.and_then(|l| l.uid_mappings().as_ref()),
+        process.user().uid(),
+    )?;
+    let stdio = plan.create.stdio;
+    if process.terminal() == Some(true) {
+        return Ok(());
+    }
+    for (number, port) in (0..).zip([stdio.stdin, stdio.stdout, stdio.stderr]) {
+        if port.is_some() {
+            // Only the user, as runc: the group stays.
+            let fd = sys::standard(number);
+            fchown(fd, Some(Uid::from_raw(uid)), None::<Gid>)
+                .during(|| "give stdio to the user")?;
+        }
+    }
+    Ok(())
+}
+
+/// The id outside of the user namespace.
+fn mapped(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> Result<u32> {
+    let Some(mappings) = mappings.filter(|mappings| !mappings.is_empty()) else {
+        return Ok(id);
+    };
+    mappings
+        .iter()
+        .find_map(|mapping| {
+            let offset = id.checked_sub(mapping.container_id())?;
+            if offset < mapping.size() {
+                mapping.host_id().checked_add(offset)
+            } else {
+                None
+            }
+        })
+        .ok_or_else(|| Error::Config(format!("process.user: id {id} is not mapped")))
+}
+
+fn write_maps(spec: &Spec, pid: i32) -> Result<()> {
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    for (file, mappings) in [
+        ("uid_map", linux.uid_mappings()),
+        ("gid_map", linux.gid_mappings()),
+    ] {
+        let mut text = String::new();
+        for map in mappings.iter().flatten() {
+            // Writing to a String does not fail.
+            let _ = writeln!(
+                text,
+                "{} {} {}",
+                map.container_id(),
+                map.host_id(),
+                map.size()
+            );
+        }
+        let path = PathBuf::from(format!("/proc/{pid}/{file}"));
+        fs::write(&path, text).during(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Creates the time namespace that init will be born into, with its offsets (time_namespaces(7)).
+fn new_time(spec: &Spec) -> Result<()> {
+    unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME))
+        .during(|| "create a time namespace")?;
+    let offsets = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.time_offsets().as_ref());
+    let mut text = String::new();
+    for (clock, offset) in offsets.into_iter().flatten() {
+        let (secs, nanosecs) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        let _ = writeln!(text, "{clock} {secs} {nanosecs}");
+    }
+    if text.is_empty() {
+        return Ok(());
+    }
+    fs::write("/proc/self/timens_offsets", text).during(|| "set linux.timeOffsets")
+}

@@ -1,0 +1,290 @@
+//! The mounts of the configuration, made from outside of the container's root.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{SFlag, fstat};
+use oci_spec::runtime::{Mount, Spec};
+use protocol::Overlay;
+
+use super::copy_up;
+use super::options::{self, MountOptions};
+use super::tree::{Kind, Tree, c_path, clone_mount, is, proc_path};
+use crate::error::{During, Error, Result};
+use crate::sys::{self, MountAttributes};
+
+/// Where the agent mounts the share.
+pub(crate) const SHARE: &str = "/run/share";
+
+/// Where the container's root is mounted until it becomes `/`.
+pub(crate) const STAGING: &str = "/run/root";
+
+/// Detached mounts, taken before the namespaces are entered: a user namespace could not.
+pub(crate) struct Sources {
+    rootfs: OwnedFd,
+    binds: HashMap<usize, OwnedFd>,
+}
+
+impl Sources {
+    /// Takes the root file system and the bind mounts from the share.
+    pub(crate) fn take(spec: &Spec, overlay: &Overlay) -> Result<Sources> {
+        let share = Path::new(SHARE);
+        let share = File::open(share).during(|| "open the share")?;
+        let take = |path: &str, recursive| {
+            if Path::new(path)
+                .components()
+                .any(|c| !matches!(c, std::path::Component::Normal(_)))
+            {
+                return Err(Error::Config(format!(
+                    "{path:?} is not a path of the share"
+                )));
+            }
+            clone_mount(&share, Path::new(path), recursive)
+        };
+        let rootfs = take(&overlay.rootfs, true)?;
+        let mut binds = HashMap::new();
+        for (index, path) in &overlay.binds {
+            let mount = spec.mounts().as_ref().and_then(|mounts| mounts.get(*index));
+            let mount =
+                mount.ok_or_else(|| Error::Config(format!("the overlay names mounts[{index}]")))?;
+            let options = parse(mount);
+            binds.insert(*index, take(path, options.recursive)?);
+        }
+        Ok(Sources { rootfs, binds })
+    }
+}
+
+fn parse(mount: &Mount) -> MountOptions {
+    let mut options = MountOptions::parse(mount.options().iter().flatten().map(String::as_str));
+    // As runc: the type alone also makes it a bind mount.
+    options.bind |= mount.typ().as_deref() == Some("bind");
+    options
+}
+
+/// Mounts the root file system at the staging directory, and all else in it.
+pub(crate) fn mount_all(spec: &Spec, sources: Sources) -> Result<Tree> {
+    let staging = File::open(STAGING).during(|| format!("open {STAGING}"))?;
+    sys::attach(&sources.rootfs, staging).during(|| "mount the root file system")?;
+    let tree = Tree::new(sources.rootfs);
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        one(&tree, mount, sources.binds.get(&index), index)?;
+    }
+    Ok(tree)
+}
+
+fn one(tree: &Tree, mount: &Mount, source: Option<&OwnedFd>, index: usize) -> Result<()> {
+    let options = parse(mount);
+    if options.bind {
+        let source = source.ok_or_else(|| {
+            Error::Config(format!(
+                "mounts[{index}]: the host has not provided the bind mount"
+            ))
+        })?;
+        return bind(tree, mount, &options, source);
+    }
+    file_system(tree, mount, &options)
+}
+
+fn bind(tree: &Tree, mount: &Mount, options: &MountOptions, source: &OwnedFd) -> Result<()> {
+    if !options.data.is_empty() {
+        let text = format!(
+            "{}: unknown bind option {:?}",
+            mount.destination().display(),
+            options.data
+        );
+        return Err(Error::Config(text));
+    }
+    change(source, options, mount.destination())?;
+    tree.attach(source, mount.destination())
+}
+
+/// Applies attributes and propagation to a mount.
+fn change(mount: &OwnedFd, options: &MountOptions, path: &Path) -> Result<()> {
+    let what = || format!("change the mount {}", path.display());
+    sys::mount_setattr(mount, true, options.recursive_attributes).during(what)?;
+    sys::mount_setattr(mount, false, options.attributes).during(what)?;
+    propagate(mount, options, path)
+}
+
+fn propagate(mount: &OwnedFd, options: &MountOptions, path: &Path) -> Result<()> {
+    for (propagation, recursive) in &options.propagation {
+        let change = MountAttributes {
+            propagation: *propagation,
+            ..MountAttributes::default()
+        };
+        sys::mount_setattr(mount, *recursive, change)
+            .during(|| format!("set the propagation of {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()> {
+    let path = mount_.destination();
+    let kind = mount_.typ().as_deref().unwrap_or_default();
+    // cgroup v1 does not exist here; runc maps the name to v2 in the same way.
+    let kind = if kind == "cgroup" { "cgroup2" } else { kind };
+    let target = tree.create(path, Kind::Directory)?;
+    let mut flags = options.mount_flags();
+    let mut data = options.data.clone();
+    if kind == "tmpfs" {
+        // What is hidden lends its mode, unless the options say otherwise (they come later).
+        let mode = fstat(&target)
+            .during(|| format!("stat {}", path.display()))?
+            .st_mode
+            & 0o7777;
+        data = if data.is_empty() {
+            format!("mode={mode:o}")
+        } else {
+            format!("mode={mode:o},{data}")
+        };
+    }
+    if delays_read_only(path) || options.copy_up {
+        // Still to be filled; see `seal`.
+        flags -= MsFlags::MS_RDONLY;
+    }
+    let source = mount_
+        .source()
+        .as_deref()
+        .unwrap_or_else(|| Path::new(kind));
+    let data = (!data.is_empty()).then_some(data.as_str());
+    mount(Some(source), &proc_path(&target), Some(kind), flags, data)
+        .during(|| format!("mount {kind} on {} with {data:?}", path.display()))?;
+    let mounted = tree
+        .open(path, OFlag::O_PATH)
+        .during(|| format!("open {}", path.display()))?;
+    if options.copy_up {
+        copy_up::copy(&target, &mounted)
+            .during(|| format!("copy what {} hides into it", path.display()))?;
+        if !delays_read_only(path) {
+            seal_one(&mounted, options, path)?;
+        }
+    }
+    propagate(&mounted, options, path)
+}
+
+/// `/dev` is filled after it is mounted.
+fn delays_read_only(path: &Path) -> bool {
+    path == Path::new("/dev")
+}
+
+fn seal_one(mounted: &OwnedFd, options: &MountOptions, path: &Path) -> Result<()> {
+    let set = options.attributes.set & libc::MOUNT_ATTR_RDONLY;
+    sys::mount_setattr(
+        mounted,
+        false,
+        MountAttributes {
+            set,
+            ..MountAttributes::default()
+        },
+    )
+    .during(|| format!("make {} read-only", path.display()))
+}
+
+/// Makes read-only what had to be written first: `/dev`, and at last the root.
+pub(crate) fn seal(spec: &Spec, tree: &Tree) -> Result<()> {
+    for mount in spec.mounts().iter().flatten() {
+        let path = mount.destination();
+        let options = parse(mount);
+        if delays_read_only(path) && !options.bind {
+            let mounted = tree.open(path, OFlag::O_PATH).during(|| "open /dev")?;
+            seal_one(&mounted, &options, path)?;
+        }
+    }
+    if spec
+        .root()
+        .as_ref()
+        .is_some_and(|root| root.readonly() == Some(true))
+    {
+        let set = libc::MOUNT_ATTR_RDONLY;
+        sys::mount_setattr(
+            tree.root(),
+            false,
+            MountAttributes {
+                set,
+                ..Default::default()
+            },
+        )
+        .during(|| "make the root read-only")?;
+    }
+    let propagation = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.rootfs_propagation().as_deref());
+    if let Some(name) = propagation.filter(|name| !name.is_empty()) {
+        let (propagation, recursive) = options::propagation(name)
+            .ok_or_else(|| Error::Config(format!("linux.rootfsPropagation: unknown {name:?}")))?;
+        let change = MountAttributes {
+            propagation,
+            ..MountAttributes::default()
+        };
+        sys::mount_setattr(tree.root(), recursive, change)
+            .during(|| "set the propagation of the root")?;
+    }
+    Ok(())
+}
+
+/// Whether a device of the guest's own `/dev` is mounted read-only or hidden does not matter: it
+/// is copied from there by name.
+pub(crate) fn guest_device(name: &str) -> Result<OwnedFd> {
+    clone_mount(AT_FDCWD, &Path::new("/dev").join(name), false)
+}
+
+/// Hides `linux.maskedPaths` and protects `linux.readonlyPaths`.
+pub(crate) fn protect(spec: &Spec, tree: &Tree) -> Result<()> {
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    for path in linux.readonly_paths().iter().flatten() {
+        let Some(target) = existing(tree, path)? else {
+            continue;
+        };
+        let copy = clone_mount(&target, Path::new(""), true)?;
+        let set = libc::MOUNT_ATTR_RDONLY;
+        sys::mount_setattr(
+            &copy,
+            false,
+            MountAttributes {
+                set,
+                ..Default::default()
+            },
+        )
+        .and_then(|()| sys::attach(copy, target))
+        .during(|| format!("make {path} read-only"))?;
+    }
+    for path in linux.masked_paths().iter().flatten() {
+        let Some(target) = existing(tree, path)? else {
+            continue;
+        };
+        if is(&target, SFlag::S_IFDIR).during(|| format!("stat {path}"))? {
+            let target = proc_path(&target);
+            mount(
+                Some("tmpfs"),
+                &target,
+                Some("tmpfs"),
+                MsFlags::MS_RDONLY,
+                None::<&str>,
+            )
+            .during(|| format!("mask {path}"))?;
+        } else {
+            let null = guest_device("null")?;
+            sys::attach(null.as_fd(), target).during(|| format!("mask {path}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A path that may be missing, in which case there is nothing to protect.
+fn existing(tree: &Tree, path: &str) -> Result<Option<OwnedFd>> {
+    use nix::errno::Errno;
+    c_path(Path::new(path))?;
+    match tree.open(Path::new(path), OFlag::O_PATH) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        result => result
+            .during(|| format!("open {path} in the container"))
+            .map(Some),
+    }
+}

@@ -1,0 +1,514 @@
+//! What makes a process the container's: identity, limits, privileges, and its program.
+
+use std::collections::HashSet;
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::prctl;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
+use oci_spec::runtime::{
+    Capabilities, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, Spec,
+};
+
+use super::tree::c_path;
+use crate::error::{During, Error, Result};
+use crate::sys::{self, CapabilitySets, SchedulerAttributes};
+
+/// The capabilities by number (linux/capability.h).
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// The default umask, as runc's.
+const UMASK: u32 = 0o022;
+
+fn mask(set: Option<&Capabilities>) -> Result<u64> {
+    let mut mask = 0;
+    for capability in set.into_iter().flatten() {
+        let name = capability.to_string();
+        let number = CAPABILITIES.iter().position(|known| *known == name);
+        mask |= 1 << number.ok_or_else(|| Error::Config(format!("unknown capability {name}")))?;
+    }
+    Ok(mask)
+}
+
+/// Applies rlimits, OOM score, scheduling and personality: what needs privileges and the guest's
+/// own /proc.
+pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
+    if let Some(score) = process.oom_score_adj() {
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .during(|| format!("set process.oomScoreAdj to {score}"))?;
+    }
+    let mut seen = HashSet::new();
+    for rlimit in process.rlimits().iter().flatten() {
+        let name = rlimit.typ();
+        if !seen.insert(resource(name)) {
+            return Err(Error::Config(format!(
+                "process.rlimits: {name} is there twice"
+            )));
+        }
+        sys::set_rlimit(resource(name), rlimit.soft(), rlimit.hard())
+            .during(|| format!("set process.rlimits {name}"))?;
+    }
+    if let Some(scheduler) = process.scheduler() {
+        sys::set_scheduler(attributes(scheduler)?).during(|| "set process.scheduler")?;
+    }
+    if let Some(priority) = process.io_priority() {
+        // IOPRIO_CLASS_* of linux/ioprio.h.
+        let class = match priority.class() {
+            IOPriorityClass::IoprioClassRt => 1,
+            IOPriorityClass::IoprioClassBe => 2,
+            IOPriorityClass::IoprioClassIdle => 3,
+        };
+        let level = u16::try_from(priority.priority())
+            .ok()
+            .filter(|level| *level < 8);
+        let level = level
+            .ok_or_else(|| Error::Config("process.ioPriority.priority is not 0 to 7".into()))?;
+        sys::set_io_priority(class, level).during(|| "set process.ioPriority")?;
+    }
+    if let Some(wanted) = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.personality().as_ref())
+    {
+        if wanted
+            .flags()
+            .as_ref()
+            .is_some_and(|flags| !flags.is_empty())
+        {
+            return Err(Error::Config(
+                "linux.personality.flags is not supported".into(),
+            ));
+        }
+        // PER_LINUX and PER_LINUX32 of linux/personality.h.
+        let persona = match wanted.domain() {
+            LinuxPersonalityDomain::PerLinux => 0x0,
+            LinuxPersonalityDomain::PerLinux32 => 0x8,
+        };
+        sys::set_personality(persona).during(|| "set linux.personality")?;
+    }
+    Ok(())
+}
+
+/// RLIMIT_* of asm-generic/resource.h.
+fn resource(name: PosixRlimitType) -> u32 {
+    match name {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+/// SCHED_* and SCHED_FLAG_* of linux/sched.h.
+fn attributes(scheduler: &Scheduler) -> Result<SchedulerAttributes> {
+    let policy = match scheduler.policy() {
+        LinuxSchedulerPolicy::SchedOther => 0,
+        LinuxSchedulerPolicy::SchedFifo => 1,
+        LinuxSchedulerPolicy::SchedRr => 2,
+        LinuxSchedulerPolicy::SchedBatch => 3,
+        LinuxSchedulerPolicy::SchedIso => 4,
+        LinuxSchedulerPolicy::SchedIdle => 5,
+        LinuxSchedulerPolicy::SchedDeadline => 6,
+    };
+    let flags = scheduler.flags().iter().flatten().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+                LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+                LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+                LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+                LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+                LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+                LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
+            }
+    });
+    let priority = u32::try_from(scheduler.priority().unwrap_or(0))
+        .map_err(|_| Error::Config("process.scheduler.priority is negative".into()))?;
+    Ok(SchedulerAttributes {
+        policy,
+        flags,
+        nice: scheduler.nice().unwrap_or(0),
+        priority,
+        runtime: scheduler.runtime().unwrap_or(0),
+        deadline: scheduler.deadline().unwrap_or(0),
+        period: scheduler.period().unwrap_or(0),
+        ..SchedulerAttributes::default()
+    })
+}
+
+/// Becomes the container's user, with its capabilities, in its working directory. `/` is already
+/// the container's root.
+pub(crate) fn become_user(process: &Process) -> Result<()> {
+    let capabilities = process.capabilities().as_ref();
+    let set = |of: fn(&oci_spec::runtime::LinuxCapabilities) -> &Option<Capabilities>| {
+        mask(capabilities.and_then(|sets| of(sets).as_ref()))
+    };
+    let bounding = set(|sets| sets.bounding())?;
+    let ambient = set(|sets| sets.ambient())?;
+    let sets = CapabilitySets {
+        effective: set(|sets| sets.effective())?,
+        permitted: set(|sets| sets.permitted())?,
+        inheritable: set(|sets| sets.inheritable())?,
+    };
+    if process.no_new_privileges() == Some(true) {
+        prctl::set_no_new_privs().during(|| "set process.noNewPrivileges")?;
+    }
+    for capability in 0..64 {
+        if bounding & (1 << capability) == 0
+            && !sys::drop_bounding(capability).during(|| "drop a bounding capability")?
+        {
+            break;
+        }
+    }
+    let cwd = process.cwd();
+    // Before and, when that is not allowed, after the change of the user, as runc: a directory may
+    // be open to either of them only.
+    let entered = chdir(cwd);
+    prctl::set_keepcaps(true).during(|| "keep capabilities")?;
+    set_user(process)?;
+    if entered.is_err() {
+        chdir(cwd).during(|| format!("change to process.cwd {}", cwd.display()))?;
+    }
+    prctl::set_keepcaps(false).during(|| "stop keeping capabilities")?;
+    sys::set_capabilities(sets).during(|| "set process.capabilities")?;
+    sys::clear_ambient().during(|| "clear the ambient capabilities")?;
+    for capability in (0..64).filter(|capability| ambient & (1 << capability) != 0) {
+        // As runc: one that is not both permitted and inheritable is left out.
+        if sets.permitted & sets.inheritable & (1 << capability) != 0 {
+            sys::raise_ambient(capability).during(|| "raise an ambient capability")?;
+        }
+    }
+    Ok(())
+}
+
+fn set_user(process: &Process) -> Result<()> {
+    let user = process.user();
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    let groups: Vec<Gid> = user
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    setgroups(&groups).during(|| "set process.user.additionalGids")?;
+    setresgid(gid, gid, gid).during(|| format!("set process.user.gid {gid}"))?;
+    setresuid(uid, uid, uid).during(|| format!("set process.user.uid {uid}"))?;
+    umask(Mode::from_bits_retain(user.umask().unwrap_or(UMASK)));
+    Ok(())
+}
+
+/// The program to execute.
+#[derive(Debug)]
+pub(crate) struct Program {
+    path: PathBuf,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    /// Finds the program of the configuration, as the container's user in its root and directory.
+    pub(crate) fn find(process: &Process) -> Result<Program> {
+        let args = process.args().as_deref().unwrap_or_default();
+        let name = args
+            .first()
+            .ok_or_else(|| Error::Config("process.args is empty".into()))?;
+        let env = environment(process)?;
+        let path = look_up(name, value(&env, "PATH").unwrap_or_default())?;
+        Ok(Program {
+            path,
+            args: c_strings(args, "process.args")?,
+            env: c_strings(&env, "process.env")?,
+        })
+    }
+
+    /// Executes it. Returns only when that fails.
+    pub(crate) fn execute(&self) -> Error {
+        let path = match c_path(&self.path) {
+            Ok(path) => path,
+            Err(error) => return error,
+        };
+        let source = sys::execve(&path, &self.args, &self.env);
+        let text = format!("exec {}: {}", self.path.display(), plain(&source));
+        match source.kind() {
+            io::ErrorKind::NotFound => Error::NotFound(text),
+            io::ErrorKind::PermissionDenied => Error::NotExecutable(text),
+            _ => Error::Os {
+                what: format!("exec {}", self.path.display()),
+                source,
+            },
+        }
+    }
+}
+
+fn c_strings(strings: &[String], what: &str) -> Result<Vec<CString>> {
+    strings
+        .iter()
+        .map(|s| CString::new(s.as_str()))
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| Error::Config(format!("{what} contains a NUL")))
+}
+
+fn value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+    env.iter()
+        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The environment: of several entries of one name the last counts, and HOME comes from the
+/// container's user data base when it is missing or empty.
+fn environment(process: &Process) -> Result<Vec<String>> {
+    let passwd = || fs::read("/etc/passwd").unwrap_or_default();
+    merge(
+        process.env().as_deref().unwrap_or_default(),
+        process.user().uid(),
+        passwd,
+    )
+}
+
+fn merge(env: &[String], uid: u32, passwd: impl FnOnce() -> Vec<u8>) -> Result<Vec<String>> {
+    let mut merged: Vec<String> = Vec::with_capacity(env.len() + 1);
+    let mut seen = HashSet::new();
+    for entry in env.iter().rev() {
+        let name = entry.split('=').next().unwrap_or_default();
+        if name.is_empty() || name.len() == entry.len() {
+            return Err(Error::Config(format!(
+                "process.env: {entry:?} is not NAME=VALUE"
+            )));
+        }
+        if seen.insert(name) {
+            merged.push(entry.clone());
+        }
+    }
+    merged.reverse();
+    if value(&merged, "HOME").is_none_or(str::is_empty) {
+        merged.retain(|entry| !entry.starts_with("HOME="));
+        merged.push(format!("HOME={}", home(uid, &passwd())));
+    }
+    Ok(merged)
+}
+
+/// The home directory of a user by the text of a passwd(5) file, `/` if it has none.
+fn home(uid: u32, passwd: &[u8]) -> String {
+    let entry = passwd.split(|byte| *byte == b'\n').find_map(|line| {
+        let line = std::str::from_utf8(line).ok()?;
+        let mut fields = line.split(':');
+        let id: u32 = fields.nth(2)?.parse().ok()?;
+        (id == uid)
+            .then(|| fields.nth(2).map(str::to_owned))
+            .flatten()
+    });
+    entry
+        .filter(|home| !home.is_empty())
+        .unwrap_or_else(|| "/".to_owned())
+}
+
+/// The text of an errno without Rust's number behind it, as C and Go print it in lower case.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.to_lowercase()
+}
+
+/// Finds an executable as Go's exec.LookPath does, with its messages: callers match on them.
+fn look_up(name: &str, path: &str) -> Result<PathBuf> {
+    if name.contains('/') {
+        return match executable(Path::new(name)) {
+            Ok(()) => Ok(PathBuf::from(name)),
+            Err((error, text)) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::NotFound(format!("exec: {name:?}: {text}")))
+            }
+            Err((_, text)) => Err(Error::NotExecutable(format!("exec: {name:?}: {text}"))),
+        };
+    }
+    for directory in path.split(':').filter(|_| !path.is_empty()) {
+        let directory = if directory.is_empty() { "." } else { directory };
+        let candidate = Path::new(directory).join(name);
+        if !name.is_empty() && executable(&candidate).is_ok() {
+            if candidate.is_absolute() {
+                return Ok(candidate);
+            }
+            let text = "cannot run executable found relative to current directory";
+            return Err(Error::NotFound(format!("exec: {name:?}: {text}")));
+        }
+    }
+    Err(Error::NotFound(format!(
+        "exec: {name:?}: executable file not found in $PATH"
+    )))
+}
+
+/// Whether a file can be executed, else why not.
+fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
+    let metadata = fs::metadata(path).map_err(|error| {
+        let text = format!("stat {}: {}", path.display(), plain(&error));
+        (error, text)
+    })?;
+    let refuse = |errno| {
+        let error = io::Error::from_raw_os_error(errno);
+        let text = plain(&error);
+        (error, text)
+    };
+    if metadata.is_dir() {
+        return Err(refuse(libc::EISDIR));
+    }
+    let c_path =
+        CString::new(OsStr::as_bytes(path.as_os_str())).map_err(|_| refuse(libc::EINVAL))?;
+    sys::may_execute(&c_path).map_err(|error| {
+        let text = plain(&error);
+        (error, text)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn text(result: Result<PathBuf>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn executables_are_found_as_go_finds_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        for (directory, mode) in [(&a, 0o644), (&b, 0o755)] {
+            fs::create_dir(directory).unwrap();
+            fs::write(directory.join("prog"), "").unwrap();
+            fs::set_permissions(directory.join("prog"), PermissionsExt::from_mode(mode)).unwrap();
+        }
+        fs::create_dir(a.join("dir")).unwrap();
+        let path = format!("{}:{}", a.display(), b.display());
+        assert_eq!(
+            look_up("prog", &path).unwrap(),
+            b.join("prog"),
+            "past one without x bits"
+        );
+        let full = b.join("prog");
+        assert_eq!(look_up(full.to_str().unwrap(), "").unwrap(), full);
+        let missing = r#"exec: "nosuch": executable file not found in $PATH"#;
+        assert_eq!(text(look_up("nosuch", &path)), missing);
+        assert_eq!(text(look_up("nosuch", "")), missing);
+        assert_eq!(
+            text(look_up("dir", &path)),
+            missing.replace("nosuch", "dir")
+        );
+        let empty = r#"exec: "": executable file not found in $PATH"#;
+        assert_eq!(text(look_up("", &path)), empty);
+        let absolute = r#"exec: "/nosuch": stat /nosuch: no such file or directory"#;
+        assert_eq!(text(look_up("/nosuch", &path)), absolute);
+        assert!(matches!(look_up("/nosuch", &path), Err(Error::NotFound(_))));
+        let plain = a.join("prog");
+        let result = look_up(plain.to_str().unwrap(), "");
+        assert!(matches!(result, Err(Error::NotExecutable(_))));
+        assert_eq!(
+            text(result),
+            format!("exec: {:?}: permission denied", plain)
+        );
+        assert_eq!(text(look_up("/tmp", "")), r#"exec: "/tmp": is a directory"#);
+    }
+
+    #[test]
+    fn the_environment_is_merged() {
+        let env = |entries: &[&str]| -> Vec<String> {
+            entries.iter().map(|entry| (*entry).to_owned()).collect()
+        };
+        let passwd = || b"root:x:0:0:root:/root:/bin/sh\nu:x:7:7::/home/u:\n".to_vec();
+        let got = merge(&env(&["A=1", "B=2", "A=3", "HOME="]), 7, passwd).unwrap();
+        assert_eq!(got, env(&["B=2", "A=3", "HOME=/home/u"]));
+        let never = || -> Vec<u8> { panic!("HOME is set") };
+        assert_eq!(
+            merge(&env(&["HOME=/x"]), 7, never).unwrap(),
+            env(&["HOME=/x"])
+        );
+        assert!(merge(&env(&["NOVALUE"]), 7, passwd).is_err());
+        assert!(merge(&env(&["=x"]), 7, passwd).is_err());
+        assert_eq!(
+            merge(&env(&["A="]), 0, passwd).unwrap(),
+            env(&["A=", "HOME=/root"])
+        );
+    }
+
+    #[test]
+    fn homes() {
+        let passwd = b"a:x:0:0::/root:\nbad\n\xff:x:5:5::/no:\nb:x:1:1:::\nc:x:1:1::/later:\n";
+        assert_eq!(home(0, passwd), "/root");
+        assert_eq!(home(1, passwd), "/", "the first entry counts");
+        assert_eq!(home(5, passwd), "/");
+        assert_eq!(home(99, passwd), "/");
+        assert_eq!(home(99, b""), "/");
+    }
+
+    #[test]
+    fn every_capability_has_its_number() {
+        let of = |names: &str| mask(Some(&serde_json::from_str(names).unwrap())).unwrap();
+        assert_eq!(of(r#"["CAP_CHOWN"]"#), 1);
+        assert_eq!(
+            of(r#"["CAP_SYS_ADMIN","CAP_CHECKPOINT_RESTORE"]"#),
+            1 << 21 | 1 << 40
+        );
+        let all: Vec<String> = CAPABILITIES
+            .iter()
+            .map(|name| format!("\"CAP_{name}\""))
+            .collect();
+        assert_eq!(of(&format!("[{}]", all.join(","))), (1 << 41) - 1);
+        assert_eq!(mask(None).unwrap(), 0);
+    }
+}

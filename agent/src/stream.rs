@@ -1,0 +1,244 @@
+//! One standard stream: bytes pumped between a pipe (or terminal) of the container and a vsock
+//! connection to the host, in one direction.
+//!
+//! ```text
+//! Connecting ──writable──> Flowing ──end of input, or output closed──> Done
+//!                             └──init has ended, source is empty──> Done
+//! ```
+//! Invariants: both descriptors are non-blocking and watched edge-triggered, so every wake-up pumps
+//! until one side would block; at most [`BUFFER`] bytes are held here, and none with splice(2).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::{read, write};
+
+use crate::control;
+use crate::error::Result;
+use crate::sys;
+
+/// Bytes moved at once: the size of a pipe.
+const BUFFER: usize = 64 << 10;
+
+/// Moves in one turn; then others have theirs.
+const TURN: usize = 16;
+
+/// Where the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    ToContainer,
+    ToHost,
+}
+
+/// What a turn of pumping came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Waits for an event.
+    Waits,
+    /// Could go on at once.
+    More,
+    /// Is finished; nothing more will happen.
+    Done,
+}
+
+enum Step {
+    Moved,
+    SourceEmpty,
+    SinkFull,
+    End,
+    /// The other side takes no more.
+    Broken,
+}
+
+/// A standard stream.
+pub(crate) struct Stream {
+    direction: Direction,
+    /// To the host.
+    socket: Option<OwnedFd>,
+    /// The agent's end of the container's pipe, or the terminal's master.
+    end: Option<OwnedFd>,
+    connected: bool,
+    /// None while splice(2) does it.
+    copy: Option<Copy>,
+}
+
+#[derive(Default)]
+struct Copy {
+    buffer: Vec<u8>,
+    sent: usize,
+}
+
+impl Stream {
+    /// A stream over a socket that may still be connecting. `end` is None until the terminal is
+    /// known.
+    pub(crate) fn new(direction: Direction, socket: OwnedFd, end: Option<OwnedFd>) -> Stream {
+        Stream {
+            direction,
+            socket: Some(socket),
+            end,
+            connected: false,
+            copy: None,
+        }
+    }
+
+    /// Takes the terminal's master, which is no pipe and cannot be spliced.
+    pub(crate) fn set_terminal(&mut self, master: OwnedFd) {
+        self.end = Some(master);
+        self.copy = Some(Copy::default());
+    }
+
+    /// Whether the host has accepted the connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connected || self.is_done()
+    }
+
+    /// Whether it carries output of the container.
+    pub(crate) fn is_output(&self) -> bool {
+        self.direction == Direction::ToHost
+    }
+
+    /// Whether the stream is finished.
+    pub(crate) fn is_done(&self) -> bool {
+        self.socket.is_none()
+    }
+
+    /// The descriptors to be watched, edge-triggered.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// See [`Stream::socket`].
+    pub(crate) fn end(&self) -> Option<BorrowedFd<'_>> {
+        self.end.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What to wait for on both.
+    pub(crate) fn interest() -> EpollFlags {
+        EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET
+    }
+
+    /// Notes that the socket is ready: the connection attempt may have ended.
+    pub(crate) fn socket_ready(&mut self, events: EpollFlags) -> Result<()> {
+        let ends = EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
+        let ended = !self.connected && events.intersects(ends);
+        if let Some(socket) = self.socket.as_ref().filter(|_| ended) {
+            control::connected(socket)?;
+            self.connected = true;
+        }
+        Ok(())
+    }
+
+    /// Notes that nobody reads the container's end any more.
+    pub(crate) fn end_ready(&mut self, events: EpollFlags) {
+        let gone =
+            self.direction == Direction::ToContainer && events.contains(EpollFlags::EPOLLERR);
+        if gone {
+            self.finish();
+        }
+    }
+
+    /// Pumps. With `ended`, the container's init is gone: what is there is all that will come.
+    pub(crate) fn pump(&mut self, ended: bool) -> Turn {
+        if ended && self.direction == Direction::ToContainer {
+            self.finish();
+        }
+        if self.is_done() {
+            return Turn::Done;
+        }
+        if !self.connected || self.end.is_none() {
+            return Turn::Waits;
+        }
+        for _ in 0..TURN {
+            match self.step() {
+                Step::Moved => {}
+                Step::SinkFull => return Turn::Waits,
+                Step::SourceEmpty if !(ended && self.direction == Direction::ToHost) => {
+                    return Turn::Waits;
+                }
+                Step::SourceEmpty | Step::End | Step::Broken => {
+                    self.finish();
+                    return Turn::Done;
+                }
+            }
+        }
+        Turn::More
+    }
+
+    /// Ends the stream both ways: the container sees end of file or a closed pipe, the host a
+    /// half-closed connection, after all that was sent.
+    fn finish(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            let how = match self.direction {
+                Direction::ToHost => Shutdown::Write,
+                Direction::ToContainer => Shutdown::Both,
+            };
+            // A connection that is gone already needs no closing.
+            let _ = shutdown(socket.as_raw_fd(), how);
+        }
+        self.end = None;
+        self.copy = None;
+    }
+
+    fn step(&mut self) -> Step {
+        let (Some(socket), Some(end)) = (&self.socket, &self.end) else {
+            return Step::End;
+        };
+        let (source, sink) = match self.direction {
+            Direction::ToHost => (end, socket),
+            Direction::ToContainer => (socket, end),
+        };
+        if let Some(copy) = &mut self.copy {
+            return copy.step(source, sink);
+        }
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
+        match splice(source, None, sink, None, BUFFER, flags) {
+            Ok(0) => Step::End,
+            Ok(_) | Err(Errno::EINTR) => Step::Moved,
+            // Which side it is only a pipe's level can tell.
+            Err(Errno::EAGAIN) if self.direction == Direction::ToHost => {
+                if sys::pipe_level(source).is_ok_and(|level| level > 0) {
+                    Step::SinkFull
+                } else {
+                    Step::SourceEmpty
+                }
+            }
+            Err(Errno::EAGAIN) => Step::SourceEmpty,
+            Err(Errno::EINVAL) => {
+                self.copy = Some(Copy::default());
+                Step::Moved
+            }
+            Err(_) => Step::Broken,
+        }
+    }
+}
+
+impl Copy {
+    fn step(&mut self, source: &OwnedFd, sink: &OwnedFd) -> Step {
+        if self.sent == self.buffer.len() {
+            self.sent = 0;
+            self.buffer.resize(BUFFER, 0);
+            let result = read(source, &mut self.buffer);
+            self.buffer.truncate(*result.as_ref().unwrap_or(&0));
+            match result {
+                // A terminal that nobody has open any more reads as EIO.
+                Ok(0) | Err(Errno::EIO) => return Step::End,
+                Ok(_) => {}
+                Err(Errno::EINTR) => return Step::Moved,
+                Err(Errno::EAGAIN) => return Step::SourceEmpty,
+                Err(_) => return Step::Broken,
+            }
+        }
+        match write(sink, &self.buffer[self.sent..]) {
+            Ok(count) => {
+                self.sent += count;
+                Step::Moved
+            }
+            Err(Errno::EINTR) => Step::Moved,
+            Err(Errno::EAGAIN) => Step::SinkFull,
+            Err(_) => Step::Broken,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What the specification can ask for and the guest does not do. Asking for it is an error that
+//! names the property; nothing is dropped in silence.
+
+use oci_spec::runtime::{
+    Linux, LinuxDeviceType, LinuxMemory, LinuxResources, Mount, Process, Spec,
+};
+
+/// The properties of `spec` that are not supported, by their names in `config.json`.
+pub(crate) fn unsupported(spec: &Spec) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut note = |present: bool, name: &str| {
+        if present {
+            found.push(name.to_owned());
+        }
+    };
+    note(
+        spec.hooks()
+            .as_ref()
+            .is_some_and(|h| *h != Default::default()),
+        "hooks",
+    );
+    note(spec.solaris().is_some(), "solaris");
+    note(spec.windows().is_some(), "windows");
+    note(spec.zos().is_some(), "zos");
+    note(spec.vm().is_some(), "vm");
+    if let Some(process) = spec.process() {
+        of_process(process, &mut note);
+    }
+    if let Some(linux) = spec.linux() {
+        of_linux(linux, &mut note);
+        if let Some(resources) = linux.resources() {
+            of_resources(resources, &mut note);
+        }
+    }
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        of_mount(mount, index, &mut note);
+    }
+    found
+}
+
+fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
+    let label = |label: &Option<String>| label.as_ref().is_some_and(|l| !l.is_empty());
+    let profile = process.apparmor_profile();
+    note(
+        label(profile) && profile.as_deref() != Some("unconfined"),
+        "process.apparmorProfile",
+    );
+    note(label(process.selinux_label()), "process.selinuxLabel");
+    note(
+        process.exec_cpu_affinity().is_some(),
+        "process.execCPUAffinity",
+    );
+    note(process.command_line().is_some(), "process.commandLine");
+}
+
+fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
+    note(linux.seccomp().is_some(), "linux.seccomp");
+    note(linux.intel_rdt().is_some(), "linux.intelRdt");
+    note(linux.memory_policy().is_some(), "linux.memoryPolicy");
+    note(
+        linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
+        "linux.netDevices",
+    );
+    note(
+        linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()),
+        "linux.mountLabel",
+    );
+    for namespace in linux.namespaces().iter().flatten() {
+        let named = namespace
+            .path()
+            .as_ref()
+            .is_some_and(|p| !p.as_os_str().is_empty());
+        note(
+            named,
+            &format!("linux.namespaces[{}].path", namespace.typ()),
+        );
+    }
+    for (index, device) in linux.devices().iter().flatten().enumerate() {
+        let block = device.typ() == LinuxDeviceType::B;
+        note(block, &format!("linux.devices[{index}] (block device)"));
+    }
+}
+
+fn of_resources(resources: &LinuxResources, note: &mut impl FnMut(bool, &str)) {
+    note(
+        resources
+            .block_io()
+            .as_ref()
+            .is_some_and(|b| *b != Default::default()),
+        "linux.resources.blockIO",
+    );
+    if let Some(network) = resources.network() {
+        note(
+            network.class_id().is_some_and(|id| id != 0),
+            "linux.resources.network.classID",
+        );
+        let priorities = network.priorities().as_ref().is_some_and(|p| !p.is_empty());
+        note(priorities, "linux.resources.network.priorities");
+    }
+    note(
+        resources.rdma().as_ref().is_some_and(|r| !r.is_empty()),
+        "linux.resources.rdma",
+    );
+    if let Some(cpu) = resources.cpu() {
+        let runtime = cpu.realtime_runtime().is_some_and(|v| v != 0);
+        note(runtime, "linux.resources.cpu.realtimeRuntime");
+        let period = cpu.realtime_period().is_some_and(|v| v != 0);
+        note(period, "linux.resources.cpu.realtimePeriod");
+    }
+    if let Some(memory) = resources.memory() {
+        of_memory(memory, note);
+    }
+    for key in resources.unified().iter().flat_map(|u| u.keys()) {
+        // The host does the I/O of the guest, so limits on it mean nothing here.
+        note(
+            key.starts_with("io."),
+            &format!("linux.resources.unified[{key}]"),
+        );
+    }
+}
+
+/// Swappiness is not here: the guest has no swap, so any value of it holds.
+fn of_memory(memory: &LinuxMemory, note: &mut impl FnMut(bool, &str)) {
+    let set = |value: Option<i64>| value.is_some_and(|v| v > 0);
+    note(set(memory.kernel()), "linux.resources.memory.kernel");
+    note(set(memory.kernel_tcp()), "linux.resources.memory.kernelTCP");
+    note(
+        memory.disable_oom_killer() == Some(true),
+        "linux.resources.memory.disableOOMKiller",
+    );
+    note(
+        memory.use_hierarchy() == Some(false),
+        "linux.resources.memory.useHierarchy",
+    );
+}
+
+fn of_mount(mount: &Mount, index: usize, note: &mut impl FnMut(bool, &str)) {
+    let mapped = mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+        || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty());
+    note(mapped, &format!("mounts[{index}].uidMappings"));
+    let options = mount.options().iter().flatten().map(String::as_str);
+    for option in options.clone() {
+        let unknown = matches!(option, "idmap" | "ridmap" | "remount");
+        note(unknown, &format!("mounts[{index}].options {option}"));
+    }
+    if options
+        .clone()
+        .any(|option| matches!(option, "bind" | "rbind"))
+    {
+        for option in options.filter(|option| matches!(*option, "shared" | "rshared")) {
+            // What the container mounts could never appear on the host.
+            note(true, &format!("mounts[{index}].options {option}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(json: &str) -> Vec<String> {
+        unsupported(&serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn an_ordinary_configuration_passes() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
+            "process":{"user":{"uid":0,"gid":0},"cwd":"/","args":["sh"],
+                "apparmorProfile":"unconfined","selinuxLabel":""},
+            "hooks":{},
+            "mounts":[{"destination":"/m","type":"bind","source":"/x","options":["rbind","rslave"]},
+                {"destination":"/t","type":"tmpfs","source":"t","options":["shared"]}],
+            "linux":{"namespaces":[{"type":"pid"},{"type":"network"}],
+                "resources":{"memory":{"limit":1,"swap":1,"swappiness":60},"blockIO":{},
+                    "cpu":{"shares":1,"realtimeRuntime":0},"unified":{"memory.high":"1"}}}}"#;
+        assert_eq!(of(json), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_property_is_named() {
+        let json = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
+            "process":{"user":{"uid":0,"gid":0},"cwd":"/","apparmorProfile":"p",
+                "selinuxLabel":"l"},
+            "hooks":{"poststart":[{"path":"/x"}]},
+            "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
+            "linux":{"namespaces":[{"type":"network","path":"/n"}],"mountLabel":"m",
+                "seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"intelRdt":{},
+                "devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}],
+                "resources":{"memory":{"disableOOMKiller":true},"blockIO":{"weight":10},
+                    "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
+                    "cpu":{"realtimeRuntime":5},"unified":{"io.max":"1"}}}}"#;
+        let expected = [
+            "hooks",
+            "process.apparmorProfile",
+            "process.selinuxLabel",
+            "linux.seccomp",
+            "linux.intelRdt",
+            "linux.mountLabel",
+            "linux.namespaces[network].path",
+            "linux.devices[0] (block device)",
+            "linux.resources.blockIO",
+            "linux.resources.network.classID",
+            "linux.resources.rdma",
+            "linux.resources.cpu.realtimeRuntime",
+            "linux.resources.memory.disableOOMKiller",
+            "linux.resources.unified[io.max]",
+            "mounts[0].options idmap",
+            "mounts[0].options rshared",
+        ];
+        assert_eq!(of(json), expected);
+    }
+}
