@@ -1,3 +1,132 @@
 //! The chiton binary: OCI verbs, state, and the process that is a container's machine.
 
-fn main() {}
+mod cgroup;
+mod check;
+mod cli;
+mod clock;
+mod config;
+mod error;
+mod guest;
+mod id;
+mod machine;
+mod plan;
+mod process;
+mod report;
+mod state;
+mod sys;
+mod verbs;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Rootless, Verb};
+use report::Report;
+use verbs::Context;
+
+/// The version of the OCI runtime specification.
+const SPEC_VERSION: &str = "1.3.0";
+
+fn main() -> ExitCode {
+    let begun = machine::now();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let report = match Report::new(cli.log.as_deref(), cli.log_format) {
+        Ok(report) => report,
+        Err(e) => {
+            eprintln!("open {}: {e}", cli.log.unwrap_or_default().display());
+            return ExitCode::FAILURE;
+        }
+    };
+    match dispatch(&cli, &report, begun) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            report.error(&format!("{e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Help is what was asked for; anything else is an error in one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp) {
+        return if error.print().is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let mut lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    // A message such as "the following arguments were not provided:" goes on in the next lines.
+    eprintln!(
+        "{}",
+        lines.fold(first.to_owned(), |text, line| text + " " + line)
+    );
+    ExitCode::FAILURE
+}
+
+/// Does what the command line says; the exit code.
+fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
+    if cli.version {
+        let commit = env!("CHITON_COMMIT");
+        let version = env!("CARGO_PKG_VERSION");
+        return print(&format!(
+            "chiton version {version}\ncommit: {commit}\nspec: {SPEC_VERSION}\n"
+        ));
+    }
+    let Some(verb) = &cli.verb else {
+        anyhow::bail!("no command given; see chiton --help")
+    };
+    let root = cli.root.as_path();
+    if root.as_os_str().is_empty() || root == Path::new("/") {
+        return Err(error::Error::Root(root.to_owned()).into());
+    }
+    let context = Context {
+        root,
+        report,
+        systemd_cgroup: cli.systemd_cgroup,
+        rootless: cli.rootless == Rootless::True,
+        timeline: cli.timeline.as_deref(),
+        begun,
+    };
+    match verb {
+        Verb::Create(args) => verbs::create(&context, args)?,
+        Verb::Start(args) => verbs::start(root, &args.id)?,
+        Verb::Run(args) => return Ok(verbs::run(&context, args)?),
+        Verb::State(args) => return print(&(verbs::state(root, &args.id)? + "\n")),
+        Verb::Kill(args) => verbs::kill(root, args)?,
+        Verb::Delete(args) => verbs::delete(root, args)?,
+        Verb::List(args) => return print(&verbs::list(root, args, report)?),
+        Verb::Spec(args) => verbs::spec(args)?,
+        Verb::Check => {
+            let missing = check::check();
+            let text = missing
+                .iter()
+                .map(|line| format!("{line}\n"))
+                .collect::<String>();
+            print(if text.is_empty() { "ok\n" } else { &text })?;
+            return Ok(u8::from(!missing.is_empty()));
+        }
+    }
+    Ok(0)
+}
+
+fn print(text: &str) -> anyhow::Result<u8> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("write to standard output")?;
+    Ok(0)
+}

@@ -1,0 +1,364 @@
+//! The container's cgroup on this host: it holds the machine process, so it bounds the machine as a whole. The same limits hold among
+//! the container's processes inside the guest.
+//!
+//! Only the cgroup v2 hierarchy is used. Where the host has it beside v1 hierarchies (systemd's hybrid layout), it has no controllers:
+//! the container gets its cgroup there, and limits of the host cannot be set. Where there is none, the container gets no cgroup.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+/// Where the hierarchy is mounted: alone, or beside v1 (systemd's "unified" and "hybrid" layouts).
+const MOUNTS: [(&str, Layout); 2] = [
+    ("/sys/fs/cgroup", Layout::Unified),
+    ("/sys/fs/cgroup/unified", Layout::Hybrid),
+];
+
+/// Controllers that are enabled for a container when the host has them: for limits, and for the statistics that callers read.
+const CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "io", "cpuset"];
+
+/// How long processes may take to end after SIGKILL. They are not waited for by polling: this bounds the wait for an event.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What goes wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("container's cgroup {} is not empty", .0.display())]
+    NotEmpty(PathBuf),
+    #[error("linux.cgroupsPath {} is not supported: it contains ..", .0.display())]
+    Path(PathBuf),
+    #[error("{property} cannot be applied: {} is missing", file.display())]
+    NoController {
+        property: &'static str,
+        file: PathBuf,
+    },
+    #[error("set {property} in {}", file.display())]
+    Limit {
+        property: &'static str,
+        file: PathBuf,
+        source: io::Error,
+    },
+    #[error("the processes in cgroup {} do not end", .0.display())]
+    Unkillable(PathBuf),
+    #[error("{doing} {}", path.display())]
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+/// How the host uses cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// cgroup v2 alone.
+    Unified,
+    /// cgroup v2 without controllers beside cgroup v1.
+    Hybrid,
+}
+
+/// The mounted cgroup v2 hierarchy, if there is one.
+pub(crate) fn hierarchy() -> Option<(PathBuf, Layout)> {
+    let is_v2 = |path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let (path, layout) = MOUNTS.into_iter().find(|(path, _)| is_v2(*path))?;
+    Some((path.into(), layout))
+}
+
+/// A limit of the machine as a whole: one file of its cgroup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Limit {
+    /// Name of the file.
+    pub(crate) file: &'static str,
+    /// What is written to it.
+    pub(crate) value: String,
+    /// The property that asks for it; `None` for a limit that only protects the host, which is left out where it cannot be set.
+    pub(crate) property: Option<&'static str>,
+}
+
+/// A container's cgroup.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+/// The directory of a container's cgroup.
+///
+/// As with runc an absolute `cgroups_path` is one below the hierarchy's root, and a relative one, or else the id, is one beside the
+/// cgroup of the caller: cgroups with processes of their own cannot have controllers for children.
+pub(crate) fn locate(
+    root: &Path,
+    own: &str,
+    cgroups_path: Option<&Path>,
+    id: &str,
+) -> Result<PathBuf, Error> {
+    let path = cgroups_path
+        .filter(|path| !path.as_os_str().is_empty())
+        .unwrap_or(Path::new(id));
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(Error::Path(path.to_owned()));
+    }
+    match path.strip_prefix("/") {
+        Ok(below) => Ok(root.join(below)),
+        Err(_) => {
+            let own = Path::new(own).parent().unwrap_or(Path::new("/"));
+            Ok(root.join(own.strip_prefix("/").unwrap_or(own)).join(path))
+        }
+    }
+}
+
+/// The path of the caller's cgroup in the v2 hierarchy, for instance `/user.slice`.
+pub(crate) fn own() -> Result<String, Error> {
+    let path = Path::new("/proc/self/cgroup");
+    let text = fs::read_to_string(path).map_err(file("read", path))?;
+    Ok(own_in(&text).to_owned())
+}
+
+/// The v2 line of `/proc/<pid>/cgroup` (cgroups(7)).
+fn own_in(text: &str) -> &str {
+    text.lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap_or("/")
+}
+
+fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::File {
+        doing,
+        path: path.into(),
+        source,
+    }
+}
+
+impl Cgroup {
+    /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. On an error nothing that was made is left.
+    pub(crate) fn create(root: &Path, path: PathBuf, limits: &[Limit]) -> Result<Cgroup, Error> {
+        let below = path.strip_prefix(root).unwrap_or(Path::new("")).to_owned();
+        let mut made = Vec::new();
+        let result = make(root, &below, &mut made).and_then(|()| {
+            let cgroup = Cgroup { path: path.clone() };
+            if !made.contains(&path) && cgroup.is_populated()? {
+                return Err(Error::NotEmpty(path));
+            }
+            limits.iter().try_for_each(|limit| cgroup.set(limit))?;
+            Ok(cgroup)
+        });
+        if result.is_err() {
+            for path in made.iter().rev() {
+                let _ = fs::remove_dir(path);
+            }
+        }
+        result
+    }
+
+    /// The cgroup of a container that has been created.
+    pub(crate) fn existing(path: PathBuf) -> Cgroup {
+        Cgroup { path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens the directory, for clone3.
+    pub(crate) fn open(&self) -> Result<File, Error> {
+        File::open(&self.path).map_err(file("open", &self.path))
+    }
+
+    fn set(&self, limit: &Limit) -> Result<(), Error> {
+        let path = self.path.join(limit.file);
+        match (fs::write(&path, &limit.value), limit.property) {
+            (Ok(()), _) => Ok(()),
+            // Protects the host and nobody asked for it.
+            (Err(e), None) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            (Err(e), Some(property)) if e.kind() == io::ErrorKind::NotFound => {
+                Err(Error::NoController {
+                    property,
+                    file: path,
+                })
+            }
+            (Err(source), property) => Err(Error::Limit {
+                property: property.unwrap_or("a limit"),
+                file: path,
+                source,
+            }),
+        }
+    }
+
+    /// Whether a process lives in the cgroup or below it.
+    fn is_populated(&self) -> Result<bool, Error> {
+        let path = self.path.join("cgroup.events");
+        let text = fs::read_to_string(&path).map_err(file("read", path))?;
+        Ok(text.lines().any(|line| line == "populated 1"))
+    }
+
+    /// Ends every process in the cgroup and waits until they have ended; a cgroup that is not there has none.
+    pub(crate) fn kill(&self) -> Result<(), Error> {
+        let path = self.path.join("cgroup.kill");
+        match fs::write(&path, "1") {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result.map_err(file("write", path))?,
+        }
+        self.await_empty()
+    }
+
+    fn await_empty(&self) -> Result<(), Error> {
+        let path = self.path.join("cgroup.events");
+        let events = File::open(&path).map_err(file("open", &path))?;
+        let timeout = PollTimeout::try_from(KILL_TIMEOUT).unwrap_or(PollTimeout::MAX);
+        // Opened before it is read: a change after the reading is an event (cgroups(7), POLLPRI).
+        while self.is_populated()? {
+            let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            match poll(&mut polled, timeout) {
+                Ok(0) => return Err(Error::Unkillable(self.path.clone())),
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(file("poll", &path)(e.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what runs in the cgroup, then removes it and what is below it; what is gone already is fine.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        match fs::remove_dir(&self.path) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Something lives in it or below it.
+            Err(_) => {}
+        }
+        self.kill()?;
+        remove_tree(&self.path).map_err(file("remove", &self.path))
+    }
+}
+
+/// Makes the directories `below` `root` one by one, each with the controllers of the one above; `made` gets those that were not there.
+fn make(root: &Path, below: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let mut path = root.to_owned();
+    for component in below.components() {
+        delegate(&path)?;
+        path.push(component);
+        match fs::create_dir(&path) {
+            Ok(()) => made.push(path.clone()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(file("create", &path)(e)),
+        }
+    }
+    Ok(())
+}
+
+/// Enables the controllers for the children of a cgroup. One that cannot be enabled shows when a limit needs it.
+fn delegate(path: &Path) -> Result<(), Error> {
+    let read = |name| {
+        let path = path.join(name);
+        fs::read_to_string(&path).map_err(file("read", path))
+    };
+    let available = read("cgroup.controllers")?;
+    let enabled = read("cgroup.subtree_control")?;
+    let has = |list: &str, name| list.split_ascii_whitespace().any(|c| c == name);
+    for name in CONTROLLERS {
+        if has(&available, name) && !has(&enabled, name) {
+            let _ = fs::write(path.join("cgroup.subtree_control"), format!("+{name}"));
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn paths_are_runcs() {
+        let root = Path::new("/sys/fs/cgroup");
+        for (own, cgroups_path, expected) in [
+            ("/", None, Some("/sys/fs/cgroup/c")),
+            ("/user.slice/s", None, Some("/sys/fs/cgroup/user.slice/c")),
+            (
+                "/user.slice/s",
+                Some(""),
+                Some("/sys/fs/cgroup/user.slice/c"),
+            ),
+            ("/user.slice/s", Some("/a/b"), Some("/sys/fs/cgroup/a/b")),
+            (
+                "/user.slice/s",
+                Some("a/b"),
+                Some("/sys/fs/cgroup/user.slice/a/b"),
+            ),
+            ("/", Some("/a/../../b"), None),
+            ("/", Some("../b"), None),
+        ] {
+            let found = locate(root, own, cgroups_path.map(Path::new), "c").ok();
+            assert_eq!(found, expected.map(PathBuf::from), "{own} {cgroups_path:?}");
+        }
+    }
+
+    #[test]
+    fn own_cgroup_is_the_v2_line() {
+        assert_eq!(own_in("12:pids:/a\n0::/b/c\n"), "/b/c");
+        assert_eq!(own_in("12:pids:/a\n"), "/");
+    }
+
+    /// Needs root and a mounted cgroup v2 hierarchy, as the runtime does.
+    #[test]
+    fn a_cgroup_ends_with_what_runs_in_it() {
+        let (root, _) = hierarchy().expect("a cgroup v2 hierarchy");
+        let parent = root.join(format!("chiton-unit-{}", std::process::id()));
+        let path = parent.join("c");
+        let cgroup = Cgroup::create(&root, path.clone(), &[]).unwrap();
+        let mut child = Command::new("sleep")
+            .arg("1000")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        fs::create_dir(path.join("below")).unwrap();
+        fs::write(path.join("below/cgroup.procs"), child.id().to_string()).unwrap();
+        assert!(matches!(
+            Cgroup::create(&root, path.clone(), &[]),
+            Err(Error::NotEmpty(_))
+        ));
+        cgroup.remove().unwrap();
+        assert!(!path.exists());
+        child.wait().unwrap();
+        cgroup.remove().unwrap();
+        cgroup.kill().unwrap();
+        fs::remove_dir(&parent).unwrap();
+    }
+
+    #[test]
+    fn a_cgroup_that_cannot_be_limited_is_not_left() {
+        let (root, _) = hierarchy().expect("a cgroup v2 hierarchy");
+        let parent = root.join(format!("chiton-unit-limit-{}", std::process::id()));
+        let asked = Limit {
+            file: "no.such",
+            value: "1".into(),
+            property: Some("linux.x"),
+        };
+        let result = Cgroup::create(&root, parent.join("c"), std::slice::from_ref(&asked));
+        assert!(matches!(result, Err(Error::NoController { .. })));
+        assert!(!parent.exists());
+        let unasked = Limit {
+            property: None,
+            ..asked
+        };
+        Cgroup::create(&root, parent.clone(), &[unasked])
+            .unwrap()
+            .remove()
+            .unwrap();
+        assert!(!parent.exists());
+    }
+}

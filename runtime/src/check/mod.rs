@@ -1,0 +1,92 @@
+//! `check`: one line for each thing that this host lacks.
+
+mod probe;
+
+use std::fs;
+
+use nix::unistd::geteuid;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::cgroup::{self, Layout};
+
+/// Oldest kernel whose interfaces suffice: clone3 into a cgroup (5.7), mount_setattr (5.12), cgroup.kill (5.14).
+const KERNEL_MIN: (u32, u32) = (5, 14);
+
+/// What is missing, one line each.
+pub(crate) fn check() -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut note = |problem: Option<String>| missing.extend(problem);
+    note(
+        (!geteuid().is_root())
+            .then(|| "not root: rootless containers are not supported yet".into()),
+    );
+    note(kernel());
+    note(cgroups());
+    note(user_namespaces());
+    note(mount_api());
+    missing.extend(probe::kvm());
+    missing
+}
+
+fn kernel() -> Option<String> {
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy();
+    let old = parse_release(&release).is_none_or(|version| version < KERNEL_MIN);
+    let (major, minor) = KERNEL_MIN;
+    old.then(|| format!("kernel {release}: {major}.{minor} or later is needed"))
+}
+
+/// Major and minor number of a kernel release such as `6.1.0-18-amd64`.
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn cgroups() -> Option<String> {
+    match cgroup::hierarchy() {
+        Some((_, Layout::Unified)) => None,
+        Some((path, Layout::Hybrid)) => Some(format!(
+            "cgroup v2 has no controllers here (it is mounted on {} beside cgroup v1): machines are not limited on the host",
+            path.display()
+        )),
+        None => Some("cgroup v2 is not mounted: containers get no cgroup on the host".into()),
+    }
+}
+
+fn user_namespaces() -> Option<String> {
+    let path = "/proc/sys/user/max_user_namespaces";
+    match fs::read_to_string(path) {
+        Ok(text) if text.trim() == "0" => {
+            Some(format!("user namespaces are disabled ({path} is 0)"))
+        }
+        Ok(_) => None,
+        Err(e) => Some(format!("no user namespaces: {path}: {e}")),
+    }
+}
+
+fn mount_api() -> Option<String> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, c"/", flags)
+        .err()
+        .map(|e| format!("the mount API by descriptors does not work: open_tree: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases() {
+        for (release, expected) in [
+            ("6.1.0-18-amd64", Some((6, 1))),
+            ("5.14", Some((5, 14))),
+            ("6.18+", Some((6, 18))),
+            ("x", None),
+            ("6", None),
+        ] {
+            assert_eq!(parse_release(release), expected, "{release}");
+        }
+        assert!((5, 9) < KERNEL_MIN && (6, 0) > KERNEL_MIN);
+    }
+}

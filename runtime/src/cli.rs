@@ -1,0 +1,181 @@
+//! The command line: runc's, so that callers of runc need not know the difference.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the state of containers is unless `--root` says otherwise.
+pub(crate) const DEFAULT_ROOT: &str = "/run/chiton";
+
+/// Runs each container in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(
+    name = "chiton",
+    disable_version_flag = true,
+    args_override_self = true
+)]
+pub(crate) struct Cli {
+    /// Directory for the state of containers
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    pub(crate) root: PathBuf,
+    /// File to which errors and warnings are appended
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Format of the log
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// Accepted for compatibility
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Refused by create and run: cgroups are made directly
+    #[arg(long)]
+    pub(crate) systemd_cgroup: bool,
+    /// Refused by create and run if "true"
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Rootless::Auto)]
+    pub(crate) rootless: Rootless,
+    /// File to which the times of the start are written as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) timeline: Option<PathBuf>,
+    /// Print the version
+    #[arg(short = 'v', long)]
+    pub(crate) version: bool,
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The values of runc's `--rootless`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rootless {
+    Auto,
+    True,
+    False,
+}
+
+/// How `list` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Create a container, short of executing its program
+    Create(Create),
+    /// Execute the program of a created container
+    Start(Id),
+    /// Create and start a container
+    Run(Run),
+    /// Print the state of a container as JSON
+    State(Id),
+    /// Send a signal to a container
+    Kill(Kill),
+    /// Remove a container that has stopped or was not started
+    Delete(Delete),
+    /// List the containers
+    List(List),
+    /// Write a config.json to start from
+    Spec(Spec),
+    /// Say what this host lacks
+    Check,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Id {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Directory that holds config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// Refused: no terminal yet
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Refused
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// File to which the process id is written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Accepted for compatibility: the guest decides how the root is entered
+    #[arg(long)]
+    pub(crate) no_pivot: bool,
+    /// Accepted for compatibility: keyrings of the guest are its own
+    #[arg(long)]
+    pub(crate) no_new_keyring: bool,
+    /// Refused unless 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) create: Create,
+    /// Do not wait for the container
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Do not delete the container when it has ended
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Accepted for compatibility: the container's process is a child anyway
+    #[arg(long)]
+    pub(crate) no_subreaper: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Name or number of the signal
+    #[arg(default_value = "SIGTERM")]
+    pub(crate) signal: String,
+    /// Send it to all processes of the container
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Kill the container if it runs; succeed if it does not exist
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Format of the list
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+    /// Print the ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Spec {
+    /// Directory for config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// Refused
+    #[arg(long)]
+    pub(crate) rootless: bool,
+}

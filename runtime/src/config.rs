@@ -1,0 +1,222 @@
+//! Loads `config.json`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capability, Spec};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Largest configuration in bytes: it travels to the guest in one frame, as a JSON string, which can double its size.
+const SIZE_MAX: usize = protocol::MAX_FRAME / 2 - (64 << 10);
+
+/// The specification versions accepted: 1.0 to 1.3.
+const MINOR_MAX: u64 = 3;
+
+/// What is wrong with a configuration as a file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("open {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{} is larger than {SIZE_MAX} bytes", .0.display())]
+    TooLarge(PathBuf),
+    #[error("{} is no UTF-8 text", .0.display())]
+    NoText(PathBuf),
+    /// serde_json's message ends with line and column.
+    #[error("{}", path.display())]
+    Json {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{}: ociVersion {version:?} is not supported (1.0 to 1.{MINOR_MAX} are)", path.display())]
+    Version { path: PathBuf, version: String },
+}
+
+/// A configuration, as it was written and as it is understood.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The file's content.
+    pub(crate) text: String,
+    /// All of it, unknown properties included.
+    pub(crate) value: Value,
+    /// What the specification knows of it.
+    pub(crate) spec: Spec,
+    /// What the caller should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Config {
+    /// Loads the configuration of a bundle.
+    pub(crate) fn load(bundle: &Path) -> Result<Config, Error> {
+        let path = bundle.join("config.json");
+        let mut bytes = Vec::new();
+        File::open(&path)
+            .and_then(|file| file.take(SIZE_MAX as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|source| Error::Open {
+                path: path.clone(),
+                source,
+            })?;
+        if bytes.len() > SIZE_MAX {
+            return Err(Error::TooLarge(path));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Config::parse(text, path),
+            Err(_) => Err(Error::NoText(path)),
+        }
+    }
+
+    fn parse(text: String, path: PathBuf) -> Result<Config, Error> {
+        let json = |source| Error::Json {
+            path: path.clone(),
+            source,
+        };
+        let mut value: Value = serde_json::from_str(&text).map_err(json)?;
+        let mut warnings = Vec::new();
+        let ignored = take_unknown_capabilities(&mut value);
+        let spec: Spec = if ignored.is_empty() {
+            serde_json::from_str(&text).map_err(json)?
+        } else {
+            let names = ignored.join(" ");
+            warnings.push(format!(
+                "process.capabilities: ignoring unknown capabilities {names}"
+            ));
+            Spec::deserialize(&value).map_err(json)?
+        };
+        if !is_supported(spec.version()) {
+            return Err(Error::Version {
+                path,
+                version: spec.version().clone(),
+            });
+        }
+        Ok(Config {
+            text,
+            value,
+            spec,
+            warnings,
+        })
+    }
+}
+
+/// Whether a version (major.minor.patch, semver.org) of the specification is supported.
+fn is_supported(version: &str) -> bool {
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let mut numbers = core.split('.').map(str::parse::<u64>);
+    matches!(
+        (
+            numbers.next(),
+            numbers.next(),
+            numbers.next(),
+            numbers.next()
+        ),
+        (Some(Ok(1)), Some(Ok(0..=MINOR_MAX)), Some(Ok(_)), None)
+    )
+}
+
+/// Removes the names that are no capabilities, as the specification demands: they may be a later kernel's.
+fn take_unknown_capabilities(config: &mut Value) -> Vec<String> {
+    let mut taken = Vec::new();
+    let sets = config
+        .pointer_mut("/process/capabilities")
+        .and_then(Value::as_object_mut);
+    for names in sets
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, set)| set.as_array_mut())
+    {
+        names.retain(|name| {
+            let unknown = name
+                .as_str()
+                .filter(|_| Capability::deserialize(name).is_err());
+            if let Some(name) = unknown {
+                if !taken.iter().any(|taken| taken == name) {
+                    taken.push(name.to_owned());
+                }
+            }
+            unknown.is_none()
+        });
+    }
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text.into(), "/b/config.json".into()).map_err(|e| {
+            let source = std::error::Error::source(&e).map(|s| format!(": {s}"));
+            format!("{e}{}", source.unwrap_or_default())
+        })
+    }
+
+    #[test]
+    fn versions() {
+        for good in ["1.0.0", "1.0.2-dev", "1.3.0", "1.2.1+dev", "1.3.9"] {
+            assert!(is_supported(good), "{good}");
+        }
+        for bad in [
+            "", "1", "1.0", "0.9.0", "2.0.0", "1.4.0", "1.x.0", "1.0.0.0", "-1.0.0",
+        ] {
+            assert!(!is_supported(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn errors_say_where() {
+        let broken = "{\n  \"ociVersion\": \"1.0.0\",\n  \"process\": }";
+        assert_eq!(
+            parse(broken).unwrap_err(),
+            "/b/config.json: expected value at line 3 column 14"
+        );
+        let namespace =
+            "{\"ociVersion\":\"1.0.0\",\n\"linux\":{\"namespaces\":[{\"type\":\"galaxy\"}]}}";
+        let error = parse(namespace).unwrap_err();
+        assert!(
+            error.contains("`galaxy`") && error.contains("line 2 column"),
+            "{error}"
+        );
+        assert!(
+            parse("{}")
+                .unwrap_err()
+                .contains("ociVersion \"\" is not supported")
+        );
+    }
+
+    #[test]
+    fn unknown_capabilities_are_a_warning() {
+        let config = parse(
+            r#"{"ociVersion":"1.0.0","process":{"user":{"uid":0,"gid":0},"cwd":"/",
+            "capabilities":{"bounding":["CAP_KILL","CAP_WARP"],"effective":["CAP_WARP"]}}}"#,
+        )
+        .unwrap();
+        let warning = "process.capabilities: ignoring unknown capabilities CAP_WARP";
+        assert_eq!(config.warnings, [warning]);
+        let sets = config
+            .spec
+            .process()
+            .as_ref()
+            .unwrap()
+            .capabilities()
+            .clone()
+            .unwrap();
+        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn files_must_be_there_small_and_text() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Config::load(bundle.path()),
+            Err(Error::Open { .. })
+        ));
+        let path = bundle.path().join("config.json");
+        std::fs::write(&path, [0xff]).unwrap();
+        assert!(matches!(Config::load(bundle.path()), Err(Error::NoText(_))));
+        std::fs::write(&path, vec![b' '; SIZE_MAX + 1]).unwrap();
+        assert!(matches!(
+            Config::load(bundle.path()),
+            Err(Error::TooLarge(_))
+        ));
+    }
+}

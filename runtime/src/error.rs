@@ -1,0 +1,101 @@
+//! What a verb can fail with. Callers match some of the texts, so these are runc's.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::plan::Refused;
+use crate::state::Status;
+use crate::{cgroup, config, machine};
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("invalid container ID format")]
+    InvalidId,
+    #[error("container does not exist")]
+    NotFound,
+    #[error("container with given ID already exists")]
+    Exists,
+    #[error("container not running")]
+    NotRunning,
+    #[error("cannot start an already running container")]
+    AlreadyRunning,
+    #[error("cannot start a container that has stopped")]
+    HasStopped,
+    #[error("cannot start a container in the {0} state")]
+    NotCreated(Status),
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped { id: String, status: Status },
+    #[error("{0} create failed")]
+    Create(&'static str, #[source] Box<Error>),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    /// The machine process's own words.
+    #[error("{0}")]
+    Reply(String),
+    #[error("machine process {0} does not end")]
+    Unkillable(i32),
+    #[error("unknown signal {0:?}")]
+    UnknownSignal(String),
+    /// What a flag or the environment asks for and is not there.
+    #[error("{0} is not supported yet")]
+    Unsupported(&'static str),
+    #[error("cannot use --console-socket: process.terminal is not supported yet")]
+    ConsoleSocket,
+    #[error("must be run as root: rootless containers are not supported yet")]
+    NotRoot,
+    #[error("invalid --root {}: it cannot hold the state of containers", .0.display())]
+    Root(PathBuf),
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    #[error("invalid rootfs: stat {}", path.display())]
+    Rootfs { path: PathBuf, source: io::Error },
+    #[error("invalid rootfs: {} is not a directory", .0.display())]
+    RootfsKind(PathBuf),
+    #[error("File config.json exists. Remove it first")]
+    SpecExists,
+    #[error("state of container {id} is damaged: {path}")]
+    Damaged {
+        id: String,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{doing} {}", path.display())]
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+/// Adds what was being done to which file to a system call's error.
+pub(crate) trait FileContext<T> {
+    fn file(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> FileContext<T> for Result<T, E> {
+    fn file(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, Error> {
+        self.map_err(|e| Error::File {
+            doing,
+            path: path.into(),
+            source: e.into(),
+        })
+    }
+}
+
+/// Adds what was being done to a system call's error.
+pub(crate) trait SystemContext<T> {
+    fn system(self, doing: &'static str) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> SystemContext<T> for Result<T, E> {
+    fn system(self, doing: &'static str) -> Result<T, Error> {
+        self.map_err(|e| Error::System(doing, e.into()))
+    }
+}

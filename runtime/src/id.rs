@@ -1,0 +1,70 @@
+//! Container ids.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// Longest id: it is the name of a directory (NAME_MAX, include/uapi/linux/limits.h).
+const LENGTH_MAX: usize = 255;
+
+/// The id of a container: letters, digits and `_+-.`, neither `.` nor `..`; so it is safe as a file name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ContainerId(String);
+
+impl ContainerId {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ContainerId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<ContainerId, Error> {
+        let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_+-.".contains(&c);
+        let valid = !text.is_empty()
+            && text.len() <= LENGTH_MAX
+            && text.bytes().all(allowed)
+            && text != "."
+            && text != "..";
+        if valid {
+            Ok(ContainerId(text.to_owned()))
+        } else {
+            Err(Error::InvalidId)
+        }
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_file_names() {
+        let longest = "x".repeat(LENGTH_MAX);
+        for good in ["a", "A-b_c.d+9", "...", "-", longest.as_str()] {
+            assert_eq!(good.parse::<ContainerId>().unwrap().as_str(), good);
+        }
+        let too_long = "x".repeat(LENGTH_MAX + 1);
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "ä",
+            "a\n",
+            "a\0",
+            too_long.as_str(),
+        ] {
+            bad.parse::<ContainerId>().unwrap_err();
+        }
+    }
+}

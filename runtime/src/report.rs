@@ -1,0 +1,112 @@
+//! Where errors and warnings go: standard error, and the file of `--log`, in the formats of runc, because callers parse its last line.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::libc;
+use serde::Serialize;
+
+use crate::cli::LogFormat;
+use crate::clock::{self, Precision};
+
+/// One line of a JSON log.
+#[derive(Serialize)]
+struct Line<'a> {
+    level: &'a str,
+    msg: &'a str,
+    time: String,
+}
+
+/// Where errors and warnings go.
+pub(crate) struct Report {
+    log: Option<File>,
+    format: LogFormat,
+}
+
+impl Report {
+    /// Opens the log, if one is asked for.
+    pub(crate) fn new(log: Option<&Path>, format: LogFormat) -> io::Result<Report> {
+        let open = |path| {
+            let mut options = OpenOptions::new();
+            options
+                .create(true)
+                .append(true)
+                .mode(0o644)
+                .custom_flags(libc::O_SYNC)
+                .open(path)
+        };
+        Ok(Report {
+            log: log.map(open).transpose()?,
+            format,
+        })
+    }
+
+    /// The end of a verb that failed. A line break in the text would be taken for a second message.
+    pub(crate) fn error(&self, text: &str) {
+        let text = text.trim_end().replace('\n', "; ");
+        self.write("error", &text);
+        eprintln!("{text}");
+    }
+
+    /// Something that the caller should know and that is no error: to the log, or to standard error without one.
+    pub(crate) fn warn(&self, text: &str) {
+        if self.log.is_some() {
+            self.write("warning", text);
+        } else {
+            eprintln!("warning: {text}");
+        }
+    }
+
+    fn write(&self, level: &str, msg: &str) {
+        let Some(mut log) = self.log.as_ref() else {
+            return;
+        };
+        let line = format_line(self.format, level, msg, clock::now(Precision::Seconds));
+        // An error that cannot be logged is still on standard error.
+        let _ = log.write_all(line.as_bytes());
+    }
+}
+
+fn format_line(format: LogFormat, level: &str, msg: &str, time: String) -> String {
+    match format {
+        LogFormat::Text => format!("time=\"{time}\" level={level} msg={msg:?}\n"),
+        LogFormat::Json => {
+            let line = Line { level, msg, time };
+            serde_json::to_string(&line)
+                .map(|line| line + "\n")
+                .unwrap_or_default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_runcs() {
+        let line = |format| format_line(format, "error", "exec: \"x\"", "T".into());
+        assert_eq!(
+            line(LogFormat::Text),
+            "time=\"T\" level=error msg=\"exec: \\\"x\\\"\"\n"
+        );
+        let json = "{\"level\":\"error\",\"msg\":\"exec: \\\"x\\\"\",\"time\":\"T\"}\n";
+        assert_eq!(line(LogFormat::Json), json);
+    }
+
+    #[test]
+    fn the_log_is_appended_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        for text in ["one", "two\nlines"] {
+            Report::new(Some(&path), LogFormat::Json)
+                .unwrap()
+                .error(text);
+        }
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.contains("two; lines"));
+    }
+}

@@ -1,0 +1,50 @@
+//! The unsafe parts of the verbs.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VmFd};
+use nix::libc;
+
+/// Sends any signal, real-time ones included; the process may have ended.
+pub(crate) fn kill(pid: i32, signal: i32) {
+    // SAFETY: kill takes two integers and touches no memory of this process.
+    let _ = unsafe { libc::kill(pid, signal) };
+}
+
+/// KVM by its open device.
+pub(crate) fn kvm(device: File) -> Kvm {
+    // SAFETY: the descriptor is open and owned by nobody else from here on.
+    unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
+}
+
+/// Gives a virtual machine zeroed memory of `length` bytes, a multiple of the page size, from guest address 0 on, that starts with `code`.
+///
+/// The memory stays mapped until the program ends, so that the machine cannot outlive it.
+pub(crate) fn give_memory(vm: &VmFd, code: &[u8], length: usize) -> io::Result<()> {
+    if code.len() > length {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (access, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: a new private anonymous mapping at an address of the kernel's choice; no existing memory is affected.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is writable, new and of `length` bytes, which is compared with the length of `code` above.
+    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), start.cast::<u8>(), code.len()) };
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: length as u64,
+        userspace_addr: start as u64,
+    };
+    // SAFETY: the region is exactly the mapping made above, which is never unmapped and which nothing else refers to.
+    Ok(unsafe { vm.set_user_memory_region(region) }?)
+}

@@ -1,0 +1,240 @@
+//! `create`: all or nothing. Each step that makes something is undone when a later one fails.
+
+use std::env;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+
+use crate::cgroup::{self, Cgroup, Layout};
+use crate::cli;
+use crate::clock::{self, Precision};
+use crate::config::Config;
+use crate::error::{Error, FileContext, SystemContext};
+use crate::id::ContainerId;
+use crate::machine::{self, Launch};
+use crate::plan::{self, Facts, FileKind, Plan};
+use crate::process::Identity;
+use crate::report::Report;
+use crate::state::{Lock, Record, StateDir, write_atomically};
+
+/// What the global flags say.
+pub(crate) struct Context<'a> {
+    pub(crate) root: &'a Path,
+    pub(crate) report: &'a Report,
+    pub(crate) systemd_cgroup: bool,
+    pub(crate) rootless: bool,
+    pub(crate) timeline: Option<&'a Path>,
+    /// CLOCK_MONOTONIC at the start of the program.
+    pub(crate) begun: Duration,
+}
+
+/// A container that has been created, still locked.
+pub(super) struct Created {
+    pub(super) dir: StateDir,
+    pub(super) record: Record,
+    pub(super) machine: Identity,
+    pub(super) lock: Lock,
+}
+
+/// Creates a container.
+pub(crate) fn create(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
+    created(context, args)
+        .map(drop)
+        .map_err(|e| Error::Create("chiton", Box::new(e)))
+}
+
+/// Creates a container and keeps its lock.
+pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Created, Error> {
+    let id: ContainerId = args.id.parse()?;
+    check_flags(context, args)?;
+    let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
+    let config = Config::load(&bundle)?;
+    let plan = make_plan(&config, &bundle)?;
+    for warning in config.warnings.iter().chain(&plan.warnings) {
+        context.report.warn(warning);
+    }
+    let rootfs = check_rootfs(&plan)?;
+    let timeline = context
+        .timeline
+        .map(|path| File::create(path).file("create", path))
+        .transpose()?;
+
+    let mut attempt = Attempt {
+        dir: Some(StateDir::create(context.root, &id)?),
+        cgroup: None,
+        pid_file: None,
+    };
+    // Unlocked by the end of the verb; the machine process closes its copy at once.
+    let lock = attempt.dir()?.lock()?;
+    attempt.dir()?.write_config(config.text.as_bytes())?;
+    let mut record = Record::new(id.as_str(), bundle, rootfs);
+    record.oci_version = config.spec.version().clone();
+    record.annotations = config
+        .spec
+        .annotations()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    record.created = clock::now(Precision::Nanoseconds);
+    record.owner = geteuid().as_raw();
+    let root = cgroup_root(context, &plan)?;
+    if let Some(root) = &root {
+        let own = cgroup::own()?;
+        record.cgroup = Some(cgroup::locate(
+            root,
+            &own,
+            plan.cgroups_path.as_deref(),
+            id.as_str(),
+        )?);
+    }
+    // From here on a create that is killed leaves enough for delete to find everything.
+    attempt.dir()?.write_record(&record)?;
+    if let (Some(root), Some(path)) = (&root, &record.cgroup) {
+        attempt.cgroup = Some(Cgroup::create(root, path.clone(), &plan.limits)?);
+    }
+
+    let cgroup = attempt.cgroup.as_ref().map(Cgroup::open).transpose()?;
+    let spawned = machine::spawn(Launch {
+        id: id.as_str(),
+        config: &config.text,
+        overlay: plan.overlay,
+        memory: plan.memory,
+        vcpus: plan.vcpus,
+        shares: plan.shares,
+        network: plan.network,
+        oom_score_adj: plan.oom_score_adj,
+        state_dir: attempt.dir()?.as_fd(),
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        timeline,
+        begun: context.begun,
+    })?;
+    let machine = Identity::of(spawned.pid()).ok_or(machine::Error::NotRunning)?;
+    record.machine = Some(machine);
+    attempt.dir()?.write_record(&record)?;
+    if let Some(path) = &args.pid_file {
+        write_atomically(path, machine.pid.to_string().as_bytes()).file("write", path)?;
+        attempt.pid_file = Some(path.clone());
+    }
+    spawned.commit()?;
+    let dir = attempt.keep()?;
+    Ok(Created {
+        dir,
+        record,
+        machine,
+        lock,
+    })
+}
+
+/// What has been made so far. Undone in reverse when it is dropped before it is kept; the machine, younger than all of it, has ended then.
+struct Attempt {
+    dir: Option<StateDir>,
+    cgroup: Option<Cgroup>,
+    pid_file: Option<PathBuf>,
+}
+
+impl Attempt {
+    fn dir(&self) -> Result<&StateDir, Error> {
+        self.dir.as_ref().ok_or(Error::NotFound)
+    }
+
+    fn keep(mut self) -> Result<StateDir, Error> {
+        self.pid_file = None;
+        self.cgroup = None;
+        self.dir.take().ok_or(Error::NotFound)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // The error that led here is the one to report. What cannot be removed now is left to `delete --force`.
+        if let Some(path) = &self.pid_file {
+            let _ = fs::remove_file(path);
+        }
+        let cgroup = self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
+        if let (Some(dir), Ok(())) = (&self.dir, cgroup) {
+            let _ = dir.remove();
+        }
+    }
+}
+
+/// Refuses what flags and environment ask for and is not there.
+fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
+    let own_sockets = env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    for (asked, what) in [
+        (context.systemd_cgroup, "--systemd-cgroup"),
+        (context.rootless, "--rootless"),
+        (args.pidfd_socket.is_some(), "--pidfd-socket"),
+        (args.preserve_fds > 0, "--preserve-fds"),
+        (own_sockets, "socket activation (LISTEN_FDS)"),
+        (
+            env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty()),
+            "NOTIFY_SOCKET",
+        ),
+    ] {
+        if asked {
+            return Err(Error::Unsupported(what));
+        }
+    }
+    if args.console_socket.is_some() {
+        return Err(Error::ConsoleSocket);
+    }
+    if !geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    Ok(())
+}
+
+fn make_plan(config: &Config, bundle: &Path) -> Result<Plan, Error> {
+    let cpus = std::thread::available_parallelism().system("count the host's CPUs")?;
+    let memory = nix::sys::sysinfo::sysinfo()
+        .system("read the host's memory size")?
+        .ram_total();
+    let cpus = u64::try_from(cpus.get()).unwrap_or(u64::MAX);
+    let facts = Facts {
+        bundle,
+        cpus,
+        memory,
+        kind: &FileKind::of,
+    };
+    Ok(plan::plan(&config.spec, &config.value, &facts)?)
+}
+
+/// The root filesystem must be a directory.
+fn check_rootfs(plan: &Plan) -> Result<PathBuf, Error> {
+    let path = plan
+        .shares
+        .first()
+        .map(|share| share.source.clone())
+        .unwrap_or_default();
+    match fs::metadata(&path) {
+        Ok(found) if found.is_dir() => Ok(path),
+        Ok(_) => Err(Error::RootfsKind(path)),
+        Err(source) => Err(Error::Rootfs { path, source }),
+    }
+}
+
+/// The cgroup v2 hierarchy for the container. Where it has no controllers, the caller is told what that means.
+fn cgroup_root(context: &Context<'_>, plan: &Plan) -> Result<Option<PathBuf>, Error> {
+    let asked = plan.limits.iter().find_map(|limit| limit.property);
+    match cgroup::hierarchy() {
+        Some((root, Layout::Unified)) => Ok(Some(root)),
+        Some((root, Layout::Hybrid)) => {
+            if let Some(property) = asked {
+                context.report.warn(&format!(
+                    "{property} is applied in the guest only: cgroup v2 of this host has no controllers"
+                ));
+            }
+            Ok(Some(root))
+        }
+        None => {
+            context
+                .report
+                .warn("the container gets no cgroup on this host: cgroup v2 is not mounted");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `kill`. Takes no lock: a container whose create or start hangs can be killed.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::signal::Signal;
+
+use super::open;
+use crate::cli;
+use crate::error::{Error, SystemContext};
+use crate::machine::{self, Control, ControlReply, control};
+use crate::process::{self, Identity};
+use crate::state::{StateDir, Verb};
+
+/// How long a guest may take to obey SIGKILL before its machine is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// First and last real-time signal (signal(7); glibc keeps 32 and 33 for itself).
+const REAL_TIME: (i32, i32) = (34, 64);
+
+/// Sends a signal to a container.
+pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
+    let signal = parse(&args.signal).ok_or_else(|| Error::UnknownSignal(args.signal.clone()))?;
+    let dir = open(root, &args.id)?;
+    let record = dir.record()?;
+    let allowed = dir.status(record.as_ref())?.allows(Verb::Kill, dir.id());
+    let machine = record.and_then(|record| record.machine);
+    let result = match (allowed, machine) {
+        (Err(e), _) => Err(e),
+        (Ok(()), None) => Err(Error::NotRunning),
+        (Ok(()), Some(_)) if signal == 0 => Ok(()),
+        (Ok(()), Some(machine)) if signal == libc::SIGKILL => end(&dir, machine, args.all),
+        (Ok(()), Some(_)) => answer(control(
+            dir.path(),
+            &Control::Kill {
+                signal,
+                all: args.all,
+            },
+        )),
+    };
+    match result {
+        // There is nothing left that could get it: callers that say --all want just that.
+        Err(Error::NotRunning) if args.all => Ok(()),
+        result => result,
+    }
+}
+
+fn answer(reply: Result<ControlReply, machine::Error>) -> Result<(), Error> {
+    match reply {
+        Ok(ControlReply::Done) => Ok(()),
+        Ok(ControlReply::NotRunning) | Err(machine::Error::NotRunning) => Err(Error::NotRunning),
+        Ok(ControlReply::Failed(text)) => Err(Error::Reply(text)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// SIGKILL: the guest may deliver it, so that output and exit code are the program's; a guest that does not loses its machine.
+fn end(dir: &StateDir, machine: Identity, all: bool) -> Result<(), Error> {
+    let Some(pidfd) = machine.open().system("open the machine process")? else {
+        return Err(Error::NotRunning);
+    };
+    let (sender, receiver) = mpsc::channel();
+    let path: PathBuf = dir.path().to_owned();
+    // The guest decides when the answer comes. A thread that still waits ends with this program.
+    thread::spawn(move || {
+        let reply = control(
+            &path,
+            &Control::Kill {
+                signal: libc::SIGKILL,
+                all,
+            },
+        );
+        // Nobody waits any more: the machine has been killed.
+        let _ = sender.send(reply);
+    });
+    let obeyed = matches!(receiver.recv_timeout(GRACE), Ok(Ok(ControlReply::Done)));
+    let waiting = "wait for the machine process";
+    if !obeyed || !process::ends_within(&pidfd, GRACE).system(waiting)? {
+        process::kill(&pidfd).system("kill the machine process")?;
+        if !process::ends_within(&pidfd, GRACE).system(waiting)? {
+            return Err(Error::Unkillable(machine.pid));
+        }
+    }
+    Ok(())
+}
+
+/// A signal by number or by name, with or without `SIG`, in any case; 0 only checks.
+fn parse(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (0..=REAL_TIME.1).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let offset = |text: &str| text.parse::<u8>().ok().map(i32::from);
+    let number = match name {
+        "RTMIN" => Some(REAL_TIME.0),
+        "RTMAX" => Some(REAL_TIME.1),
+        _ if name.starts_with("RTMIN+") => offset(&name[6..]).map(|n| REAL_TIME.0 + n),
+        _ if name.starts_with("RTMAX-") => offset(&name[6..]).map(|n| REAL_TIME.1 - n),
+        // Other names of the same signals (signal(7)).
+        "IOT" => Some(libc::SIGIOT),
+        "POLL" => Some(libc::SIGPOLL),
+        "CLD" => Some(libc::SIGCHLD),
+        _ => {
+            return format!("SIG{name}")
+                .parse::<Signal>()
+                .ok()
+                .map(|signal| signal as i32);
+        }
+    };
+    number.filter(|number| (1..=REAL_TIME.1).contains(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("9", Some(9)),
+            ("64", Some(64)),
+            ("65", None),
+            ("-1", None),
+            ("KILL", Some(9)),
+            ("SIGKILL", Some(9)),
+            ("sigterm", Some(15)),
+            ("hup", Some(1)),
+            ("SIGRTMIN", Some(34)),
+            ("RTMIN+3", Some(37)),
+            ("SIGRTMAX-1", Some(63)),
+            ("RTMIN+31", None),
+            ("RTMAX-64", None),
+            ("IOT", Some(6)),
+            ("FROB", None),
+            ("", None),
+            ("SIG", None),
+            ("9x", None),
+        ] {
+            assert_eq!(parse(text), expected, "{text:?}");
+        }
+    }
+}

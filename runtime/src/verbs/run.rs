@@ -1,0 +1,120 @@
+//! `run`: create and start; in the foreground also wait, pass signals on, and delete.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::create::{Context, Created, created};
+use super::delete::destroy;
+use super::start::start_created;
+use crate::cli;
+use crate::error::{Error, SystemContext};
+use crate::process::Identity;
+use crate::state::StateDir;
+use crate::sys;
+
+/// Runs a container; the exit code for the caller.
+pub(crate) fn run(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
+    let Created {
+        dir,
+        record,
+        machine,
+        lock,
+    } = created(context, &args.create)?;
+    let code = match start(&dir, args.detach) {
+        Ok(None) => return Ok(0),
+        // Others may delete the container while it runs.
+        Ok(Some(signals)) => {
+            drop(lock);
+            attend(machine, &signals)
+        }
+        Err(e) => {
+            // Why there is no container matters more than what is left of it.
+            let _ = destroy(&dir, Some(&record), lock);
+            return Err(e);
+        }
+    };
+    if !args.keep {
+        match dir
+            .lock()
+            .and_then(|lock| destroy(&dir, Some(&record), lock))
+        {
+            Ok(()) | Err(Error::NotFound) => {}
+            Err(e) => return code.and(Err(e)),
+        }
+    }
+    code
+}
+
+/// Starts the container; with the caller's signals as events unless it is left alone.
+fn start(dir: &StateDir, detach: bool) -> Result<Option<SignalFd>, Error> {
+    if detach {
+        start_created(dir)?;
+        return Ok(None);
+    }
+    let signals = SigSet::all();
+    signals.thread_block().system("block signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&signals, flags).system("create a signalfd")?;
+    start_created(dir)?;
+    Ok(Some(signals))
+}
+
+/// Passes signals on to the container until it ends; its exit code, or 128 and the number of the signal that ended it.
+fn attend(machine: Identity, signals: &SignalFd) -> Result<u8, Error> {
+    let pid = Pid::from_raw(machine.pid);
+    let raw = rustix::process::Pid::from_raw(machine.pid).ok_or(Error::NotRunning)?;
+    // A child that has ended keeps its pid until it is waited for: this is the machine.
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+        .system("open the machine process")?;
+    loop {
+        let mut polled = [
+            PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result.system("wait for the container")?,
+        };
+        if polled[0].any() == Some(true) {
+            return reap(pid);
+        }
+        while let Some(info) = signals.read_signal().system("read a signal")? {
+            // The machine process does to the container what is done to itself. It may have ended just now.
+            if let Some(signal) = i32::try_from(info.ssi_signo)
+                .ok()
+                .filter(|n| is_passed_on(*n))
+            {
+                sys::kill(machine.pid, signal);
+            }
+        }
+    }
+}
+
+/// All but those that are about this process itself.
+fn is_passed_on(signal: i32) -> bool {
+    !matches!(
+        signal,
+        libc::SIGCHLD | libc::SIGWINCH | libc::SIGURG | libc::SIGPIPE
+    )
+}
+
+fn reap(pid: Pid) -> Result<u8, Error> {
+    loop {
+        match waitpid(pid, None) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(u8::MAX)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                return Ok(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX));
+            }
+            Ok(_) => {}
+            Err(e) => return Err(e).system("wait for the container"),
+        }
+    }
+}

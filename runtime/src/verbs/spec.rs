@@ -1,0 +1,24 @@
+//! `spec`.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+
+use crate::cli;
+use crate::error::{Error, FileContext};
+
+/// A configuration to start from: runc's, without a terminal.
+const TEMPLATE: &str = include_str!("spec.json");
+
+/// Writes a config.json.
+pub(crate) fn spec(args: &cli::Spec) -> Result<(), Error> {
+    if args.rootless {
+        return Err(Error::Unsupported("--rootless"));
+    }
+    let path = args.bundle.join("config.json");
+    let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(Error::SpecExists),
+        file => file,
+    };
+    file.and_then(|mut file| file.write_all(TEMPLATE.as_bytes()))
+        .file("write", path)
+}
