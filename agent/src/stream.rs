@@ -242,3 +242,144 @@ impl Copy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::unistd::pipe2;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// A stream whose host is a socket of this process, and the container's end of its pipe.
+    fn stream(direction: Direction) -> (Stream, UnixStream, std::fs::File) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let (ours, theirs) = match direction {
+            Direction::ToContainer => (writer, reader),
+            Direction::ToHost => (reader, writer),
+        };
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut stream = Stream::new(direction, guest.into(), Some(ours));
+        assert_eq!(stream.pump(false), Turn::Waits, "not connected yet");
+        stream.socket_ready(EpollFlags::EPOLLOUT).unwrap();
+        assert!(stream.is_connected());
+        (stream, host, theirs.into())
+    }
+
+    /// The same without splice(2), as for a terminal.
+    fn copying(
+        mut from: (Stream, UnixStream, std::fs::File),
+    ) -> (Stream, UnixStream, std::fs::File) {
+        from.0.copy = Some(Copy::default());
+        from
+    }
+
+    #[test]
+    fn output_is_delivered_and_half_closed() {
+        for (mut stream, mut host, mut container) in [
+            stream(Direction::ToHost),
+            copying(stream(Direction::ToHost)),
+        ] {
+            container.write_all(b"hello").unwrap();
+            assert_eq!(stream.pump(false), Turn::Waits);
+            drop(container);
+            assert_eq!(stream.pump(false), Turn::Done);
+            let mut text = String::new();
+            host.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "hello");
+        }
+    }
+
+    #[test]
+    fn what_is_written_before_the_end_is_delivered_though_a_writer_survives() {
+        for (mut stream, mut host, mut container) in [
+            stream(Direction::ToHost),
+            copying(stream(Direction::ToHost)),
+        ] {
+            container.write_all(&[b'x'; 60_000]).unwrap();
+            assert_eq!(stream.pump(true), Turn::Done);
+            let mut text = Vec::new();
+            host.read_to_end(&mut text).unwrap();
+            assert_eq!(text.len(), 60_000);
+        }
+    }
+
+    #[test]
+    fn a_host_that_does_not_read_stops_the_stream_and_loses_nothing() {
+        for (mut stream, mut host, mut container) in [
+            stream(Direction::ToHost),
+            copying(stream(Direction::ToHost)),
+        ] {
+            fcntl(&container, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+            let mut total = 0;
+            loop {
+                let before = total;
+                while let Ok(count) = container.write(&[7; 4096]) {
+                    total += count;
+                }
+                stream.pump(false);
+                if total == before {
+                    break;
+                }
+            }
+            assert_eq!(
+                stream.pump(true),
+                Turn::Waits,
+                "the end of init drops nothing"
+            );
+            drop(container);
+            host.set_nonblocking(true).unwrap();
+            let mut got = 0;
+            let mut piece = vec![0; 1 << 16];
+            while stream.pump(true) != Turn::Done {
+                got += host.read(&mut piece).unwrap();
+            }
+            host.set_nonblocking(false).unwrap();
+            got += host.read_to_end(&mut Vec::new()).unwrap();
+            assert_eq!(got, total);
+        }
+    }
+
+    #[test]
+    fn input_arrives_and_ends() {
+        for (mut stream, mut host, mut container) in [
+            stream(Direction::ToContainer),
+            copying(stream(Direction::ToContainer)),
+        ] {
+            host.write_all(b"hello").unwrap();
+            assert_eq!(stream.pump(false), Turn::Waits);
+            host.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(stream.pump(false), Turn::Done);
+            let mut text = String::new();
+            container.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "hello");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_closes_the_connection() {
+        let (mut stream, mut host, container) = stream(Direction::ToContainer);
+        drop(container);
+        stream.end_ready(EpollFlags::EPOLLERR);
+        assert_eq!(stream.pump(false), Turn::Done);
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
+        let (mut stream, mut host, container) = self::stream(Direction::ToContainer);
+        drop(container);
+        host.write_all(b"x").unwrap();
+        assert_eq!(stream.pump(false), Turn::Done, "EPIPE");
+    }
+
+    #[test]
+    fn a_host_that_goes_away_closes_the_pipe() {
+        let (mut stream, host, mut container) = stream(Direction::ToHost);
+        drop(host);
+        container.write_all(b"x").unwrap();
+        assert_eq!(stream.pump(false), Turn::Done);
+        assert_eq!(
+            container.write(b"y").unwrap_err().kind(),
+            std::io::ErrorKind::BrokenPipe
+        );
+    }
+}

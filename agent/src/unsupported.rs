@@ -2,7 +2,7 @@
 //! names the property; nothing is dropped in silence.
 
 use oci_spec::runtime::{
-    Linux, LinuxDeviceType, LinuxMemory, LinuxResources, Mount, Process, Spec,
+    Linux, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
 
 /// The properties of `spec` that are not supported, by their names in `config.json`.
@@ -72,12 +72,26 @@ fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
             .is_some_and(|p| !p.as_os_str().is_empty());
         note(
             named,
-            &format!("linux.namespaces[{}].path", namespace.typ()),
+            &format!("linux.namespaces[{}].path", name(namespace.typ())),
         );
     }
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         let block = device.typ() == LinuxDeviceType::B;
         note(block, &format!("linux.devices[{index}] (block device)"));
+    }
+}
+
+/// A namespace's name in the configuration.
+fn name(namespace: LinuxNamespaceType) -> &'static str {
+    match namespace {
+        LinuxNamespaceType::Mount => "mount",
+        LinuxNamespaceType::Cgroup => "cgroup",
+        LinuxNamespaceType::Uts => "uts",
+        LinuxNamespaceType::Ipc => "ipc",
+        LinuxNamespaceType::User => "user",
+        LinuxNamespaceType::Pid => "pid",
+        LinuxNamespaceType::Network => "network",
+        LinuxNamespaceType::Time => "time",
     }
 }
 

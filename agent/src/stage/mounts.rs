@@ -151,8 +151,13 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
         .as_deref()
         .unwrap_or_else(|| Path::new(kind));
     let data = (!data.is_empty()).then_some(data.as_str());
-    mount(Some(source), &proc_path(&target), Some(kind), flags, data)
-        .during(|| format!("mount {kind} on {} with {data:?}", path.display()))?;
+    mount(Some(source), &proc_path(&target), Some(kind), flags, data).during(|| {
+        format!(
+            "mount {kind} on {} with options {:?}",
+            path.display(),
+            data.unwrap_or_default()
+        )
+    })?;
     let mounted = tree
         .open(path, OFlag::O_PATH)
         .during(|| format!("open {}", path.display()))?;
