@@ -72,19 +72,13 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
     (0..count).map(create).collect()
 }
 
-/// A device on the bus, and the events of its queues.
-pub(crate) struct Attached {
-    pub(crate) transport: Transport,
-    pub(crate) kicks: Vec<EventFd>,
-}
-
 /// Puts a device into a slot of the bus: an irqfd on the slot's interrupt, an ioeventfd for each queue's notification.
 pub(crate) fn attach(
     vm: &VmFd,
     slot: u8,
     device: Box<dyn VirtioDevice>,
     memory: &Arc<GuestMemoryMmap>,
-) -> Result<Attached, Error> {
+) -> Result<Transport, Error> {
     let irqfd = event()?;
     let gsi = FIRST_GSI + u32::from(slot);
     vm.register_irqfd(&irqfd, gsi).map_err(error("KVM_IRQFD"))?;
@@ -97,13 +91,12 @@ pub(crate) fn attach(
             .map_err(error("KVM_IOEVENTFD"))?;
         kicks.push(kick);
     }
-    let clone = |kick: &EventFd| kick.try_clone().map_err(system("eventfd"));
-    let copies = kicks.iter().map(clone).collect::<Result<_, _>>()?;
-    let transport = Transport::new(device, Arc::clone(memory), Arc::new(irqfd), kicks);
-    Ok(Attached {
-        transport,
-        kicks: copies,
-    })
+    Ok(Transport::new(
+        device,
+        Arc::clone(memory),
+        Arc::new(irqfd),
+        kicks,
+    ))
 }
 
 /// A new eventfd that never blocks.

@@ -17,7 +17,6 @@ use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
 use crate::cpuid::Cpuid;
@@ -30,6 +29,9 @@ use crate::{boot, kvm, last_words, memory, sys, vcpu};
 
 /// The tag the guest mounts its file system by.
 const SHARE_TAG: &str = "chiton";
+
+/// Number of devices.
+pub(crate) const DEVICES: usize = 3;
 
 /// What a machine is made of.
 #[derive(Clone, Copy)]
@@ -182,7 +184,6 @@ pub struct Machine {
     report: Arc<Report>,
     epoll: Epoll,
     rng: RngWork,
-    rng_kicks: Vec<EventFd>,
     vsock: Vsock,
 }
 
@@ -238,33 +239,32 @@ impl Machine {
         let fs_device = kvm::attach(&vm, 0, Box::new(fs_front), &memory)?;
         let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), &memory)?;
         let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
-        let rng_kicks = rng_device.kicks;
-        let devices = vec![
-            fs_device.transport,
-            vsock_device.transport,
-            rng_device.transport,
-        ];
 
-        let entry = boot::load(&memory, &extent, config, devices.len()).map_err(Error::Boot)?;
+        let entry = boot::load(&memory, &extent, config, DEVICES).map_err(Error::Boot)?;
         boot::configure_boot_vcpu(&vcpus[0], entry).map_err(kvm::error("KVM_SET_SREGS"))?;
 
         let report = Report::new(kvm::event()?);
         let epoll = Epoll::new().map_err(kvm::system("epoll"))?;
-        watch(&epoll, report.ended(), Token::Ended)?;
-        watch(&epoll, &vsock.epoll_fd(), Token::Vsock)?;
-        for kick in &rng_kicks {
-            watch(&epoll, kick, Token::Rng)?;
+        watch(&epoll, report.ended(), EventSet::IN, Token::Ended)?;
+        watch(&epoll, &vsock.epoll_fd(), EventSet::IN, Token::Vsock)?;
+        // Edge-triggered: it need not be read, and may be raised while the driver has no device running.
+        for kick in rng_device.kicks() {
+            watch(
+                &epoll,
+                kick,
+                EventSet::IN | EventSet::EDGE_TRIGGERED,
+                Token::Rng,
+            )?;
         }
         Ok(Machine {
             _vm: vm,
             vcpus,
-            bus: Arc::new(Bus::new(devices)),
+            bus: Arc::new(Bus::new([fs_device, vsock_device, rng_device])),
             memory,
             log_ring: extent.log_ring(),
             report: Arc::new(report),
             epoll,
             rng,
-            rng_kicks,
             vsock,
         })
     }
@@ -307,10 +307,7 @@ impl Machine {
         for event in &ready[..count] {
             match Token::from_data(event.data()) {
                 Some(Token::Ended) => events.extend(self.end()),
-                Some(Token::Rng) => {
-                    self.clear_rng_kicks();
-                    self.rng.process();
-                }
+                Some(Token::Rng) => self.rng.process(),
                 Some(Token::Vsock) => {
                     events.extend(
                         self.vsock
@@ -331,13 +328,6 @@ impl Machine {
         self.report.first_run()
     }
 
-    fn clear_rng_kicks(&self) {
-        for kick in &self.rng_kicks {
-            // Fails only when the event is not raised.
-            let _ = kick.read();
-        }
-    }
-
     /// What is left to tell when a vCPU has ended.
     fn end(&mut self) -> Vec<Event> {
         // Cannot fail: the event is raised. It is not raised again.
@@ -356,8 +346,8 @@ impl Machine {
     }
 }
 
-fn watch(epoll: &Epoll, fd: &impl AsRawFd, token: Token) -> Result<(), Error> {
-    let event = EpollEvent::new(EventSet::IN, token as u64);
+fn watch(epoll: &Epoll, fd: &impl AsRawFd, set: EventSet, token: Token) -> Result<(), Error> {
+    let event = EpollEvent::new(set, token as u64);
     epoll
         .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
         .map_err(kvm::system("epoll"))

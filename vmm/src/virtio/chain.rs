@@ -46,12 +46,10 @@ where
         writable: Vec::new(),
     };
     let mut last_has_next = None;
-    let mut count = 0_u16;
-    for descriptor in chain {
-        if count == queue_size {
+    for (count, descriptor) in chain.enumerate() {
+        if count == usize::from(queue_size) {
             return Err(Error::Endless);
         }
-        count += 1;
         last_has_next = Some(descriptor.has_next());
         let list = if descriptor.is_write_only() {
             &mut buffers.writable

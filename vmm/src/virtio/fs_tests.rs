@@ -1,5 +1,10 @@
 //! The virtio-fs device against a driver, correct and hostile. Its server echoes requests.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "small numbers of the tests' own"
+)]
+
 use std::sync::Condvar;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

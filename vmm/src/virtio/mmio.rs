@@ -108,6 +108,11 @@ impl Transport {
         }
     }
 
+    /// The events of the queues' notifications. They stay open with the device.
+    pub(crate) fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
     /// A read at `offset` of the device's page. Registers are read as aligned 32-bit words; anything else yields zeros.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);

@@ -1,5 +1,10 @@
 //! A driver for tests: it lays out queues in guest memory and writes whatever descriptors a test wants.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "small numbers of the tests' own"
+)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
