@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Builds the guest kernel and prints the path of its vmlinux.
+#
+#   build.sh [smp|up]
+#
+# Progress goes to stderr; stdout carries the path alone. The result lies in
+# ${CHITON_CACHE:-${XDG_CACHE_HOME:-~/.cache}/chiton}/kernel/<hash of all inputs>/
+# as vmlinux, config and System.map; where it is there already, nothing is built.
+set -euo pipefail
+export LC_ALL=C
+umask 022
+
+readonly PACKAGE=linux-source-6.12
+readonly TOOLS=(bc binutils bison cpio flex gcc libc6-dev libelf-dev make perl xz-utils)
+
+# Everything that could differ between two builds of the same inputs.
+export SOURCE_DATE_EPOCH=0
+export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970'
+export KBUILD_BUILD_USER=chiton KBUILD_BUILD_HOST=chiton KBUILD_BUILD_VERSION=1
+# A caller's build settings must not leak into the kernel's.
+unset MAKEFLAGS MFLAGS KCFLAGS KCPPFLAGS CROSS_COMPILE ARCH LLVM O KBUILD_OUTPUT
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+cache=${CHITON_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/chiton}/kernel
+work=
+
+say() { printf 'guest-kernel: %s\n' "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+# A failed build leaves no work directory behind.
+trap '[[ -z $work ]] || rm -rf -- "$work"' EXIT
+
+# Prints the Debian packages whose tools are missing.
+missing_tools() {
+    local -A tool=([bc]=bc [ld]=binutils [bison]=bison [cpio]=cpio [flex]=flex
+        [gcc]=gcc [make]=make [perl]=perl [xz]=xz-utils)
+    local name
+    for name in "${!tool[@]}"; do
+        command -v "$name" >/dev/null || echo "${tool[$name]}"
+    done
+    # Libraries of the build host's own programs (objtool, kconfig).
+    if command -v gcc >/dev/null; then
+        echo '#include <stdio.h>' | gcc -E -x c - >/dev/null 2>&1 || echo libc6-dev
+        echo '#include <libelf.h>' | gcc -E -x c - >/dev/null 2>&1 || echo libelf-dev
+    else
+        printf '%s\n' libc6-dev libelf-dev
+    fi
+}
+
+install_tools() {
+    local missing
+    mapfile -t missing < <(missing_tools | sort -u)
+    ((${#missing[@]} > 0)) || return 0
+    ((EUID == 0)) || die "missing packages: ${missing[*]} (as root: apt-get install -y --no-install-recommends ${TOOLS[*]})"
+    say "installing ${missing[*]}"
+    { apt-get update -q && apt-get install -qy --no-install-recommends "${TOOLS[@]}"; } >&2
+}
+
+# Prints the versions of the source package that apt offers, newest first.
+offered() { apt-cache madison "$PACKAGE" 2>/dev/null | awk -F'|' '{gsub(/ /, "", $2); print $2}'; }
+
+# Prints the version to build: the pinned one, or the newest of its series.
+choose_version() {
+    local pinned=$1 all
+    command -v apt-cache >/dev/null || die "apt is needed to fetch $PACKAGE"
+    all=$(offered)
+    if [[ -z $all ]] && ((EUID == 0)); then
+        apt-get update -q >&2
+        all=$(offered)
+    fi
+    [[ -n $all ]] || die "apt offers no $PACKAGE (run apt-get update; bookworm-security has it)"
+    if grep -qxF -- "$pinned" <<<"$all"; then
+        echo "$pinned"
+    else
+        say "apt no longer offers $PACKAGE $pinned; using $(head -n1 <<<"$all")"
+        head -n1 <<<"$all"
+    fi
+}
+
+# Hash of all that the result depends on. $1: package version, $2: variant.
+key() {
+    {
+        printf '%s\n' "$1" "$2"
+        gcc --version | head -n1
+        ld --version | head -n1
+        fragments "$2"
+        cat -- "$here/build.sh" "$here/compact.pl"
+    } | sha256sum | cut -c1-32
+}
+
+fragments() { cat -- "$here"/config/[0-9]*.config "$here/config/variant-$1.config"; }
+
+# Fails with the list of options that the fragments ask for and .config lacks.
+verify_config() {
+    local lacking
+    lacking=$(awk '
+        NR == FNR { have[$0] = 1; if (/^CONFIG_/) { split($0, a, "="); set[a[1]] = $0 }; next }
+        /^CONFIG_/ && !($0 in have) { print }
+        /^# CONFIG_[A-Z0-9_]+ is not set$/ && ($2 in set) { print }
+    ' .config wanted.config)
+    [[ -z $lacking ]] || die "the final .config does not hold: ${lacking//$'\n'/, }"
+}
+
+fetch_source() {
+    say "fetching $PACKAGE $1"
+    (
+        cd "$work"
+        # The directory is private to this user, so apt's own download user
+        # could not write there; apt would do the same and warn.
+        apt-get -q -o APT::Sandbox::User="$(id -un)" download "$PACKAGE=$1" >&2
+        dpkg -x ./*.deb deb
+        mkdir src
+        # The kernel's build reads nothing of these.
+        tar -xf "deb/usr/src/$PACKAGE.tar.xz" -C src --strip-components=1 \
+            --exclude='*/Documentation/*/*' --exclude='*/tools/testing/*' \
+            --exclude='*/drivers/gpu/drm/amd/include/*' --exclude='*/arch/[!x]*/boot/*'
+        rm -rf deb ./*.deb
+    )
+}
+
+build() {
+    cd "$work/src"
+    fragments "$1" >wanted.config
+    say "configuring ($1)"
+    make -s ARCH=x86_64 KCONFIG_ALLCONFIG=wanted.config allnoconfig >&2
+    verify_config
+    say "compiling $(grep -c '=y$' .config) options on $(nproc) CPUs"
+    # In-tree, so that no absolute path gets into the image.
+    make -s -j"$(nproc)" ARCH=x86_64 vmlinux >&2
+}
+
+# Leaves in $work/out what goes into the cache.
+collect() {
+    mkdir "$work/out"
+    # Symbols stay in System.map.
+    perl "$here/compact.pl" vmlinux "$work/out/vmlinux"
+    cp .config "$work/out/config"
+    cp System.map "$work/out/System.map"
+    chmod 0644 "$work"/out/*
+}
+
+main() {
+    local variant=${1:-smp} pinned version final
+    (($# <= 1)) && [[ -r $here/config/variant-$variant.config ]] || die "usage: build.sh [smp|up]"
+    read -r pinned <"$here/version"
+    install_tools
+
+    final=$cache/$(key "$pinned" "$variant")
+    if [[ ! -e $final/vmlinux ]]; then
+        version=$(choose_version "$pinned")
+        final=$cache/$(key "$version" "$variant")
+    fi
+    if [[ ! -e $final/vmlinux ]]; then
+        mkdir -p "$cache"
+        work=$(mktemp -d "$cache/.work-XXXXXXXX")
+        fetch_source "$version"
+        build "$variant"
+        collect
+        # Where another build of the same inputs came first, its result stays.
+        mv -T "$work/out" "$final" 2>/dev/null || [[ -e $final/vmlinux ]] || die "cannot write $final"
+        say "done: $(stat -c %s "$final/vmlinux") bytes"
+    fi
+    echo "$final/vmlinux"
+}
+
+main "$@"
