@@ -103,7 +103,6 @@ impl Inodes {
                 break;
             }
         }
-        self.evict_surplus();
         outcome
     }
 
@@ -149,7 +148,10 @@ impl Inodes {
         if !examine(fd.as_fd())?.1.is_same_as(&expected) {
             return Err(STALE);
         }
-        self.write().install(id, Arc::new(fd))
+        let fd = self.write().install(id, Arc::new(fd));
+        // After each step, so that a long chain is not open all at once.
+        self.evict_surplus();
+        fd
     }
 
     /// Closes descriptors of inodes that were not used lately, down to the limit.

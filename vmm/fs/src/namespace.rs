@@ -127,9 +127,6 @@ impl Server {
         reply.need::<EntryOut>()?;
         let dir = self.inodes.get(call.nodeid)?.directory()?;
         let node = self.inodes.get(oldnodeid)?;
-        if node.kind == libc::S_IFDIR {
-            return Err(Errno(libc::EPERM));
-        }
         sys::link(self.proc(), node.as_fd(), dir.as_fd(), name)?;
         let stat = Stat::of(node.as_fd())?;
         self.inodes.link(node.id, (dir.id, name));

@@ -321,10 +321,9 @@ impl Table {
     }
 
     fn remove_name(&mut self, parent: u64, name: &CStr, id: u64) {
-        if let Some(parent) = self.entries.get_mut(&parent) {
-            if parent.names.get(name) == Some(&id) {
-                parent.names.remove(name);
-            }
+        let parent = self.entries.get_mut(&parent);
+        if let Some(parent) = parent.filter(|parent| parent.names.get(name) == Some(&id)) {
+            parent.names.remove(name);
         }
     }
 

@@ -1,0 +1,11 @@
+//! The server, driven with the bytes of FUSE requests. As root: it has to give files away.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod client;
+mod concurrency;
+mod eviction;
+mod hostile;
+mod listing;
+mod model;
+mod mounts;
+mod semantics;
