@@ -44,8 +44,8 @@ pub(crate) fn boot() -> Result<Booted> {
     mask.thread_block().during(|| "block SIGCHLD")?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .during(|| "create a signalfd")?;
-    mounts()?;
     leave_initial_root()?;
+    mounts()?;
     sys::loopback_up().during(|| "bring the loopback interface up")?;
     Ok(Booted {
         started,
@@ -83,11 +83,10 @@ fn fs(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<()
 }
 
 /// Puts a second mount of the root over the first. pivot_root(2) cannot leave the initial root,
-/// since no mount is below it to be pivoted against.
+/// since no mount is below it to be pivoted against. Before any other mount, so that none is doubled.
 fn leave_initial_root() -> Result<()> {
     let what = || "leave the initial root";
-    let flags = libc::OPEN_TREE_CLONE | libc::AT_RECURSIVE.cast_unsigned();
-    let copy = sys::open_tree(AT_FDCWD, c"/", flags).during(what)?;
+    let copy = sys::open_tree(AT_FDCWD, c"/", libc::OPEN_TREE_CLONE).during(what)?;
     let root = sys::open_tree(AT_FDCWD, c"/", 0).during(what)?;
     sys::attach(&copy, root).during(what)?;
     fchdir(&copy).during(what)?;
