@@ -39,10 +39,10 @@ fn embed(name: &str, file: &str) {
 
 /// The commit that is checked out, if this is a git checkout. Its log of HEAD changes with every commit and every checkout.
 fn commit() -> Option<String> {
-    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
-        if Path::new(&log).exists() {
-            println!("cargo::rerun-if-changed={log}");
-        }
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+        && Path::new(&log).exists()
+    {
+        println!("cargo::rerun-if-changed={log}");
     }
     git(&["rev-parse", "HEAD"])
 }

@@ -4,8 +4,8 @@
 //! Only the cgroup v2 hierarchy is used. Where the host has it beside v1 hierarchies (systemd's hybrid layout), it has no controllers:
 //! the container gets its cgroup there, and limits of the host cannot be set. Where there is none, the container gets no cgroup.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -98,14 +98,14 @@ pub(crate) fn locate(
 ) -> Result<PathBuf, Error> {
     let path = cgroups_path
         .filter(|path| !path.as_os_str().is_empty())
-        .unwrap_or(Path::new(id));
+        .unwrap_or_else(|| Path::new(id));
     if path.components().any(|c| c == Component::ParentDir) {
         return Err(Error::Path(path.to_owned()));
     }
     match path.strip_prefix("/") {
         Ok(below) => Ok(root.join(below)),
         Err(_) => {
-            let own = Path::new(own).parent().unwrap_or(Path::new("/"));
+            let own = Path::new(own).parent().unwrap_or_else(|| Path::new("/"));
             Ok(root.join(own.strip_prefix("/").unwrap_or(own)).join(path))
         }
     }
@@ -116,6 +116,13 @@ pub(crate) fn own() -> Result<String, Error> {
     let path = Path::new("/proc/self/cgroup");
     let text = fs::read_to_string(path).map_err(file("read", path))?;
     Ok(own_in(&text).to_owned())
+}
+
+/// The directory of a process's cgroup; `None` when it has none or has ended.
+pub(crate) fn of(pid: i32) -> Option<PathBuf> {
+    let (root, _) = hierarchy()?;
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(root.join(own_in(&text).trim_start_matches('/')))
 }
 
 /// The v2 line of `/proc/<pid>/cgroup` (cgroups(7)).
@@ -136,7 +143,10 @@ fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error)
 impl Cgroup {
     /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. On an error nothing that was made is left.
     pub(crate) fn create(root: &Path, path: PathBuf, limits: &[Limit]) -> Result<Cgroup, Error> {
-        let below = path.strip_prefix(root).unwrap_or(Path::new("")).to_owned();
+        let below = path
+            .strip_prefix(root)
+            .unwrap_or_else(|_| Path::new(""))
+            .to_owned();
         let mut made = Vec::new();
         let result = make(root, &below, &mut made).and_then(|()| {
             let cgroup = Cgroup { path: path.clone() };
@@ -159,10 +169,6 @@ impl Cgroup {
         Cgroup { path }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Opens the directory, for clone3.
     pub(crate) fn open(&self) -> Result<File, Error> {
         File::open(&self.path).map_err(file("open", &self.path))
@@ -170,7 +176,7 @@ impl Cgroup {
 
     fn set(&self, limit: &Limit) -> Result<(), Error> {
         let path = self.path.join(limit.file);
-        match (fs::write(&path, &limit.value), limit.property) {
+        match (write(&path, &limit.value), limit.property) {
             (Ok(()), _) => Ok(()),
             // Protects the host and nobody asked for it.
             (Err(e), None) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -198,7 +204,7 @@ impl Cgroup {
     /// Ends every process in the cgroup and waits until they have ended; a cgroup that is not there has none.
     pub(crate) fn kill(&self) -> Result<(), Error> {
         let path = self.path.join("cgroup.kill");
-        match fs::write(&path, "1") {
+        match write(&path, "1") {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result.map_err(file("write", path))?,
         }
@@ -260,10 +266,18 @@ fn delegate(path: &Path) -> Result<(), Error> {
     let has = |list: &str, name| list.split_ascii_whitespace().any(|c| c == name);
     for name in CONTROLLERS {
         if has(&available, name) && !has(&enabled, name) {
-            let _ = fs::write(path.join("cgroup.subtree_control"), format!("+{name}"));
+            let _ = write(&path.join("cgroup.subtree_control"), &format!("+{name}"));
         }
     }
     Ok(())
+}
+
+/// Writes to a file that must exist: in this file system the attempt to create one is another error than that it is missing.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {

@@ -128,10 +128,10 @@ fn take_unknown_capabilities(config: &mut Value) -> Vec<String> {
             let unknown = name
                 .as_str()
                 .filter(|_| Capability::deserialize(name).is_err());
-            if let Some(name) = unknown {
-                if !taken.iter().any(|taken| taken == name) {
-                    taken.push(name.to_owned());
-                }
+            if let Some(name) = unknown
+                && !taken.iter().any(|taken| taken == name)
+            {
+                taken.push(name.to_owned());
             }
             unknown.is_none()
         });

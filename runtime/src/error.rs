@@ -26,8 +26,9 @@ pub(crate) enum Error {
     NotCreated(Status),
     #[error("cannot delete container {id} that is not stopped: {status}")]
     NotStopped { id: String, status: Status },
-    #[error("{0} create failed")]
-    Create(&'static str, #[source] Box<Error>),
+    /// How runc words the failure of a verb that makes a container.
+    #[error("chiton {0} failed")]
+    Failed(&'static str, #[source] Box<Error>),
     #[error(transparent)]
     Machine(#[from] machine::Error),
     /// The machine process's own words.

@@ -89,7 +89,7 @@ const LEDGER: [(&str, Place); 92] = [
     ("mounts.uidMappings", Refused),
     ("ociVersion", Host),
     ("process", Inner),
-    ("process.apparmorProfile", RefusedUnless("\"unconfined\"")),
+    ("process.apparmorProfile", RefusedUnless("unconfined")),
     ("process.args", Guest),
     ("process.capabilities", Guest),
     ("process.commandLine", Refused),
@@ -192,7 +192,12 @@ fn asks_for_nothing(value: &Value) -> bool {
 }
 
 fn holds(value: &Value, held: &str) -> bool {
-    value.is_null() || value.as_str() == Some("") || value.to_string() == held
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty() || text == held,
+        Value::Bool(set) => (if *set { "true" } else { "false" }) == held,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -199,7 +199,10 @@ mod tests {
         }
     }
 
-    fn sized(resources: &str) -> Result<(u64, u8, Vec<(&'static str, String)>), String> {
+    /// MiB of guest RAM, vCPUs, and what is written to which file.
+    type Sized = (u64, u8, Vec<(&'static str, String)>);
+
+    fn sized(resources: &str) -> Result<Sized, String> {
         let resources: LinuxResources = serde_json::from_str(resources).unwrap();
         let kind = |_: &std::path::Path| Ok(super::super::FileKind::Directory);
         let bundle = std::path::Path::new("/b");

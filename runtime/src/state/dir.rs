@@ -2,12 +2,15 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::stat::Mode;
 
 use super::{Record, Status};
@@ -18,6 +21,7 @@ use crate::machine::{self, Entry};
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
 const LOCK: &str = "lock";
+const CONTROL: &str = "control.sock";
 
 /// Longest state.json that is read in bytes: the annotations of a configuration and little else.
 const RECORD_MAX: u64 = 8 << 20;
@@ -198,6 +202,15 @@ impl StateDir {
         Ok(Status::observed(alive, started))
     }
 
+    /// The process that listens on the control socket, as the kernel knows it; `None` if there is none.
+    pub(crate) fn listener(&self) -> Option<i32> {
+        // By way of the descriptor the path fits into a socket address.
+        let path = format!("/proc/self/fd/{}/{CONTROL}", self.file.as_raw_fd());
+        let connection = UnixStream::connect(path).ok()?;
+        let credentials = getsockopt(&connection, PeerCredentials).ok()?;
+        Some(credentials.pid())
+    }
+
     /// Removes the directory; what is gone already is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         match fs::remove_dir_all(&self.path) {
@@ -230,6 +243,8 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
     use crate::process::Identity;
 
@@ -298,6 +313,17 @@ mod tests {
                 .to_string()
                 .contains("a/state.json")
         );
+    }
+
+    #[test]
+    fn the_listener_is_the_one_who_listens() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = make(root.path(), "a");
+        assert_eq!(dir.listener(), None);
+        let listener = UnixListener::bind(dir.path().join(CONTROL)).unwrap();
+        assert_eq!(dir.listener(), Some(std::process::id().cast_signed()));
+        drop(listener);
+        assert_eq!(dir.listener(), None);
     }
 
     #[test]

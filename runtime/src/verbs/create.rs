@@ -43,7 +43,7 @@ pub(super) struct Created {
 pub(crate) fn create(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
     created(context, args)
         .map(drop)
-        .map_err(|e| Error::Create("chiton", Box::new(e)))
+        .map_err(|e| Error::Failed("create", Box::new(e)))
 }
 
 /// Creates a container and keeps its lock.
@@ -66,9 +66,10 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         dir: Some(StateDir::create(context.root, &id)?),
         cgroup: None,
         pid_file: None,
+        lock: None,
     };
-    // Unlocked by the end of the verb; the machine process closes its copy at once.
-    let lock = attempt.dir()?.lock()?;
+    // The machine process closes its copy of the lock at once.
+    attempt.lock = Some(attempt.dir()?.lock()?);
     attempt.dir()?.write_config(config.text.as_bytes())?;
     let mut record = Record::new(id.as_str(), bundle, rootfs);
     record.oci_version = config.spec.version().clone();
@@ -120,7 +121,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         attempt.pid_file = Some(path.clone());
     }
     spawned.commit()?;
-    let dir = attempt.keep()?;
+    let (dir, lock) = attempt.keep()?;
     Ok(Created {
         dir,
         record,
@@ -134,6 +135,8 @@ struct Attempt {
     dir: Option<StateDir>,
     cgroup: Option<Cgroup>,
     pid_file: Option<PathBuf>,
+    /// Held until all is undone: the id is free when the lock is.
+    lock: Option<Lock>,
 }
 
 impl Attempt {
@@ -141,10 +144,10 @@ impl Attempt {
         self.dir.as_ref().ok_or(Error::NotFound)
     }
 
-    fn keep(mut self) -> Result<StateDir, Error> {
+    fn keep(mut self) -> Result<(StateDir, Lock), Error> {
         self.pid_file = None;
         self.cgroup = None;
-        self.dir.take().ok_or(Error::NotFound)
+        self.dir.take().zip(self.lock.take()).ok_or(Error::NotFound)
     }
 }
 
@@ -189,14 +192,15 @@ fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
 }
 
 fn make_plan(config: &Config, bundle: &Path) -> Result<Plan, Error> {
-    let cpus = std::thread::available_parallelism().system("count the host's CPUs")?;
+    let cpus = rustix::thread::sched_getaffinity(None)
+        .system("count the host's CPUs")?
+        .count();
     let memory = nix::sys::sysinfo::sysinfo()
         .system("read the host's memory size")?
         .ram_total();
-    let cpus = u64::try_from(cpus.get()).unwrap_or(u64::MAX);
     let facts = Facts {
         bundle,
-        cpus,
+        cpus: cpus.into(),
         memory,
         kind: &FileKind::of,
     };

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::open;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::cli;
 use crate::error::{Error, SystemContext};
-use crate::process;
+use crate::process::{self, Identity};
 use crate::state::{Lock, Record, StateDir, Verb};
 
 /// How long the kernel may take to end a process after SIGKILL.
@@ -29,15 +29,15 @@ pub(crate) fn delete(root: &Path, args: &cli::Delete) -> Result<(), Error> {
 fn delete_as(verb: Verb, root: &Path, args: &cli::Delete) -> Result<(), Error> {
     let dir = open(root, &args.id)?;
     let lock = lock(&dir, verb)?;
-    // Without a record there is no machine, so a damaged one stops the careful only.
+    let force = verb == Verb::DeleteForce;
     let record = match dir.record() {
-        Err(Error::Damaged { .. }) if verb == Verb::DeleteForce => None,
+        Err(Error::Damaged { .. }) if force => return destroy_unrecorded(&dir, lock),
         record => record?,
     };
-    if let Ok(status) = dir.status(record.as_ref()) {
-        status.allows(verb, dir.id())?;
-    } else if verb != Verb::DeleteForce {
-        dir.status(record.as_ref())?;
+    match dir.status(record.as_ref()) {
+        // A journal that cannot be read.
+        Err(_) if force => {}
+        status => status?.allows(verb, dir.id())?,
     }
     destroy(&dir, record.as_ref(), lock)
 }
@@ -47,10 +47,13 @@ fn lock(dir: &StateDir, verb: Verb) -> Result<Lock, Error> {
     if let Some(lock) = dir.try_lock()? {
         return Ok(lock);
     }
-    if verb == Verb::DeleteForce {
-        if let Some(path) = dir.record().ok().flatten().and_then(|record| record.cgroup) {
-            Cgroup::existing(path).kill()?;
-        }
+    let record = if verb == Verb::DeleteForce {
+        dir.record().ok().flatten()
+    } else {
+        None
+    };
+    if let Some(path) = record.and_then(|record| record.cgroup) {
+        Cgroup::existing(path).kill()?;
     }
     dir.lock()
 }
@@ -58,16 +61,36 @@ fn lock(dir: &StateDir, verb: Verb) -> Result<Lock, Error> {
 /// Ends the machine and removes all that is left of the container.
 pub(super) fn destroy(dir: &StateDir, record: Option<&Record>, _lock: Lock) -> Result<(), Error> {
     if let Some(machine) = record.and_then(|record| record.machine) {
-        if let Some(pidfd) = machine.open().system("open the machine process")? {
-            process::kill(&pidfd).system("kill the machine process")?;
-            let waiting = "wait for the machine process";
-            if !process::ends_within(&pidfd, KILL_TIMEOUT).system(waiting)? {
-                return Err(Error::Unkillable(machine.pid));
-            }
-        }
+        end(machine)?;
     }
     if let Some(path) = record.and_then(|record| record.cgroup.clone()) {
         Cgroup::existing(path).remove()?;
     }
     dir.remove()
+}
+
+/// The same without a record. The machine is the process that listens on the control socket; its cgroup is removed if it is empty
+/// then, for it may be one that the container shares with others.
+fn destroy_unrecorded(dir: &StateDir, _lock: Lock) -> Result<(), Error> {
+    if let Some(pid) = dir.listener()
+        && let Some(machine) = Identity::of(pid)
+    {
+        let cgroup = cgroup::of(machine.pid);
+        end(machine)?;
+        let _ = cgroup.map(std::fs::remove_dir);
+    }
+    dir.remove()
+}
+
+/// Kills a machine and waits until it has ended.
+fn end(machine: Identity) -> Result<(), Error> {
+    let Some(pidfd) = machine.open().system("open the machine process")? else {
+        return Ok(());
+    };
+    process::kill(&pidfd).system("kill the machine process")?;
+    if process::ends_within(&pidfd, KILL_TIMEOUT).system("wait for the machine process")? {
+        Ok(())
+    } else {
+        Err(Error::Unkillable(machine.pid))
+    }
 }

@@ -21,6 +21,10 @@ use crate::sys;
 
 /// Runs a container; the exit code for the caller.
 pub(crate) fn run(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
+    ran(context, args).map_err(|e| Error::Failed("run", Box::new(e)))
+}
+
+fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
     let Created {
         dir,
         record,
