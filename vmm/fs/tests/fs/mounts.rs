@@ -103,3 +103,76 @@ fn check(root: &Path) {
         Err(libc::EBUSY)
     );
 }
+
+/// A container's root file system is an overlay: an object changes its file, and with it what it is
+/// recognised by, when it is first written to.
+#[test]
+fn inodes_survive_being_copied_up() {
+    let tree = tempfile::tempdir().unwrap();
+    let root = tree.path().to_owned();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            enter_mount_namespace();
+            let path = |name: &str| root.join(name).into_os_string().into_string().unwrap();
+            for name in ["lower", "lower/dir", "upper", "work", "merged"] {
+                fs::create_dir(root.join(name)).unwrap();
+            }
+            fs::write(root.join("lower/dir/file"), "from below").unwrap();
+            let layers = [
+                ("lowerdir", "lower"),
+                ("upperdir", "upper"),
+                ("workdir", "work"),
+            ];
+            let options = layers
+                .map(|(key, name)| format!("{key}={}", path(name)))
+                .join(",");
+            mount(&["-t", "overlay", "-o", &options, "none", &path("merged")]);
+            check_copying_up(&root.join("merged"));
+        });
+    });
+    assert_eq!(
+        fs::read(tree.path().join("lower/dir/file")).unwrap(),
+        b"from below"
+    );
+    assert_eq!(
+        fs::read(tree.path().join("upper/dir/file")).unwrap(),
+        b"From below"
+    );
+}
+
+fn check_copying_up(merged: &Path) {
+    let server = server(merged, 2);
+    let client = Client::new(&server);
+    let dir = client.lookup(ROOT, "dir").unwrap();
+    let file = client.lookup(dir.nodeid, "file").unwrap();
+    let push_out = |round: u32| {
+        for at in 0..16 {
+            client
+                .mkdir(ROOT, format!("filler{round}-{at}"), 0o755)
+                .unwrap();
+        }
+    };
+    push_out(0);
+    let fh = client.open(file.nodeid, libc::O_RDWR).unwrap();
+    client.write(file.nodeid, fh, 0, b"F").unwrap();
+    client.release(file.nodeid, fh).unwrap();
+    push_out(1);
+    assert_eq!(client.getattr(file.nodeid).unwrap().ino, file.ino);
+    assert_eq!(client.getattr(dir.nodeid).unwrap().ino, dir.ino);
+    assert_eq!(client.lookup(ROOT, "dir").unwrap().nodeid, dir.nodeid);
+    assert_eq!(
+        client.lookup(dir.nodeid, "file").unwrap().nodeid,
+        file.nodeid
+    );
+    client
+        .create(dir.nodeid, "new", libc::O_WRONLY, 0o644)
+        .unwrap();
+    client
+        .rename((dir.nodeid, "file"), (dir.nodeid, "moved"), 0)
+        .unwrap();
+    push_out(2);
+    assert_eq!(client.getattr(file.nodeid).unwrap().ino, file.ino);
+    client
+        .rename((dir.nodeid, "moved"), (dir.nodeid, "file"), 0)
+        .unwrap();
+}
