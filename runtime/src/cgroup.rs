@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
@@ -194,18 +195,23 @@ impl Cgroup {
         }
     }
 
-    /// Whether a process lives in the cgroup or below it.
+    /// Whether a process lives in the cgroup or below it. None does in one that is gone.
     fn is_populated(&self) -> Result<bool, Error> {
         let path = self.path.join("cgroup.events");
-        let text = fs::read_to_string(&path).map_err(file("read", path))?;
-        Ok(text.lines().any(|line| line == "populated 1"))
+        match fs::read_to_string(&path) {
+            Err(e) if is_gone(&e) => Ok(false),
+            text => {
+                let text = text.map_err(file("read", path))?;
+                Ok(text.lines().any(|line| line == "populated 1"))
+            }
+        }
     }
 
     /// Ends every process in the cgroup and waits until they have ended; a cgroup that is not there has none.
     pub(crate) fn kill(&self) -> Result<(), Error> {
         let path = self.path.join("cgroup.kill");
         match write(&path, "1") {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if is_gone(&e) => return Ok(()),
             result => result.map_err(file("write", path))?,
         }
         self.await_empty()
@@ -213,14 +219,17 @@ impl Cgroup {
 
     fn await_empty(&self) -> Result<(), Error> {
         let path = self.path.join("cgroup.events");
-        let events = File::open(&path).map_err(file("open", &path))?;
+        let events = match File::open(&path) {
+            Err(e) if is_gone(&e) => return Ok(()),
+            events => events.map_err(file("open", &path))?,
+        };
         let timeout = PollTimeout::try_from(KILL_TIMEOUT).unwrap_or(PollTimeout::MAX);
         // Opened before it is read: a change after the reading is an event (cgroups(7), POLLPRI).
         while self.is_populated()? {
             let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
             match poll(&mut polled, timeout) {
                 Ok(0) => return Err(Error::Unkillable(self.path.clone())),
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EINTR) => {}
                 Err(e) => return Err(file("poll", &path)(e.into())),
             }
         }
@@ -236,7 +245,10 @@ impl Cgroup {
             Err(_) => {}
         }
         self.kill()?;
-        remove_tree(&self.path).map_err(file("remove", &self.path))
+        match remove_tree(&self.path) {
+            Err(e) if is_gone(&e) => Ok(()),
+            result => result.map_err(file("remove", &self.path)),
+        }
     }
 }
 
@@ -270,6 +282,11 @@ fn delegate(path: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether an error says that a cgroup has been removed, before its file was opened or since (kernfs: ENODEV).
+fn is_gone(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
 /// Writes to a file that must exist: in this file system the attempt to create one is another error than that it is missing.
