@@ -40,12 +40,13 @@ fn submounts_are_announced_and_procfs_is_not_entered() {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             enter_mount_namespace();
-            for name in ["tmp", "proc", "fds", "same"] {
+            for name in ["tmp", "ram", "proc", "fds", "same"] {
                 fs::create_dir(tree.path().join(name)).unwrap();
             }
             fs::write(path("ns"), "").unwrap();
             fs::write(path("file"), "").unwrap();
             mount(&["-t", "tmpfs", "none", &path("tmp")]);
+            mount(&["-t", "ramfs", "none", &path("ram")]);
             mount(&["-t", "proc", "none", &path("proc")]);
             mount(&[
                 "--bind",
@@ -80,6 +81,10 @@ fn check(root: &Path) {
     for name in ["proc", "fds", "ns"] {
         assert_eq!(client.lookup(ROOT, name), Err(libc::EACCES), "{name}");
     }
+    // Without a time of birth; recognised by its file handle.
+    let ram = client.lookup(ROOT, "ram").unwrap();
+    let made = client.mkdir(ram.nodeid, "made", 0o755).unwrap();
+    let replaced = client.mkdir(ram.nodeid, "replaced", 0o755).unwrap();
     let dir = client.opendir(ROOT).unwrap();
     for (name, _, nodeid) in client.readdir(ROOT, dir, 0, 4096, true).unwrap() {
         let plain = name == b"same";
@@ -93,6 +98,13 @@ fn check(root: &Path) {
         file.ino,
         "evicted on another mount"
     );
+    assert_eq!(client.getattr(made.nodeid).unwrap().ino, made.ino);
+    for at in 16..32 {
+        client.mkdir(ROOT, format!("filler{at}"), 0o755).unwrap();
+    }
+    fs::remove_dir(root.join("ram/replaced")).unwrap();
+    fs::create_dir(root.join("ram/replaced")).unwrap();
+    assert_eq!(client.getattr(replaced.nodeid), Err(libc::ESTALE));
     assert_eq!(
         client.rename((tmp.nodeid, "file"), (ROOT, "x"), 0),
         Err(libc::EXDEV)
