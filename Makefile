@@ -18,7 +18,7 @@ build: guest  ## The one binary, target/release/chiton
 guest: tools  ## What the binary embeds: the guest's kernel and its initramfs
 	mkdir -p target/guest
 	kernel=$$(guest-kernel/build.sh); cmp -s "$$kernel" target/guest/vmlinux || cp "$$kernel" target/guest/vmlinux
-	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile agent --package agent \
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --locked --profile agent --package agent \
 		--target $(AGENT_TARGET) --target-dir target/agent
 	agent/initramfs.sh $(AGENT) target/guest/initramfs
 

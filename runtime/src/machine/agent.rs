@@ -29,18 +29,32 @@ impl Agent {
         stream.set_nonblocking(true)?;
         let source = Source::new(guest_end.try_clone()?.into()).map_err(io::Error::other)?;
         let sink = Sink::new(guest_end.into()).map_err(io::Error::other)?;
-        let guest_end = HostStream { source: Some(source), sink: Some(sink) };
-        let agent =
-            Agent { stream, decoder: Decoder::new(), outbox: Vec::new(), last_id: 0 };
+        let guest_end = HostStream {
+            source: Some(source),
+            sink: Some(sink),
+        };
+        let agent = Agent {
+            stream,
+            decoder: Decoder::new(),
+            outbox: Vec::new(),
+            last_id: 0,
+        };
         Ok((agent, guest_end))
     }
 
     /// Sends a request; its id comes back with the response.
     pub(super) fn request(&mut self, body: RequestBody) -> io::Result<u64> {
         self.last_id += 1;
-        let frame = protocol::encode(&Request { id: self.last_id, body }).map_err(io::Error::other)?;
+        let frame = protocol::encode(&Request {
+            id: self.last_id,
+            body,
+        })
+        .map_err(io::Error::other)?;
         if self.outbox.len() + frame.len() > OUTBOX_MAX {
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, "the guest does not read its requests"));
+            return Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "the guest does not read its requests",
+            ));
         }
         self.outbox.extend_from_slice(&frame);
         self.flush()?;
@@ -72,7 +86,10 @@ impl Agent {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,
             Err(e)
-                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
             {
                 return Ok(Vec::new());
             }

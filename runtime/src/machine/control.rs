@@ -20,7 +20,7 @@ const REQUEST_MAX: usize = 4 << 10;
 
 /// A request to the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Control {
+pub(crate) enum Control {
     /// Execute the container's program.
     Start,
     /// Send a signal to the container's init process, or to all of its processes.
@@ -34,7 +34,7 @@ pub enum Control {
 
 /// The machine process's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ControlReply {
+pub(crate) enum ControlReply {
     /// It is done.
     Done,
     /// The container has no process any more.
@@ -47,10 +47,15 @@ pub enum ControlReply {
 ///
 /// # Errors
 /// [`Error::NotRunning`] when no machine listens or it ends before it answers.
-pub fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
+pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
     let directory = File::open(state_dir).doing("open the state directory")?;
     let mut connection = match UnixStream::connect(address(directory.as_fd())) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
             return Err(Error::NotRunning);
         }
         result => result.doing("connect to control.sock")?,
@@ -69,12 +74,17 @@ pub fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Erro
 
 /// The socket's path by way of its directory's descriptor: it fits into a socket address whatever the directory's own path is.
 fn address(state_dir: BorrowedFd<'_>) -> PathBuf {
-    Path::new("/proc/self/fd").join(state_dir.as_raw_fd().to_string()).join(SOCKET)
+    Path::new("/proc/self/fd")
+        .join(state_dir.as_raw_fd().to_string())
+        .join(SOCKET)
 }
 
 /// Whether an error says that the other side has ended.
 fn is_gone(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+    matches!(
+        e.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// Listens in the state directory. Never blocks.
@@ -94,7 +104,10 @@ impl Client {
     /// Takes an accepted connection.
     pub(super) fn new(stream: UnixStream) -> io::Result<Client> {
         stream.set_nonblocking(true)?;
-        Ok(Client { stream, decoder: Decoder::with_cap(REQUEST_MAX) })
+        Ok(Client {
+            stream,
+            decoder: Decoder::with_cap(REQUEST_MAX),
+        })
     }
 
     /// Reads once; the request, when it is whole.

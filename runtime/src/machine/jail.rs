@@ -67,7 +67,10 @@ trait Step<T> {
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, doing: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map_err(|e| Error { doing: doing(), source: e.into() })
+        self.map_err(|e| Error {
+            doing: doing(),
+            source: e.into(),
+        })
     }
 }
 
@@ -82,7 +85,9 @@ pub(super) struct Tree {
 /// Enters the container's network namespace.
 pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
     match network {
-        Network::New => unshare(CloneFlags::CLONE_NEWNET).step(|| "create a network namespace".into()),
+        Network::New => {
+            unshare(CloneFlags::CLONE_NEWNET).step(|| "create a network namespace".into())
+        }
         Network::Path(path) => {
             let name = || format!("join the network namespace {}", path.display());
             let ns = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).step(name)?;
@@ -106,15 +111,22 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .step(|| "make the mounts private".into())?;
 
-    let clones = shares.iter().map(clone_share).collect::<Result<Vec<_>, _>>()?;
+    let clones = shares
+        .iter()
+        .map(clone_share)
+        .collect::<Result<Vec<_>, _>>()?;
     let root = root_tmpfs()?;
     fchdir(&root).step(|| "enter the exported tree".into())?;
     mkdirat(AT_FDCWD, "mnt", Mode::from_bits_truncate(0o755)).step(|| "create mnt".into())?;
     for (share, clone) in shares.iter().zip(&clones) {
         attach(share, clone)?;
     }
-    sys::mount_setattr(root.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false)
-        .step(|| "make the exported tree's root read-only".into())?;
+    sys::mount_setattr(
+        root.as_fd(),
+        MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(),
+        false,
+    )
+    .step(|| "make the exported tree's root read-only".into())?;
 
     // With both arguments the same directory the old root ends up mounted on top of the new one, from where it is removed.
     pivot_root(".", ".").step(|| "pivot into the exported tree".into())?;
@@ -182,7 +194,11 @@ fn attach(share: &Share, clone: &OwnedFd) -> Result<(), Error> {
 /// Sets the resource limits; how many descriptors the file server may keep open for inodes.
 pub(super) fn set_limits() -> Result<usize, Error> {
     let descriptors = limit_descriptors().step(|| "set RLIMIT_NOFILE".into())?;
-    for resource in [Resource::RLIMIT_CORE, Resource::RLIMIT_MEMLOCK, Resource::RLIMIT_MSGQUEUE] {
+    for resource in [
+        Resource::RLIMIT_CORE,
+        Resource::RLIMIT_MEMLOCK,
+        Resource::RLIMIT_MSGQUEUE,
+    ] {
         setrlimit(resource, 0, 0).step(|| format!("set {resource:?}"))?;
     }
     if u64::from(DESCRIPTOR_TABLE.unsigned_abs()) < descriptors {

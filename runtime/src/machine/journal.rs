@@ -10,7 +10,7 @@ use protocol::Exit;
 use serde::{Deserialize, Serialize};
 
 /// Name of the journal in the state directory.
-pub const JOURNAL: &str = "journal";
+pub(crate) const JOURNAL: &str = "journal";
 
 /// Longest journal that is read: two entries with an error text.
 const JOURNAL_MAX: u64 = 256 << 10;
@@ -18,7 +18,7 @@ const JOURNAL_MAX: u64 = 256 << 10;
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Entry {
+pub(crate) enum Entry {
     /// The container's program has been executed.
     Started,
     /// The container has ended.
@@ -42,7 +42,7 @@ pub(super) fn append(journal: &mut File, entry: &Entry) -> io::Result<()> {
 ///
 /// # Errors
 /// When the file cannot be read or a whole line of it is no entry.
-pub fn read_journal(state_dir: &Path) -> io::Result<Vec<Entry>> {
+pub(crate) fn read_journal(state_dir: &Path) -> io::Result<Vec<Entry>> {
     let mut text = String::new();
     match File::open(state_dir.join(JOURNAL)) {
         Ok(file) => file.take(JOURNAL_MAX).read_to_string(&mut text)?,
@@ -65,7 +65,10 @@ mod tests {
         assert_eq!(read_journal(dir.path()).unwrap(), []);
         let mut file = File::create(dir.path().join(JOURNAL)).unwrap();
         append(&mut file, &Entry::Started).unwrap();
-        let end = Entry::Exited { exit: Exit::Signal(9), reason: Some("two\nlines".into()) };
+        let end = Entry::Exited {
+            exit: Exit::Signal(9),
+            reason: Some("two\nlines".into()),
+        };
         append(&mut file, &end).unwrap();
         file.write_all(b"{\"exi").unwrap();
         assert_eq!(read_journal(dir.path()).unwrap(), [Entry::Started, end]);

@@ -182,7 +182,9 @@ impl Life {
 
     /// The verb has put the container on record, or has gone: then nobody wants the container.
     fn commit(&mut self, sync: &mut Option<SyncSocket>) -> io::Result<()> {
-        let Some(socket) = sync.take() else { return Ok(()) };
+        let Some(socket) = sync.take() else {
+            return Ok(());
+        };
         self.epoll.delete(&socket)?;
         match socket.receive()? {
             Some(ToMachine::Commit) => Ok(()),
@@ -191,7 +193,12 @@ impl Life {
     }
 
     fn machine_events(&mut self, sync: Option<&SyncSocket>) -> io::Result<()> {
-        for event in self.parts.machine.handle_events().map_err(io::Error::other)? {
+        for event in self
+            .parts
+            .machine
+            .handle_events()
+            .map_err(io::Error::other)?
+        {
             match event {
                 Event::StreamClosed(port) => self.output.retain(|open| *open != port),
                 Event::Ended(ended) => self.lost(&obituary(&ended), sync),
@@ -236,7 +243,14 @@ impl Life {
 
     fn message(&mut self, message: Message, sync: Option<&SyncSocket>) -> io::Result<()> {
         match (message, self.phase) {
-            (Message::Hello { version, agent_started, sent }, Phase::Booting) => {
+            (
+                Message::Hello {
+                    version,
+                    agent_started,
+                    sent,
+                },
+                Phase::Booting,
+            ) => {
                 if version != protocol::VERSION {
                     let text = format!("the guest's agent speaks protocol version {version}");
                     self.lost(&text, sync);
@@ -246,7 +260,10 @@ impl Life {
                 self.parts.timeline.first_run = self.parts.machine.first_run().unwrap_or(hello);
                 self.parts.timeline.hello = hello;
                 self.parts.timeline.agent = placed(hello, sent, agent_started);
-                self.request(RequestBody::Create(self.parts.create.clone()), Waiting::Create)?;
+                self.request(
+                    RequestBody::Create(self.parts.create.clone()),
+                    Waiting::Create,
+                )?;
                 self.phase = Phase::Preparing;
             }
             (Message::Response { id, result }, _) => self.response(id, result, sync)?,
@@ -310,7 +327,9 @@ impl Life {
         }
         self.phase = Phase::Running;
         self.journal(&Entry::Started);
-        let Reply::Started { executed, sent } = reply else { return };
+        let Reply::Started { executed, sent } = reply else {
+            return;
+        };
         self.parts.timeline.executed = placed(now(), *sent, *executed);
         if let Some(file) = self.parts.timeline_file.take() {
             // The container runs whether or not the caller's file takes the timeline.
@@ -359,12 +378,16 @@ impl Life {
     }
 
     fn client_request(&mut self, serial: u64) {
-        let Some(client) = self.clients.get_mut(&serial) else { return };
+        let Some(client) = self.clients.get_mut(&serial) else {
+            return;
+        };
         let request = match client.request() {
             Ok(None) => return,
             result => result.ok().flatten(),
         };
-        let Some(client) = self.clients.remove(&serial) else { return };
+        let Some(client) = self.clients.remove(&serial) else {
+            return;
+        };
         let _ = self.epoll.delete(&client);
         match request {
             Some(request) => self.control(client, request),
@@ -374,7 +397,10 @@ impl Life {
 
     fn control(&mut self, client: Client, request: Control) {
         let running = matches!(self.phase, Phase::Created | Phase::Running);
-        let starting = self.waiting.values().any(|w| matches!(w, Waiting::Start(_)));
+        let starting = self
+            .waiting
+            .values()
+            .any(|w| matches!(w, Waiting::Start(_)));
         let (body, waiting) = match request {
             Control::Start if self.phase == Phase::Created && !starting => {
                 self.parts.timeline.start = now();
@@ -385,9 +411,10 @@ impl Life {
                 return client.reply(&ControlReply::Failed(text.into()));
             }
             Control::Kill { .. } if !running => return client.reply(&ControlReply::NotRunning),
-            Control::Kill { signal, all } => {
-                (RequestBody::Kill { signal, all }, Waiting::Kill(Some(client)))
-            }
+            Control::Kill { signal, all } => (
+                RequestBody::Kill { signal, all },
+                Waiting::Kill(Some(client)),
+            ),
         };
         // When the guest takes no more requests the client hears that the connection ended.
         let _ = self.request(body, waiting);
@@ -437,7 +464,10 @@ fn obituary(ended: &Ended) -> String {
     if ended.last_words.is_empty() {
         format!("the virtual machine ended: {}", ended.reason)
     } else {
-        format!("the virtual machine ended: {}; its last words:\n{}", ended.reason, ended.last_words)
+        format!(
+            "the virtual machine ended: {}; its last words:\n{}",
+            ended.reason, ended.last_words
+        )
     }
 }
 

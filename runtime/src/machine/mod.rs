@@ -34,52 +34,52 @@ use nix::unistd::Pid;
 use protocol::Overlay;
 use sync::{FromMachine, SyncSocket, ToMachine};
 
-pub use control::{Control, ControlReply, control};
-pub use journal::{Entry, JOURNAL, read_journal};
-pub use timeline::now;
+pub(crate) use control::{Control, ControlReply, control};
+pub(crate) use journal::{Entry, JOURNAL, read_journal};
+pub(crate) use timeline::now;
 
 /// All that a machine is made from.
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// The container's id.
-    pub id: &'a str,
+    pub(crate) id: &'a str,
     /// The bytes of config.json.
-    pub config: &'a str,
+    pub(crate) config: &'a str,
     /// What the guest must know beside config.json.
-    pub overlay: Overlay,
+    pub(crate) overlay: Overlay,
     /// Guest RAM in bytes, a multiple of 2 MiB.
-    pub memory: u64,
+    pub(crate) memory: u64,
     /// Number of vCPUs.
-    pub vcpus: u8,
+    pub(crate) vcpus: u8,
     /// The files the guest sees.
-    pub shares: Vec<Share>,
+    pub(crate) shares: Vec<Share>,
     /// The network namespace the machine process lives in.
-    pub network: Network,
+    pub(crate) network: Network,
     /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.
-    pub oom_score_adj: Option<i32>,
+    pub(crate) oom_score_adj: Option<i32>,
     /// The container's state directory, for the control socket and the journal.
-    pub state_dir: BorrowedFd<'a>,
+    pub(crate) state_dir: BorrowedFd<'a>,
     /// The container's cgroup v2 directory.
-    pub cgroup: Option<BorrowedFd<'a>>,
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Where the boot timeline goes when the container's program runs.
-    pub timeline: Option<File>,
+    pub(crate) timeline: Option<File>,
     /// CLOCK_MONOTONIC at the start of the verb.
-    pub begun: Duration,
+    pub(crate) begun: Duration,
 }
 
 /// One tree or file of the host that the guest sees.
-pub struct Share {
+pub(crate) struct Share {
     /// Where it is in the exported tree: `rootfs` or `mnt/N`.
-    pub name: String,
+    pub(crate) name: String,
     /// The host's path.
-    pub source: PathBuf,
+    pub(crate) source: PathBuf,
     /// Whether mounts below `source` come along.
-    pub recursive: bool,
+    pub(crate) recursive: bool,
     /// Whether the host side refuses writes.
-    pub readonly: bool,
+    pub(crate) readonly: bool,
 }
 
 /// Which network namespace the machine process enters.
-pub enum Network {
+pub(crate) enum Network {
     /// A new one.
     New,
     /// An existing one, by path.
@@ -88,7 +88,7 @@ pub enum Network {
 
 /// What goes wrong while a machine starts or is spoken to.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// A system call of the verb failed.
     #[error("{doing}")]
     System {
@@ -119,12 +119,15 @@ trait Doing<T> {
 
 impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     fn doing(self, doing: &'static str) -> Result<T, Error> {
-        self.map_err(|e| Error::System { doing, source: e.into() })
+        self.map_err(|e| Error::System {
+            doing,
+            source: e.into(),
+        })
     }
 }
 
 /// A machine whose container is created, and that ends with this value unless it is committed.
-pub struct Spawned {
+pub(crate) struct Spawned {
     pid: Pid,
     sync: Option<SyncSocket>,
 }
@@ -133,7 +136,7 @@ pub struct Spawned {
 ///
 /// # Errors
 /// When any step fails, with nothing left of the machine.
-pub fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
+pub(crate) fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
     let (ours, theirs) = SyncSocket::pair().doing("create a socket pair")?;
     match sys::clone_process(launch.cgroup).doing("clone the machine process")? {
         sys::Cloned::Child => {
@@ -142,7 +145,10 @@ pub fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
         }
         sys::Cloned::Parent(pid) => {
             drop(theirs);
-            let spawned = Spawned { pid: Pid::from_raw(pid), sync: Some(ours) };
+            let spawned = Spawned {
+                pid: Pid::from_raw(pid),
+                sync: Some(ours),
+            };
             spawned.await_created()?;
             Ok(spawned)
         }
@@ -152,7 +158,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
 impl Spawned {
     /// The pid of the machine process.
     #[must_use]
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid.as_raw()
     }
 
@@ -160,7 +166,7 @@ impl Spawned {
     ///
     /// # Errors
     /// When the machine has ended meanwhile.
-    pub fn commit(mut self) -> Result<(), Error> {
+    pub(crate) fn commit(mut self) -> Result<(), Error> {
         if let Some(sync) = &self.sync {
             sync.send(&ToMachine::Commit).doing("commit the machine")?;
         }
@@ -169,12 +175,18 @@ impl Spawned {
     }
 
     fn await_created(&self) -> Result<(), Error> {
-        let Some(sync) = &self.sync else { return Ok(()) };
+        let Some(sync) = &self.sync else {
+            return Ok(());
+        };
         loop {
-            match sync.receive::<FromMachine>().doing("hear from the machine process")? {
+            match sync
+                .receive::<FromMachine>()
+                .doing("hear from the machine process")?
+            {
                 Some(FromMachine::MapIds) => {
                     self.map_ids()?;
-                    sync.send(&ToMachine::Mapped).doing("answer the machine process")?;
+                    sync.send(&ToMachine::Mapped)
+                        .doing("answer the machine process")?;
                 }
                 Some(FromMachine::Created) => return Ok(()),
                 Some(FromMachine::Failed(text)) => return Err(Error::Refused(text)),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::signal::{SigSet, Signal, SigmaskHow, raise, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use protocol::{CONTROL_PORT, Create, Exit, Stdio};
@@ -60,7 +60,10 @@ pub(super) trait Doing<T> {
 
 impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
     fn doing(self, doing: &'static str) -> Result<T, Error> {
-        self.map_err(|e| Error::System { doing, source: e.into() })
+        self.map_err(|e| Error::System {
+            doing,
+            source: e.into(),
+        })
     }
 }
 
@@ -79,7 +82,13 @@ pub(super) fn main(launch: Launch<'_>, sync: SyncSocket) -> ! {
 /// Keeps the standard streams and what the launch names.
 fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let mut keep = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), sync.as_fd(), launch.state_dir];
+    let mut keep = vec![
+        stdin.as_fd(),
+        stdout.as_fd(),
+        stderr.as_fd(),
+        sync.as_fd(),
+        launch.state_dir,
+    ];
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
     // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
     // of the launch only the descriptors kept are used.
@@ -125,8 +134,8 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     let signals = leave_the_caller()?;
     let listener = control::listen(launch.state_dir).doing("listen on control.sock")?;
     let journal = create_journal(launch.state_dir).doing("create the journal")?;
-    let kvm = open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-        .doing("open /dev/kvm")?;
+    let kvm =
+        open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).doing("open /dev/kvm")?;
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
@@ -136,7 +145,8 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     jail::enter_network(&launch.network)?;
     let tree = jail::enter_tree(&launch.shares)?;
     jail::enter_user_namespace()?;
-    sync.send(&FromMachine::MapIds).doing("ask for the id maps")?;
+    sync.send(&FromMachine::MapIds)
+        .doing("ask for the id maps")?;
     let set_up = now();
 
     let server = vmm_fs::Server::new(vmm_fs::Config {
@@ -182,7 +192,11 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
             overlay: launch.overlay,
             stdio,
         },
-        timeline: Timeline { begun: launch.begun, set_up, ..Timeline::default() },
+        timeline: Timeline {
+            begun: launch.begun,
+            set_up,
+            ..Timeline::default()
+        },
         timeline_file: launch.timeline,
     })
 }
@@ -199,8 +213,15 @@ fn leave_the_caller() -> Result<SignalFd, Error> {
 }
 
 fn create_journal(state_dir: BorrowedFd<'_>) -> io::Result<File> {
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
-    Ok(openat(state_dir, OsStr::new(JOURNAL), flags, Mode::from_bits_truncate(0o600))?.into())
+    let flags =
+        OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
+    Ok(openat(
+        state_dir,
+        OsStr::new(JOURNAL),
+        flags,
+        Mode::from_bits_truncate(0o600),
+    )?
+    .into())
 }
 
 /// The caller's standard streams, in whose place the process keeps /dev/null. A descriptor that is not open for its direction (nohup opens
@@ -208,20 +229,32 @@ fn create_journal(state_dir: BorrowedFd<'_>) -> io::Result<File> {
 fn standard_streams() -> Result<[(u32, Option<HostStream>); 3], Error> {
     let stdin = match Source::new(duplicate(io::stdin())?) {
         Err(vsock::Error::NotReadable(_)) => None,
-        source => Some(HostStream { source: Some(source?), sink: None }),
+        source => Some(HostStream {
+            source: Some(source?),
+            sink: None,
+        }),
     };
     let output = |fd| match Sink::new(fd) {
         Err(vsock::Error::NotWritable(_)) => Ok(None),
-        sink => Ok::<_, Error>(Some(HostStream { source: None, sink: Some(sink?) })),
+        sink => Ok::<_, Error>(Some(HostStream {
+            source: None,
+            sink: Some(sink?),
+        })),
     };
     let stdout = output(duplicate(io::stdout())?)?;
     let stderr = output(duplicate(io::stderr())?)?;
     replace_standard_descriptors().doing("open /dev/null")?;
-    Ok([(STDIN_PORT, stdin), (STDOUT_PORT, stdout), (STDERR_PORT, stderr)])
+    Ok([
+        (STDIN_PORT, stdin),
+        (STDOUT_PORT, stdout),
+        (STDERR_PORT, stderr),
+    ])
 }
 
 fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
-    fd.as_fd().try_clone_to_owned().doing("duplicate a standard stream")
+    fd.as_fd()
+        .try_clone_to_owned()
+        .doing("duplicate a standard stream")
 }
 
 fn replace_standard_descriptors() -> io::Result<()> {

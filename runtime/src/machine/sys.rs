@@ -74,7 +74,11 @@ pub(super) fn mount_setattr(
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Closes every descriptor but `keep`.
@@ -82,7 +86,10 @@ pub(super) fn mount_setattr(
 /// # Safety
 /// No value that owns or borrows one of the other descriptors may be used or dropped afterwards.
 pub(super) unsafe fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_fd().as_raw_fd().unsigned_abs()).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .map(|fd| fd.as_fd().as_raw_fd().unsigned_abs())
+        .collect();
     kept.sort_unstable();
     let mut first = 0;
     for fd in kept.into_iter().chain([u32::MAX]) {

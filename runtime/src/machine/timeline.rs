@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 /// CLOCK_MONOTONIC now; on Linux it cannot fail for this clock.
-pub fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -83,7 +83,10 @@ mod tests {
     #[test]
     fn guest_moments_are_placed_before_their_message() {
         let received = Duration::from_millis(500);
-        assert_eq!(placed(received, 3_000_000, 1_000_000), Duration::from_millis(498));
+        assert_eq!(
+            placed(received, 3_000_000, 1_000_000),
+            Duration::from_millis(498)
+        );
         // A guest that lies can't take the host's arithmetic out of range.
         assert_eq!(placed(received, 1, u64::MAX), received);
         assert_eq!(placed(received, u64::MAX, 0), Duration::ZERO);
