@@ -9,7 +9,7 @@ AGENT := target/agent/$(AGENT_TARGET)/agent/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
 
-.PHONY: build guest tools demo test unit e2e lint lab clean
+.PHONY: build guest tools demo test unit e2e figures lint lab clean
 
 build: guest  ## The one binary, target/release/chiton
 	cargo build --locked --release --package runtime
@@ -35,11 +35,13 @@ unit: guest  ## What needs no guest: devices, file server, planning, state
 	cargo test --locked --workspace
 
 e2e: build  ## Real guests, driven as callers do
-	mkdir -p $(REPORTS)
 	rootfs=$$(tests/rootfs/build.sh --variant full); \
-	CHITON=$(CURDIR)/target/release/chiton CHITON_ROOTFS="$$rootfs" \
-	$(LAB) run --timeout 2700 --memory 8G --scratch 12G --out $(CURDIR)/$(REPORTS) -- \
-		/usr/bin/python3 -B -m pytest -c tests/e2e/pytest.ini tests/e2e $(E2E)
+	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) $(E2E)
+
+figures: build  ## What a start costs, in instructions and VM exits
+	rootfs=$$(tests/rootfs/build.sh --variant demo); \
+	CHITON_LAB=lab $(LAB) run --count --timeout 900 -- /usr/bin/python3 -B tests/figures/figures.py target/release/chiton "$$rootfs"
+	@echo 'bytes:'; stat --format '   %s %n' target/guest/vmlinux $(AGENT) target/release/chiton
 
 lint: guest
 	cargo fmt --all --check

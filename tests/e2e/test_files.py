@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 
 def test_python_threads(script):
     assert script("""
@@ -42,34 +44,40 @@ def test_gcc_builds_a_program(run, rootfs):
     assert done.stdout == "built\n", done.stderr
 
 
+@pytest.mark.timeout(400)
 def test_tar_of_thousands_of_files(run):
     done = run("sh", "-ec", """
-        mkdir /copy; tar -C / -cf /all.tar usr/lib/python3.11 usr/share/perl5 usr/share/zoneinfo 2>/dev/null || tar -C / -cf /all.tar usr/lib/python3.11 usr/share
+        mkdir /copy
+        tar -C / -cf /all.tar usr/lib/python3.11 usr/share/perl
         tar -C /copy -xpf /all.tar
         tar -tf /all.tar | wc -l
-        for d in $(ls /copy/usr/lib) ; do diff -r --no-dereference /usr/lib/$d /copy/usr/lib/$d; done; echo same
-    """, timeout=170)
+        diff -r --no-dereference /usr/lib/python3.11 /copy/usr/lib/python3.11
+        diff -r --no-dereference /usr/share/perl /copy/usr/share/perl
+        echo same
+    """, timeout=380)
     count, verdict = done.stdout.split()
-    assert int(count) > 1000 and verdict == "same", done.stderr
+    assert int(count) > 2000 and verdict == "same", done.stderr
 
 
+@pytest.mark.timeout(400)
 def test_one_gibibyte_file_keeps_its_checksum(script):
     assert script("""
-import hashlib, os
+import os, zlib
 block = os.urandom(1 << 20)
-written, read = hashlib.blake2b(), hashlib.blake2b()
+written = read = 0
 with open("/big", "wb") as f:
     for n in range(1024):
         piece = n.to_bytes(8, "little") + block[8:]
-        f.write(piece); written.update(piece)
+        f.write(piece); written = zlib.crc32(piece, written)
     f.flush(); os.fsync(f.fileno())
 with open("/big", "rb") as f:
     while piece := f.read(1 << 20):
-        read.update(piece)
-print(os.stat("/big").st_size, written.digest() == read.digest())
-""", timeout=170) == f"{1 << 30} True\n"
+        read = zlib.crc32(piece, read)
+print(os.stat("/big").st_size, written == read)
+""", timeout=380) == f"{1 << 30} True\n"
 
 
+@pytest.mark.timeout(400)
 def test_ten_thousand_small_files(script):
     assert script("""
 import os
@@ -84,7 +92,7 @@ seen = 0
 for entry in os.scandir("/many"):      # removing while reading loses and repeats nothing
     os.unlink(entry.path); seen += 1
 print(seen, os.listdir("/many")); os.rmdir("/many")
-""", timeout=170) == "10000 []\n"
+""", timeout=380) == "10000 []\n"
 
 
 def test_link_trees(script):
