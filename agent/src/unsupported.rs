@@ -65,7 +65,9 @@ fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
         linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()),
         "linux.mountLabel",
     );
-    for namespace in linux.namespaces().iter().flatten() {
+    // The host has joined the network namespace of a path; the guest's counterpart of it is a new one.
+    let namespaces = linux.namespaces().iter().flatten();
+    for namespace in namespaces.filter(|ns| ns.typ() != LinuxNamespaceType::Network) {
         let named = namespace
             .path()
             .as_ref()
@@ -184,7 +186,7 @@ mod tests {
             "hooks":{},
             "mounts":[{"destination":"/m","type":"bind","source":"/x","options":["rbind","rslave"]},
                 {"destination":"/t","type":"tmpfs","source":"t","options":["shared"]}],
-            "linux":{"namespaces":[{"type":"pid"},{"type":"network"}],
+            "linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/n"}],
                 "resources":{"memory":{"limit":1,"swap":1,"swappiness":60},"blockIO":{},
                     "cpu":{"shares":1,"realtimeRuntime":0},"unified":{"memory.high":"1"}}}}"#;
         assert_eq!(of(json), Vec::<String>::new());
@@ -197,7 +199,7 @@ mod tests {
                 "selinuxLabel":"l"},
             "hooks":{"poststart":[{"path":"/x"}]},
             "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
-            "linux":{"namespaces":[{"type":"network","path":"/n"}],"mountLabel":"m",
+            "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
                 "seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"intelRdt":{},
                 "devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}],
                 "resources":{"memory":{"disableOOMKiller":true},"blockIO":{"weight":10},
@@ -210,7 +212,7 @@ mod tests {
             "linux.seccomp",
             "linux.intelRdt",
             "linux.mountLabel",
-            "linux.namespaces[network].path",
+            "linux.namespaces[ipc].path",
             "linux.devices[0] (block device)",
             "linux.resources.blockIO",
             "linux.resources.network.classID",

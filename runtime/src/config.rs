@@ -66,7 +66,7 @@ impl Config {
         }
     }
 
-    fn parse(text: String, path: PathBuf) -> Result<Config, Error> {
+    fn parse(mut text: String, path: PathBuf) -> Result<Config, Error> {
         let json = |source| Error::Json {
             path: path.clone(),
             source,
@@ -81,6 +81,8 @@ impl Config {
             warnings.push(format!(
                 "process.capabilities: ignoring unknown capabilities {names}"
             ));
+            // The guest is given what is left, as it is no more lenient with names than this.
+            text = value.to_string();
             Spec::deserialize(&value).map_err(json)?
         };
         if !is_supported(spec.version()) {

@@ -206,11 +206,7 @@ fn of_cpu(cpu: &LinuxCpu, add: &mut impl FnMut(&str, String)) {
     if let Some(burst) = cpu.burst() {
         add("cpu.max.burst", burst.to_string());
     }
-    for (file, value) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
-        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
-            add(file, value.clone());
-        }
-    }
+    // cpus and mems number the host's processors and memory nodes: the host applies them to the machine.
 }
 
 /// Shares of cgroup v1 (2 to 262144, 1024 by default) as weight of v2 (1 to 10000, 100 by default).
@@ -305,10 +301,7 @@ mod tests {
             &[("cpu.max", "max 5000")],
         );
         check(r#"{"cpu":{"idle":1,"shares":5}}"#, &[("cpu.idle", "1")]);
-        check(
-            r#"{"cpu":{"cpus":"0-1","mems":""}}"#,
-            &[("cpuset.cpus", "0-1")],
-        );
+        check(r#"{"cpu":{"cpus":"6-7","mems":"1"}}"#, &[]);
     }
 
     #[test]

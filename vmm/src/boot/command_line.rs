@@ -6,10 +6,9 @@ use super::Error;
 use crate::layout::{COMMAND_LINE_MAX, FIRST_GSI, LOG_RING_SIZE, MMIO, PAGE};
 use crate::memory::Extent;
 
-/// What does not depend on the machine (Linux Documentation/admin-guide/kernel-parameters.txt). A panic resets at once, by triple fault;
-/// nothing below an error is logged; RCU grace periods are short; no bounce buffers and no dummy network interface take memory.
-const BASE: &str = "quiet panic=-1 reboot=t rcupdate.rcu_expedited=1 swiotlb=noforce \
-                    noreplace-smp dummy.numdummies=0";
+/// What does not depend on the machine; guest-kernel/README.md has the reason for each word.
+const BASE: &str = "reboot=t rcupdate.rcu_expedited=1 tsc=reliable swiotlb=noforce noreplace-smp \
+                    dummy.numdummies=0";
 
 pub(super) fn build(extent: &Extent, devices: usize) -> Result<String, Error> {
     let mut line = String::from(BASE);
