@@ -34,7 +34,9 @@ test: lint unit e2e  ## Every test
 unit: guest  ## What needs no guest: devices, file server, planning, state
 	cargo test --locked --workspace
 
-e2e: build  ## Real guests, driven as callers do
+e2e: build  ## vCPU exits on a real KVM, then real guests, driven as callers do
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='$(CURDIR)/$(LAB) run --timeout 300 --' \
+		cargo test --locked --package vmm --test kvm
 	rootfs=$$(tests/rootfs/build.sh --variant full); \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) $(E2E)
 

@@ -114,7 +114,7 @@ assert open("/dev/zero", "rb").read(4) == bytes(4)
 assert len(open("/dev/urandom", "rb").read(16)) == 16
 open("/dev/null", "w").write("x")
 try:
-    open("/dev/full", "w").write("x")
+    os.write(os.open("/dev/full", os.O_WRONLY), b"x")
 except OSError as e:
     print(e.strerror)
 for name in ("fd", "stdin", "stdout", "stderr", "ptmx"):

@@ -1,5 +1,7 @@
 //! Machines that run a few hand-written instructions. They need `/dev/kvm`; any KVM will do, an emulated one too.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -105,6 +105,20 @@ pub(super) unsafe fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets go of the memory behind a constant that is not needed any more. Reading it again brings it back from the program's file.
+pub(super) fn release(constant: &'static [u8]) {
+    const PAGE: usize = 4096;
+    let range = constant.as_ptr_range();
+    let first = range.start.addr().next_multiple_of(PAGE);
+    let last = range.end.addr() / PAGE * PAGE;
+    if first < last {
+        let start = range.start.with_addr(first).cast_mut().cast();
+        // SAFETY: the pages lie wholly within a constant of the program, a private mapping of its file that is never written, so the
+        // kernel drops nothing but its cached copies of them. Failure leaves them where they are.
+        let _ = unsafe { libc::madvise(start, last - first, libc::MADV_DONTNEED) };
+    }
+}
+
 /// Gives a signal its default action back.
 pub(super) fn default_action(signal: Signal) {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

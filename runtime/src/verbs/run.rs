@@ -15,6 +15,7 @@ use super::delete::destroy;
 use super::start::start_created;
 use crate::cli;
 use crate::error::{Error, SystemContext};
+use crate::machine::{Entry, read_journal};
 use crate::process::Identity;
 use crate::state::StateDir;
 use crate::sys;
@@ -36,7 +37,11 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         // Others may delete the container while it runs.
         Ok(Some(signals)) => {
             drop(lock);
-            attend(machine, &signals)
+            let code = attend(machine, &signals);
+            if let Some(reason) = lost(&dir) {
+                context.report.error(&reason);
+            }
+            code
         }
         Err(e) => {
             // Why there is no container matters more than what is left of it.
@@ -54,6 +59,16 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         }
     }
     code
+}
+
+/// Why the container ended, if not by its own doing.
+fn lost(dir: &StateDir) -> Option<String> {
+    // Somebody may have deleted the container.
+    let entries = read_journal(dir.path()).unwrap_or_default();
+    entries.into_iter().find_map(|entry| match entry {
+        Entry::Exited { reason, .. } => reason,
+        Entry::Started => None,
+    })
 }
 
 /// Starts the container; with the caller's signals as events unless it is left alone.

@@ -210,12 +210,12 @@ impl<'m> Pieces<'m> {
             if left == 0 {
                 break;
             }
-            if left < piece.len() {
-                if let Ok(front) = piece.subslice(0, left) {
-                    *piece = front;
-                }
+            if left < piece.len()
+                && let Ok(front) = piece.subslice(0, left)
+            {
+                *piece = front;
             }
-            left -= piece.len();
+            left = left.saturating_sub(piece.len());
             kept += 1;
         }
         self.0.truncate(kept);
