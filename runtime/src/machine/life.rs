@@ -235,7 +235,12 @@ impl Life {
             Err(e) => {
                 self.epoll.delete(&self.parts.agent)?;
                 self.agent_interest = EpollFlags::empty();
-                self.lost(&format!("the guest's agent is gone: {e}"), sync);
+                self.answer_all(&ControlReply::NotRunning);
+                // The agent is the guest's pid 1: when it goes the guest goes with it, and the machine will say how. A guest that
+                // stays nevertheless is one that has to be killed.
+                if !is_gone(&e) {
+                    self.lost(&format!("the guest's agent is out of order: {e}"), sync);
+                }
             }
         }
         Ok(())
@@ -426,7 +431,8 @@ impl Life {
         }
         match self.parts.agent.request(body) {
             Ok(id) => drop(self.waiting.insert(id, waiting)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            // Whoever waits hears that there is no answer.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock || is_gone(&e) => {}
             Err(e) => return Err(e),
         }
         Ok(())
@@ -457,6 +463,12 @@ impl Life {
 
 fn watch(epoll: &Epoll, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
     Ok(epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.number()))?)
+}
+
+/// Whether an error says that the other end of the channel has been closed.
+fn is_gone(e: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Why the guest ended, with its last words.
