@@ -27,10 +27,10 @@ use vmm::{Ended, Event, Machine};
 use super::agent::Agent;
 use super::control::{Client, Control, ControlReply};
 use super::journal::{self, Entry};
-use super::process::{Doing, Error, MACHINE_LOST, give_up};
+use super::process::{MACHINE_LOST, give_up};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
-use super::sys;
 use super::timeline::{Timeline, now, placed};
+use super::{Doing, Error, sys};
 
 /// Most control connections at once; more are closed as they come.
 const CLIENTS_MAX: usize = 64;

@@ -89,8 +89,8 @@ pub(crate) enum Network {
 /// What goes wrong while a machine starts or is spoken to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A system call of the verb failed.
-    #[error("{doing}")]
+    /// A system call failed.
+    #[error("cannot {doing}")]
     System {
         /// What was being done.
         doing: &'static str,

@@ -20,7 +20,7 @@ use super::journal::JOURNAL;
 use super::life::{Life, Parts};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
-use super::{Launch, control, jail, sys};
+use super::{Doing, Launch, control, jail, sys};
 use crate::guest;
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
@@ -45,26 +45,8 @@ pub(super) enum Error {
     Machine(#[from] vmm::Error),
     #[error("cannot pass on the standard streams")]
     Streams(#[from] vmm::vsock::Error),
-    #[error("cannot {doing}")]
-    System {
-        doing: &'static str,
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Adds what was being done to a system call's error.
-pub(super) trait Doing<T> {
-    fn doing(self, doing: &'static str) -> Result<T, Error>;
-}
-
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing(self, doing: &'static str) -> Result<T, Error> {
-        self.map_err(|e| Error::System {
-            doing,
-            source: e.into(),
-        })
-    }
+    #[error(transparent)]
+    System(#[from] super::Error),
 }
 
 /// Everything the machine process does after it has been cloned.
@@ -72,8 +54,8 @@ pub(super) fn main(launch: Launch<'_>, sync: SyncSocket) -> ! {
     if let Err(e) = close_the_callers_descriptors(&launch, &sync) {
         give_up(&sync, format!("cannot close inherited descriptors: {e}"));
     }
-    let ended = prepare(launch, &sync).and_then(|parts| Life::new(parts, &sync));
-    match ended {
+    let life = prepare(launch, &sync).and_then(|parts| Ok(Life::new(parts, &sync)?));
+    match life {
         Ok(life) => end_as(life.live(sync)),
         Err(e) => give_up(&sync, one_line(&e)),
     }
@@ -205,7 +187,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
 }
 
 /// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not the container's.
-fn leave_the_caller() -> Result<SignalFd, Error> {
+fn leave_the_caller() -> Result<SignalFd, super::Error> {
     nix::unistd::setsid().doing("start a session")?;
     let mut signals = SigSet::all();
     signals.remove(Signal::SIGCHLD);
@@ -254,7 +236,7 @@ fn standard_streams() -> Result<[(u32, Option<HostStream>); 3], Error> {
     ])
 }
 
-fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Error> {
+fn duplicate(fd: impl AsFd) -> Result<OwnedFd, super::Error> {
     fd.as_fd()
         .try_clone_to_owned()
         .doing("duplicate a standard stream")
