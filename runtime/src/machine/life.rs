@@ -35,6 +35,9 @@ use super::{Doing, Error, sys};
 /// Most control connections at once; more are closed as they come.
 const CLIENTS_MAX: usize = 64;
 
+/// Most characters of an error text that are taken from the guest.
+const WORDS_MAX: usize = 4096;
+
 /// What the life is made of.
 pub(super) struct Parts {
     pub(super) machine: Machine,
@@ -315,7 +318,7 @@ impl Life {
                     Err(failure) if failure.kind == FailureKind::NotRunning => {
                         ControlReply::NotRunning
                     }
-                    Err(failure) => ControlReply::Failed(failure.to_string()),
+                    Err(failure) => ControlReply::Failed(words(&failure)),
                 };
                 if let Some(client) = client {
                     client.reply(&reply);
@@ -485,5 +488,44 @@ fn obituary(ended: &Ended) -> String {
 
 /// A failure to start, in the words callers of runc look for.
 fn start_failure(failure: &Failure) -> String {
-    format!("unable to start container process: {failure}")
+    format!("unable to start container process: {}", words(failure))
+}
+
+/// The guest's words, fit for somebody's terminal: bounded, without control characters.
+fn words(failure: &Failure) -> String {
+    let text = failure.to_string();
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(WORDS_MAX)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_their_numbers() {
+        let fixed = [
+            Token::Machine,
+            Token::Agent,
+            Token::Sync,
+            Token::Signals,
+            Token::Listener,
+        ];
+        for token in fixed
+            .into_iter()
+            .chain([Token::Client(0), Token::Client(77)])
+        {
+            assert_eq!(Token::of(token.number()), token);
+        }
+    }
+
+    #[test]
+    fn a_guest_speaks_no_terminal_commands() {
+        let failure = Failure::message(FailureKind::Other, "\x1b[2Jexec: \u{9b}x\n".repeat(1000));
+        let text = start_failure(&failure);
+        assert!(text.starts_with("unable to start container process: [2Jexec: x[2J"));
+        assert!(text.len() < 2 * WORDS_MAX && !text.contains(char::is_control));
+    }
 }
