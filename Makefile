@@ -35,7 +35,7 @@ unit: guest  ## What needs no guest: devices, file server, planning, state
 	cargo test --locked --workspace
 
 e2e: build  ## vCPU exits on a real KVM, then real guests, driven as callers do
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='$(CURDIR)/$(LAB) run --timeout 300 --' \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='$(CURDIR)/$(LAB) run --timeout 300 --bind $(CURDIR) --' \
 		cargo test --locked --package vmm --test kvm
 	rootfs=$$(tests/rootfs/build.sh --variant full); \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) $(E2E)
