@@ -1,6 +1,5 @@
 """What every end-to-end test starts from: the binary under test, a real Debian root, a bundle, and a check for leftovers."""
 
-import fcntl
 import itertools
 import os
 import pathlib
@@ -13,23 +12,9 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from chiton import Bundle, Chiton, left_behind  # noqa: E402
+from chiton import Bundle, Chiton, cgroups, left_behind  # noqa: E402
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def kvm_in_use():
-    """Keeps one VM open. KVM patches the scheduler when the first VM comes and the last one goes, and the emulated CPUs of a lab with
-    more than one of them run the patched code wrong at times."""
-    if os.environ.get("CHITON_LAB") != "lab" or os.cpu_count() == 1:
-        yield
-        return
-    kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    vm = fcntl.ioctl(kvm, 0xAE01, 0)  # KVM_CREATE_VM (linux/kvm.h)
-    yield
-    os.close(vm)
-    os.close(kvm)
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +39,9 @@ def debian(scratch):
 def chiton(scratch):
     """The binary with an empty state root. Nothing may be left of any container after the test."""
     chiton = Chiton(os.environ["CHITON"], scratch / f"state-{next(_numbers)}")
+    before = cgroups()
     yield chiton
-    left = left_behind(chiton)
+    left = left_behind(chiton, before)
     subprocess.run(["pkill", "-KILL", "-f", str(chiton.root)], check=False)
     assert left == []
 

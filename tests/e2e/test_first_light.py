@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 
-import pytest
-
 from chiton import wait_for
 
 
@@ -37,7 +35,6 @@ def test_memory_is_the_guests(run):
     assert int(cgroup) == 128 << 20
 
 
-@pytest.mark.smp
 def test_cpus_follow_the_quota(run):
     def two(config):
         config["linux"]["resources"]["cpu"] = {"quota": 200000, "period": 100000}
@@ -46,7 +43,6 @@ def test_cpus_follow_the_quota(run):
     assert run("nproc").stdout == "1\n"
 
 
-@pytest.mark.smp
 def test_two_vcpus_work_at_once(script):
     def two(config):
         config["linux"]["resources"]["cpu"] = {"quota": 200000, "period": 100000}

@@ -130,7 +130,7 @@ def test_kill_9_of_the_verb_while_it_creates(chiton, bundle):
         verb.kill()
         verb.wait()
         chiton.ok("delete", "--force", f"early-{n}")
-    wait_for(lambda: processes(chiton.binary) == [])
+    wait_for(lambda: processes(chiton) == [])
 
 
 def test_delete_force_ends_a_running_container(chiton, created):

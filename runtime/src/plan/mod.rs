@@ -70,8 +70,6 @@ impl FileKind {
 pub(crate) struct Facts<'a> {
     /// The bundle's absolute path.
     pub(crate) bundle: &'a Path,
-    /// CPUs of this host that the caller may use.
-    pub(crate) cpus: u64,
     /// Memory of this host in bytes.
     pub(crate) memory: u64,
     /// What a path of this host is, or why that is not known.

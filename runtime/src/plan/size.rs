@@ -45,7 +45,7 @@ pub(super) struct Size {
 
 pub(super) fn size(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<Size, Refused> {
     let memory = memory(resources, facts)?;
-    let (vcpus, mut limits) = cpu(resources, facts)?;
+    let (vcpus, mut limits) = cpu(resources)?;
     let host = memory + memory / PAGE_TABLES + HOST_OVERHEAD;
     let value = host.to_string();
     limits.push(Limit {
@@ -101,7 +101,7 @@ fn memory_limit(
 }
 
 /// The number of vCPUs, and the limits of their use of the host's CPUs.
-fn cpu(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<(u8, Vec<Limit>), Refused> {
+fn cpu(resources: Option<&LinuxResources>) -> Result<(u8, Vec<Limit>), Refused> {
     let Some(cpu) = resources.and_then(|resources| resources.cpu().as_ref()) else {
         return Ok((1, Vec::new()));
     };
@@ -147,7 +147,7 @@ fn cpu(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<(u8, Vec
     if let Some(mems) = cpu.mems().as_deref().filter(|mems| !mems.is_empty()) {
         limit("cpuset.mems", mems.to_owned(), "linux.resources.cpu.mems");
     }
-    let vcpus = wanted.unwrap_or(1).min(facts.cpus).clamp(1, VCPUS_MAX);
+    let vcpus = wanted.unwrap_or(1).clamp(1, VCPUS_MAX);
     Ok((u8::try_from(vcpus).unwrap_or(u8::MAX), limits))
 }
 
@@ -208,7 +208,6 @@ mod tests {
         let bundle = std::path::Path::new("/b");
         let facts = Facts {
             bundle,
-            cpus: 8,
             memory: 4096 * MIB,
             kind: &kind,
         };
@@ -262,8 +261,8 @@ mod tests {
             (r#"{"quota":50000}"#, 1),
             (r#"{"quota":150000,"period":100000}"#, 2),
             (r#"{"quota":150000,"cpus":"0-6"}"#, 2),
-            (r#"{"quota":100000,"period":10000}"#, 8),
-            (r#"{"cpus":"0-63"}"#, 8),
+            (r#"{"quota":100000,"period":10000}"#, 10),
+            (r#"{"cpus":"0-63"}"#, 32),
         ] {
             assert_eq!(of(&format!(r#"{{"cpu":{cpu}}}"#)), Ok(vcpus), "{cpu}");
         }

@@ -155,7 +155,6 @@ fn planned(value: &Value) -> Result<Plan, Refused> {
         serde_json::from_value(value.clone()).unwrap_or_else(|e| panic!("{value}: {e}"));
     let facts = Facts {
         bundle: Path::new("/b"),
-        cpus: 4,
         memory: 1 << 34,
         kind: &kind,
     };

@@ -192,15 +192,11 @@ fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
 }
 
 fn make_plan(config: &Config, bundle: &Path) -> Result<Plan, Error> {
-    let cpus = rustix::thread::sched_getaffinity(None)
-        .system("count the host's CPUs")?
-        .count();
     let memory = nix::sys::sysinfo::sysinfo()
         .system("read the host's memory size")?
         .ram_total();
     let facts = Facts {
         bundle,
-        cpus: cpus.into(),
         memory,
         kind: &FileKind::of,
     };
