@@ -31,6 +31,7 @@ use super::process::{MACHINE_LOST, give_up};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
 use super::{Doing, Error, sys};
+use crate::guest;
 
 /// Most control connections at once; more are closed as they come.
 const CLIENTS_MAX: usize = 64;
@@ -308,6 +309,9 @@ impl Life {
             (Some(Waiting::Start(client)), Ok(reply)) => {
                 self.started(&reply);
                 client.reply(&ControlReply::Done);
+                // The guest has its own copies, and nobody waits any more.
+                sys::release(guest::KERNEL);
+                sys::release(guest::INITRAMFS);
             }
             (Some(Waiting::Start(client)), Err(failure)) => {
                 client.reply(&ControlReply::Failed(start_failure(&failure)));

@@ -144,9 +144,6 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         vcpus: launch.vcpus,
     };
     let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;
-    // The guest has its own copies now.
-    sys::release(guest::KERNEL);
-    sys::release(guest::INITRAMFS);
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;
     machine.vsock().expect(CONTROL_PORT, guest_end)?;
     let mut stdio = Stdio::default();
