@@ -87,7 +87,10 @@ impl Agent {
             while let Some(event) = container.advance() {
                 let message = match event {
                     Event::Answer(id, result) => Message::Response { id, result },
-                    Event::Exited(exit) => Message::Exited(exit),
+                    Event::Exited(exit) => Message::Exited {
+                        process: protocol::INIT,
+                        exit,
+                    },
                 };
                 self.booted.control.send(&message)?;
             }
@@ -152,10 +155,11 @@ impl Agent {
                 },
                 None => Err(none()),
             },
-            RequestBody::Kill { signal, all } => match &self.container {
+            RequestBody::Kill { signal, all, .. } => match &self.container {
                 Some(container) => container.kill(signal, all).map(|()| Reply::Done),
                 None => Err(none()),
             },
+            _ => Err(Failure::message(FailureKind::Other, "not supported yet")),
         };
         self.booted.control.send(&Message::Response { id, result })
     }

@@ -81,6 +81,24 @@ pub(crate) enum Verb {
     Delete(Delete),
     /// List the containers
     List(List),
+    /// Execute another process in a container
+    Exec(Exec),
+    /// Suspend all processes of a container
+    Pause(Id),
+    /// Resume all processes of a container
+    Resume(Id),
+    /// Show the processes of a container
+    Ps(Ps),
+    /// Change the limits of a container
+    Update(Update),
+    /// Show statistics and out-of-memory events of a container
+    Events(Events),
+    /// Print what this runtime supports as JSON
+    Features,
+    /// Refused: there is no checkpointing yet
+    Checkpoint(Checkpoint),
+    /// Refused: there is no checkpointing yet
+    Restore(Restore),
     /// Write a config.json to start from
     Spec(Spec),
     /// Say what this host lacks
@@ -135,6 +153,125 @@ pub(crate) struct Run {
     /// Accepted for compatibility: the container's process is a child anyway
     #[arg(long)]
     pub(crate) no_subreaper: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Program and arguments, unless --process says so
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+    /// Unix socket that receives the terminal's master
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of the process
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+    /// Environment variable, NAME=VALUE
+    #[arg(short, long, value_name = "ENTRY")]
+    pub(crate) env: Vec<String>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// UID[:GID]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Additional group ids
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// File with an OCI process object as JSON
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+    /// Do not wait for the process
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// File to which the process id is written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// SELinux label of the process
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) process_label: Option<String>,
+    /// AppArmor profile of the process
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) apparmor: Option<String>,
+    /// Let the process gain no privileges
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Capability to add
+    #[arg(short, long, value_name = "CAPABILITY")]
+    pub(crate) cap: Vec<String>,
+    /// Refused unless 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+    /// Cgroup below the container's own to start in
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Vec<String>,
+    /// Allow it in a paused container
+    #[arg(long)]
+    pub(crate) ignore_paused: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Options of ps(1)
+    #[arg(
+        value_name = "OPTIONS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) options: Vec<String>,
+    /// Format of the list
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = ListFormat::Table)]
+    pub(crate) format: ListFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// File with a linux.resources object as JSON; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) resources: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Time between two statistics
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub(crate) interval: String,
+    /// Print the statistics once
+    #[arg(long)]
+    pub(crate) stats: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Checkpoint {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
 }
 
 #[derive(Debug, Args)]

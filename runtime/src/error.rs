@@ -18,6 +18,8 @@ pub(crate) enum Error {
     Exists,
     #[error("container not running")]
     NotRunning,
+    #[error("container paused")]
+    Paused,
     #[error("cannot start an already running container")]
     AlreadyRunning,
     #[error("cannot start a container that has stopped")]

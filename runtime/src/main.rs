@@ -110,6 +110,15 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Kill(args) => verbs::kill(root, args)?,
         Verb::Delete(args) => verbs::delete(root, args)?,
         Verb::List(args) => return print(&verbs::list(root, args, report)?),
+        Verb::Exec(args) => return Ok(verbs::exec(&context, args)?),
+        Verb::Pause(args) => verbs::pause(root, &args.id)?,
+        Verb::Resume(args) => verbs::resume(root, &args.id)?,
+        Verb::Ps(args) => return print(&verbs::ps(root, args)?),
+        Verb::Update(args) => verbs::update(root, args)?,
+        Verb::Events(args) => verbs::events(root, args)?,
+        Verb::Features => return print(&verbs::features()),
+        Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
+        Verb::Restore(args) => verbs::restore(root, args)?,
         Verb::Spec(args) => verbs::spec(args)?,
         Verb::Check => {
             let missing = check::check();

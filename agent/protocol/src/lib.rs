@@ -24,7 +24,13 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const SHARE_TAG: &str = "chiton";
 
 /// Version of this protocol, announced in [`Message::Hello`]. Raised by incompatible changes only.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// Names a process of the container: [`INIT`], or a number that the host has given with [`Exec`].
+pub type ProcessId = u64;
+
+/// The container's init.
+pub const INIT: ProcessId = 0;
 
 /// What the host asks of the guest. Answered by [`Message::Response`] with the same `id`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +41,7 @@ pub struct Request {
     pub body: RequestBody,
 }
 
-/// The requests. A guest holds one container.
+/// The requests. A guest holds one container. Every request is answered exactly once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RequestBody {
     /// Sets the container up, short of executing its program. Answered by [`Reply::Created`].
@@ -43,14 +49,61 @@ pub enum RequestBody {
     /// Executes the program of the container created before. Answered by [`Reply::Started`] once
     /// `execve` has succeeded.
     Start,
-    /// Sends a signal to the container's init. Answered by [`Reply::Done`], or by a
+    /// Executes one more process in the container. Answered by [`Reply::Executed`] once `execve` has
+    /// succeeded; its end is told by [`Message::Exited`].
+    Exec(Exec),
+    /// Sends a signal to a process. Answered by [`Reply::Done`], or by a
     /// [`FailureKind::NotRunning`] failure.
     Kill {
+        /// The process.
+        #[serde(default)]
+        process: ProcessId,
         /// Signal number of x86_64 Linux (`signal(7)`); 0 probes only.
         signal: i32,
-        /// To every process of the container's cgroup instead of to its init alone.
+        /// To every process of the container's cgroup instead of to the one named.
         all: bool,
     },
+    /// Sets the window size of a process's terminal. Answered by [`Reply::Done`].
+    Resize {
+        /// The process.
+        process: ProcessId,
+        /// The new size.
+        size: TerminalSize,
+    },
+    /// Freezes the container's cgroup. Answered by [`Reply::Done`] when all of it is frozen.
+    Pause,
+    /// Thaws the container's cgroup. Answered by [`Reply::Done`].
+    Resume,
+    /// Changes the limits of the container's cgroup; the text is the JSON of a `linux.resources`
+    /// object, of which only what is present changes. Answered by [`Reply::Done`].
+    Update(String),
+    /// Asks for the files of the container's cgroup. Answered by [`Reply::Statistics`].
+    Statistics,
+    /// Asks for the processes of the container. Answered by [`Reply::Processes`].
+    Processes,
+}
+
+/// Rows and columns of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines of text.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// A process to execute in the container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Its name from now on: not [`INIT`], and never used before on this stream.
+    pub process: ProcessId,
+    /// The JSON of a `process` object as in `config.json`. The container's seccomp filter applies.
+    pub config: String,
+    /// The cgroup below the container's own that it starts in; the container's own if empty.
+    #[serde(default)]
+    pub cgroup: String,
+    /// Its standard streams.
+    pub stdio: Stdio,
 }
 
 /// The container to set up.
@@ -60,6 +113,9 @@ pub struct Create {
     pub id: String,
     /// The bytes of `config.json`, verbatim.
     pub config: String,
+    /// The bundle's path on the host, for the state that hooks are told.
+    #[serde(default)]
+    pub bundle: String,
     /// Where the host has put what the configuration names by host paths.
     pub overlay: Overlay,
     /// The container's standard streams.
@@ -75,11 +131,24 @@ pub struct Overlay {
     /// instance `mnt/0`.
     #[serde(default)]
     pub binds: Vec<(usize, String)>,
+    /// `linux.seccomp`, compiled.
+    #[serde(default)]
+    pub seccomp: Option<Seccomp>,
+}
+
+/// A seccomp filter, ready for `seccomp(SECCOMP_SET_MODE_FILTER)`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Seccomp {
+    /// `SECCOMP_FILTER_FLAG_*` of linux/seccomp.h.
+    pub flags: u64,
+    /// The program: each element is one `struct sock_filter` (linux/filter.h) in its memory layout,
+    /// read as a little-endian number.
+    pub program: Vec<u64>,
 }
 
 /// The vsock ports on CID 2 that the agent dials, one raw stream per descriptor. None stands for
 /// `/dev/null`. With `process.terminal`, `stdin` feeds the terminal, `stdout` carries all its
-/// output and `stderr` is None.
+/// output and `stderr` is None; when `stdin` ends, the terminal hangs up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stdio {
     /// Host to guest.
@@ -112,8 +181,16 @@ pub enum Message {
         /// What came of it.
         result: Result<Reply, Failure>,
     },
-    /// The container's init has ended and all that it wrote has been delivered. Sent once.
-    Exited(Exit),
+    /// A process has ended and all that it wrote has been delivered. Sent once for each process
+    /// that was created or executed; [`INIT`]'s comes last.
+    Exited {
+        /// The process.
+        process: ProcessId,
+        /// How.
+        exit: Exit,
+    },
+    /// The kernel has killed a process of the container for want of memory.
+    OutOfMemory,
 }
 
 /// Success.
@@ -135,11 +212,38 @@ pub enum Reply {
         /// When this reply was written: guest CLOCK_MONOTONIC, ns.
         sent: u64,
     },
+    /// The process of an [`Exec`] runs its program.
+    Executed {
+        /// In the guest's root pid namespace.
+        pid: i32,
+    },
+    /// The files of the container's cgroup that could be read: name and content.
+    Statistics(Vec<(String, String)>),
+    /// The processes of the container.
+    Processes {
+        /// Guest CLOCK_BOOTTIME, ns: what the start times in `stat` are relative to.
+        now: u64,
+        /// Of the container's cgroup and those below it, by pid.
+        processes: Vec<Process>,
+    },
     /// Nothing to tell.
     Done,
 }
 
-/// How the container's init ended.
+/// A process of the guest, in the words of its `/proc` (proc(5)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// In the guest's root pid namespace.
+    pub pid: i32,
+    /// `/proc/<pid>/stat`.
+    pub stat: String,
+    /// `/proc/<pid>/status`.
+    pub status: String,
+    /// `/proc/<pid>/cmdline`, with NUL between arguments.
+    pub command_line: String,
+}
+
+/// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// It exited with this code.
@@ -232,18 +336,24 @@ mod tests {
             &Request {
                 id: 8,
                 body: RequestBody::Kill {
+                    process: INIT,
                     signal: 15,
                     all: false,
                 },
             },
-            r#"{"id":8,"body":{"Kill":{"signal":15,"all":false}}}"#,
+            r#"{"id":8,"body":{"Kill":{"process":0,"signal":15,"all":false}}}"#,
         );
         let create = Create {
             id: "c1".to_owned(),
             config: "{\"ociVersion\":\"1.0\"}\n".to_owned(),
+            bundle: "/b".to_owned(),
             overlay: Overlay {
                 rootfs: "rootfs".to_owned(),
                 binds: vec![(3, "mnt/0".to_owned())],
+                seccomp: Some(Seccomp {
+                    flags: 2,
+                    program: vec![6],
+                }),
             },
             stdio: Stdio {
                 stdin: None,
@@ -258,7 +368,8 @@ mod tests {
             },
             concat!(
                 r#"{"id":1,"body":{"Create":{"id":"c1","config":"{\"ociVersion\":\"1.0\"}\n","#,
-                r#""overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]]},"#,
+                r#""bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
+                r#""seccomp":{"flags":2,"program":[6]}},"#,
                 r#""stdio":{"stdin":null,"stdout":70000,"stderr":70001}}}}"#
             ),
         );
@@ -289,10 +400,19 @@ mod tests {
             },
             r#"{"Response":{"id":4,"result":{"Err":{"kind":"NotFound","chain":["no"]}}}}"#,
         );
-        json_round_trip(&Message::Exited(Exit::Code(3)), r#"{"Exited":{"Code":3}}"#);
         json_round_trip(
-            &Message::Exited(Exit::Signal(9)),
-            r#"{"Exited":{"Signal":9}}"#,
+            &Message::Exited {
+                process: INIT,
+                exit: Exit::Code(3),
+            },
+            r#"{"Exited":{"process":0,"exit":{"Code":3}}}"#,
+        );
+        json_round_trip(
+            &Message::Exited {
+                process: 4,
+                exit: Exit::Signal(9),
+            },
+            r#"{"Exited":{"process":4,"exit":{"Signal":9}}}"#,
         );
     }
 
@@ -303,6 +423,7 @@ mod tests {
         assert_eq!(
             request.body,
             RequestBody::Kill {
+                process: INIT,
                 signal: 9,
                 all: true
             }

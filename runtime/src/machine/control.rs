@@ -1,5 +1,14 @@
-//! control.sock: how the later verbs speak to the machine process. One connection carries one request and its reply, as frames of
-//! the protocol crate.
+//! control.sock: how the later verbs speak to the machine process, in frames of the protocol crate. A connection carries one request
+//! and its replies:
+//!
+//! | request | replies |
+//! |---|---|
+//! | [`Control::Exec`] | `Executed` or an error; after `Executed` the client may send any number of [`ExecControl`], which are not answered; at last `Exited` |
+//! | [`Control::Events`] | `OutOfMemory` each time; the connection ends with the container |
+//! | the others | one |
+//!
+//! The descriptors of an `Exec` travel with the first byte of its frame (SCM_RIGHTS), in the order of [`ExecRequest::streams`]. When the
+//! client of an exec goes away before `Exited`, the process in the guest is killed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use protocol::Decoder;
+use protocol::{Decoder, Exit, Process, TerminalSize};
 use serde::{Deserialize, Serialize};
 
 use super::{Doing, Error};
@@ -30,6 +39,49 @@ pub(crate) enum Control {
         /// Whether every process gets it.
         all: bool,
     },
+    /// Execute one more process.
+    Exec(ExecRequest),
+    /// Freeze the container and stop its vCPUs.
+    Pause,
+    /// Undo `Pause`.
+    Resume,
+    /// Change the limits in the guest: the JSON of a `linux.resources` object.
+    Update(String),
+    /// The files of the container's cgroup in the guest.
+    Statistics,
+    /// The processes of the container.
+    Processes,
+    /// Tell of out-of-memory kills until the container ends.
+    Events,
+}
+
+/// A process to execute in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExecRequest {
+    /// The JSON of an OCI `process` object.
+    pub(crate) process: String,
+    /// The cgroup below the container's own that it starts in; the container's own if empty.
+    pub(crate) cgroup: String,
+    /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard input.
+    pub(crate) streams: [Stream; 3],
+}
+
+/// A standard stream of an exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stream {
+    /// There is none: /dev/null.
+    None,
+    /// A descriptor that comes along. `own`: its open file description belongs to the machine process alone and does not block.
+    Passed { own: bool },
+}
+
+/// What the client of an exec may ask for while the process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ExecControl {
+    /// Send it a signal.
+    Kill(i32),
+    /// Resize its terminal.
+    Resize(TerminalSize),
 }
 
 /// The machine process's answer.
@@ -39,8 +91,25 @@ pub(crate) enum ControlReply {
     Done,
     /// The container has no process any more.
     NotRunning,
+    /// The container is paused, and what was asked for needs one that is not.
+    Paused,
     /// It could not be done, and why.
     Failed(String),
+    /// The process of an exec runs its program.
+    Executed,
+    /// The process of an exec has ended and all its output has been delivered.
+    Exited(Exit),
+    /// Answer to [`Control::Statistics`]: file names and contents.
+    Statistics(Vec<(String, String)>),
+    /// Answer to [`Control::Processes`].
+    Processes {
+        /// Guest CLOCK_BOOTTIME, ns.
+        now: u64,
+        /// By pid.
+        processes: Vec<Process>,
+    },
+    /// The guest's kernel has killed a process of the container for want of memory.
+    OutOfMemory,
 }
 
 /// Asks the machine process of the container whose state directory is given, and waits for its answer.
@@ -48,27 +117,63 @@ pub(crate) enum ControlReply {
 /// # Errors
 /// [`Error::NotRunning`] when no machine listens or it ends before it answers.
 pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
-    let directory = File::open(state_dir).doing("open the state directory")?;
-    let mut connection = match UnixStream::connect(address(directory.as_fd())) {
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            return Err(Error::NotRunning);
+    let connection = Connection::open(state_dir)?;
+    connection.send(request)?;
+    connection.receive()?.ok_or(Error::NotRunning)
+}
+
+/// A connection to the machine process, seen from a verb. Blocks.
+pub(crate) struct Connection {
+    stream: UnixStream,
+}
+
+impl Connection {
+    /// Connects to the machine of the container whose state directory is given.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when no machine listens.
+    pub(crate) fn open(state_dir: &Path) -> Result<Connection, Error> {
+        let directory = File::open(state_dir).doing("open the state directory")?;
+        match UnixStream::connect(address(directory.as_fd())) {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Err(Error::NotRunning)
+            }
+            result => result
+                .doing("connect to control.sock")
+                .map(|stream| Connection { stream }),
         }
-        result => result.doing("connect to control.sock")?,
-    };
-    match protocol::write(&mut connection, request) {
-        Err(protocol::Error::Write(e)) if is_gone(&e) => return Err(Error::NotRunning),
-        result => result.map_err(Error::Protocol)?,
     }
-    match protocol::read(&mut connection) {
-        Ok(Some(reply)) => Ok(reply),
-        Ok(None) | Err(protocol::Error::Truncated) => Err(Error::NotRunning),
-        Err(protocol::Error::Read(e)) if is_gone(&e) => Err(Error::NotRunning),
-        Err(e) => Err(Error::Protocol(e)),
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when the machine has ended.
+    pub(crate) fn send<T: Serialize>(&self, request: &T) -> Result<(), Error> {
+        match protocol::write(&mut &self.stream, request) {
+            Err(protocol::Error::Write(e)) if is_gone(&e) => Err(Error::NotRunning),
+            result => result.map_err(Error::Protocol),
+        }
+    }
+
+    /// The next reply; `None` when the machine has ended or has no more to say.
+    pub(crate) fn receive(&self) -> Result<Option<ControlReply>, Error> {
+        match protocol::read(&mut &self.stream) {
+            Ok(reply) => Ok(reply),
+            Err(protocol::Error::Truncated) => Ok(None),
+            Err(protocol::Error::Read(e)) if is_gone(&e) => Ok(None),
+            Err(e) => Err(Error::Protocol(e)),
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

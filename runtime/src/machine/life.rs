@@ -20,7 +20,7 @@ use std::os::unix::net::UnixListener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
-use protocol::{Create, Exit, Failure, FailureKind, Message, Reply, RequestBody};
+use protocol::{Create, Exit, Failure, FailureKind, INIT, Message, Reply, RequestBody};
 use vmm::vsock::Port;
 use vmm::{Ended, Event, Machine};
 
@@ -276,7 +276,13 @@ impl Life {
                 self.phase = Phase::Preparing;
             }
             (Message::Response { id, result }, _) => self.response(id, result, sync)?,
-            (Message::Exited(exit), Phase::Created | Phase::Running) => {
+            (
+                Message::Exited {
+                    process: INIT,
+                    exit,
+                },
+                Phase::Created | Phase::Running,
+            ) => {
                 self.drain(exit, None);
                 self.answer_all(&ControlReply::NotRunning);
             }
@@ -365,7 +371,11 @@ impl Life {
             if let (Ok(signal), Phase::Created | Phase::Running) =
                 (i32::try_from(info.ssi_signo), self.phase)
             {
-                let kill = RequestBody::Kill { signal, all: false };
+                let kill = RequestBody::Kill {
+                    process: INIT,
+                    signal,
+                    all: false,
+                };
                 self.request(kill, Waiting::Kill(None))?;
             }
         }
@@ -422,9 +432,22 @@ impl Life {
                 let text = "cannot start a container that has been started";
                 return client.reply(&ControlReply::Failed(text.into()));
             }
+            Control::Exec(_)
+            | Control::Pause
+            | Control::Resume
+            | Control::Update(_)
+            | Control::Statistics
+            | Control::Processes
+            | Control::Events => {
+                return client.reply(&ControlReply::Failed("not supported yet".into()));
+            }
             Control::Kill { .. } if !running => return client.reply(&ControlReply::NotRunning),
             Control::Kill { signal, all } => (
-                RequestBody::Kill { signal, all },
+                RequestBody::Kill {
+                    process: INIT,
+                    signal,
+                    all,
+                },
                 Waiting::Kill(Some(client)),
             ),
         };

@@ -23,7 +23,7 @@ mod timeline;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,7 +34,9 @@ use nix::unistd::Pid;
 use protocol::Overlay;
 use sync::{FromMachine, SyncSocket, ToMachine};
 
-pub(crate) use control::{Control, ControlReply, control};
+pub(crate) use control::{
+    Connection, Control, ControlReply, ExecControl, ExecRequest, Stream, control,
+};
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
 pub(crate) use timeline::now;
 
@@ -44,6 +46,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) id: &'a str,
     /// The bytes of config.json.
     pub(crate) config: &'a str,
+    /// The bundle's absolute path.
+    pub(crate) bundle: &'a str,
     /// What the guest must know beside config.json.
     pub(crate) overlay: Overlay,
     /// Guest RAM in bytes, a multiple of 2 MiB.
@@ -62,6 +66,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Where the boot timeline goes when the container's program runs.
     pub(crate) timeline: Option<File>,
+    /// The slave of the host's pseudo-terminal, raw, in place of the standard streams: `process.terminal`.
+    pub(crate) terminal: Option<OwnedFd>,
     /// CLOCK_MONOTONIC at the start of the verb.
     pub(crate) begun: Duration,
 }

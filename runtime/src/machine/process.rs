@@ -171,6 +171,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         create: Create {
             id: launch.id.to_owned(),
             config: launch.config.to_owned(),
+            bundle: launch.bundle.to_owned(),
             overlay: launch.overlay,
             stdio,
         },

@@ -144,6 +144,7 @@ pub(crate) fn plan(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Result<Plan
     let overlay = Overlay {
         rootfs: ROOTFS.into(),
         binds: mounts.binds,
+        seccomp: None,
     };
     Ok(Plan {
         memory: size.memory,

@@ -236,7 +236,8 @@ fn the_minimal_plan() {
         plan.overlay,
         Overlay {
             rootfs: "rootfs".into(),
-            binds: vec![]
+            binds: vec![],
+            seccomp: None
         }
     );
     assert!(matches!(plan.network, Network::New));

@@ -71,6 +71,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
     // The machine process closes its copy of the lock at once.
     attempt.lock = Some(attempt.dir()?.lock()?);
     attempt.dir()?.write_config(config.text.as_bytes())?;
+    let bundle_text = bundle.to_string_lossy().into_owned();
     let mut record = Record::new(id.as_str(), bundle, rootfs);
     record.oci_version = config.spec.version().clone();
     record.annotations = config
@@ -102,6 +103,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
     let spawned = machine::spawn(Launch {
         id: id.as_str(),
         config: &config.text,
+        bundle: &bundle_text,
         overlay: plan.overlay,
         memory: plan.memory,
         vcpus: plan.vcpus,
@@ -111,6 +113,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         state_dir: attempt.dir()?.as_fd(),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         timeline,
+        terminal: None,
         begun: context.begun,
     })?;
     let machine = Identity::of(spawned.pid()).ok_or(machine::Error::NotRunning)?;

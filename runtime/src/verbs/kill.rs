@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use super::open;
+use super::{done, open};
 use crate::cli;
 use crate::error::{Error, SystemContext};
 use crate::machine::{self, Control, ControlReply, control};
@@ -50,10 +50,8 @@ pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
 
 fn answer(reply: Result<ControlReply, machine::Error>) -> Result<(), Error> {
     match reply {
-        Ok(ControlReply::Done) => Ok(()),
-        Ok(ControlReply::NotRunning) | Err(machine::Error::NotRunning) => Err(Error::NotRunning),
-        Ok(ControlReply::Failed(text)) => Err(Error::Reply(text)),
-        Err(e) => Err(e.into()),
+        Err(machine::Error::NotRunning) => Err(Error::NotRunning),
+        reply => done(reply?),
     }
 }
 

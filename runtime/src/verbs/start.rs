@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::open;
+use super::{done, open};
 use crate::error::Error;
-use crate::machine::{Control, ControlReply, control};
+use crate::machine::{Control, control};
 use crate::state::{StateDir, Verb};
 
 /// Executes the program of a created container.
@@ -18,9 +18,5 @@ pub(crate) fn start(root: &Path, id: &str) -> Result<(), Error> {
 
 /// Executes the program of a container whose status and lock the caller has seen to.
 pub(super) fn start_created(dir: &StateDir) -> Result<(), Error> {
-    match control(dir.path(), &Control::Start)? {
-        ControlReply::Done => Ok(()),
-        ControlReply::NotRunning => Err(Error::NotRunning),
-        ControlReply::Failed(text) => Err(Error::Reply(text)),
-    }
+    done(control(dir.path(), &Control::Start)?)
 }
