@@ -230,7 +230,10 @@ mod tests {
                 id: 1,
                 result: Ok(Reply::Done),
             },
-            Message::Exited(Exit::Signal(9)),
+            Message::Exited {
+                process: crate::INIT,
+                exit: Exit::Signal(9),
+            },
         ]
     }
 
