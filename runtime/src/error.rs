@@ -18,8 +18,16 @@ pub(crate) enum Error {
     Exists,
     #[error("container not running")]
     NotRunning,
+    #[error("container with id {0} is not running")]
+    NotRunningId(String),
     #[error("container paused")]
     Paused,
+    #[error("container not paused")]
+    NotPaused,
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecPaused,
+    #[error("cannot exec in a stopped container")]
+    ExecStopped,
     #[error("cannot start an already running container")]
     AlreadyRunning,
     #[error("cannot start a container that has stopped")]

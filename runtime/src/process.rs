@@ -1,7 +1,8 @@
-//! Processes of this host, told apart from later ones with the same pid by their start time.
+//! Processes of this host, told apart from later ones with the same pid by their start time and the boot.
 
 use std::fs;
 use std::io;
+use std::num::ParseIntError;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -9,7 +10,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-/// A process: its pid and when it started. No two processes of one boot have both in common.
+/// Names the kernel's current boot (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A boot of this host, as the kernel names it: a UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Boot(u128);
+
+impl TryFrom<String> for Boot {
+    type Error = ParseIntError;
+
+    fn try_from(text: String) -> Result<Boot, ParseIntError> {
+        u128::from_str_radix(&text.replace('-', ""), 16).map(Boot)
+    }
+}
+
+impl From<Boot> for String {
+    fn from(boot: Boot) -> String {
+        format!("{:032x}", boot.0)
+    }
+}
+
+/// A process: its pid, when it started, and in which boot. No two processes have all three in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Identity {
@@ -17,13 +40,20 @@ pub(crate) struct Identity {
     pub(crate) pid: i32,
     /// Clock ticks since boot, field 22 of `/proc/<pid>/stat` (proc(5)).
     pub(crate) start_time: u64,
+    pub(crate) boot: Boot,
 }
 
 impl Identity {
     /// The process that has this pid now; `None` if there is none or it has ended.
     pub(crate) fn of(pid: i32) -> Option<Identity> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        start_time(&stat).map(|start_time| Identity { pid, start_time })
+        let start_time = start_time(&stat)?;
+        let boot = fs::read_to_string(BOOT_ID).ok()?.trim().to_owned();
+        Some(Identity {
+            pid,
+            start_time,
+            boot: boot.try_into().ok()?,
+        })
     }
 
     /// Whether it runs. A zombie does not.
@@ -91,6 +121,15 @@ mod tests {
     }
 
     #[test]
+    fn a_boot_is_read_as_it_was_written() {
+        let text = "0123abcd-89ab-4def-8123-456789abcdef".to_owned();
+        let boot = Boot::try_from(text).unwrap();
+        assert_eq!(String::from(boot), "0123abcd89ab4def8123456789abcdef");
+        assert_eq!(Boot::try_from(String::from(boot)).unwrap(), boot);
+        Boot::try_from("boot".to_owned()).unwrap_err();
+    }
+
+    #[test]
     fn a_process_lives_until_it_is_killed() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let identity = Identity::of(i32::try_from(child.id()).unwrap()).unwrap();
@@ -101,6 +140,11 @@ mod tests {
         };
         assert!(!later.is_alive());
         assert!(later.open().unwrap().is_none());
+        let other_boot = Identity {
+            boot: "0".to_owned().try_into().unwrap(),
+            ..identity
+        };
+        assert!(!other_boot.is_alive());
         let pidfd = identity.open().unwrap().unwrap();
         assert!(!ends_within(&pidfd, Duration::ZERO).unwrap());
         kill(&pidfd).unwrap();

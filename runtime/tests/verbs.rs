@@ -110,7 +110,7 @@ fn stopped(id: &str) -> Value {
     json!({
         "version": 1, "id": id, "ociVersion": "1.0.2", "bundle": "/b", "rootfs": "/b/rootfs",
         "created": "2026-01-01T00:00:00.000000000Z", "annotations": {"k": "v"}, "owner": 0,
-        "cgroup": null, "machine": {"pid": 1, "startTime": u64::MAX},
+        "cgroup": null, "machine": {"pid": 1, "startTime": u64::MAX, "boot": "1"},
     })
 }
 

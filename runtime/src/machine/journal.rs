@@ -21,6 +21,8 @@ const JOURNAL_MAX: u64 = 256 << 10;
 pub(crate) enum Entry {
     /// The container's program has been executed.
     Started,
+    /// The container is paused. Taken away again by resume: it is the last line as long as the pause lasts.
+    Paused,
     /// The container has ended.
     Exited {
         /// How.

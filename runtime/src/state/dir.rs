@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use super::{Record, Status};
 use crate::error::{Error, FileContext};
 use crate::id::ContainerId;
-use crate::machine::{self, Entry};
+use crate::machine;
 
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
@@ -194,12 +194,13 @@ impl StateDir {
             .and_then(|record| record.machine)
             .map(|machine| machine.is_alive());
         // Only a machine that runs has something to tell: the others' status is known.
-        let started = alive == Some(true) && {
+        let journal = if alive == Some(true) {
             let journal = machine::read_journal(&self.path);
-            let journal = journal.file("read", self.path.join(machine::JOURNAL))?;
-            journal.contains(&Entry::Started)
+            journal.file("read", self.path.join(machine::JOURNAL))?
+        } else {
+            Vec::new()
         };
-        Ok(Status::observed(alive, started))
+        Ok(Status::observed(alive, journal.last()))
     }
 
     /// The process that listens on the control socket, as the kernel knows it; `None` if there is none.
@@ -294,6 +295,12 @@ mod tests {
         assert_eq!(status(), Status::Created);
         fs::write(dir.path().join(machine::JOURNAL), "\"started\"\n").unwrap();
         assert_eq!(status(), Status::Running);
+        fs::write(
+            dir.path().join(machine::JOURNAL),
+            "\"started\"\n\"paused\"\n",
+        )
+        .unwrap();
+        assert_eq!(status(), Status::Paused);
         record.machine = Some(Identity {
             start_time: me.start_time + 1,
             ..me

@@ -78,6 +78,7 @@ mod tests {
         record.machine = Some(Identity {
             pid: 7,
             start_time: 9,
+            boot: "1f".to_owned().try_into().unwrap(),
         });
         record.cgroup = Some("/sys/fs/cgroup/a".into());
         record.annotations.insert("k".into(), "v".into());

@@ -67,7 +67,7 @@ fn lost(dir: &StateDir) -> Option<String> {
     let entries = read_journal(dir.path()).unwrap_or_default();
     entries.into_iter().find_map(|entry| match entry {
         Entry::Exited { reason, .. } => reason,
-        Entry::Started => None,
+        Entry::Started | Entry::Paused => None,
     })
 }
 
