@@ -1,11 +1,19 @@
 //! The command line: runc's, so that callers of runc need not know the difference.
 
+mod argv;
+mod criu;
+mod resources;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
-/// Where the state of containers is unless `--root` says otherwise.
-pub(crate) const DEFAULT_ROOT: &str = "/run/chiton";
+pub(crate) use argv::{Stop, parse};
+pub(crate) use criu::{Checkpoint, Restore};
+pub(crate) use resources::Update;
+
+use crate::clock;
 
 /// Runs each container in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -15,24 +23,30 @@ pub(crate) const DEFAULT_ROOT: &str = "/run/chiton";
     args_override_self = true
 )]
 pub(crate) struct Cli {
-    /// Directory for the state of containers
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
-    pub(crate) root: PathBuf,
+    /// Directory for the state of containers [default: /run/chiton, or chiton in $XDG_RUNTIME_DIR for others than root]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
     /// File to which errors and warnings are appended
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
     /// Format of the log
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, value_name = "FORMAT", value_parser = log_format, default_value = "text")]
     pub(crate) log_format: LogFormat,
-    /// Accepted for compatibility
+    /// Log what is done as well
     #[arg(long)]
     pub(crate) debug: bool,
     /// Refused by create and run: cgroups are made directly
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// Refused by create and run if "true"
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = Rootless::Auto)]
+    #[arg(long, value_name = "MODE", value_parser = rootless, default_value = "auto")]
     pub(crate) rootless: Rootless,
+    /// Accepted for compatibility
+    #[arg(long, value_name = "PATH", hide = true)]
+    criu: Option<PathBuf>,
+    /// crun's name for --systemd-cgroup
+    #[arg(long, value_name = "NAME", hide = true, value_parser = ["cgroupfs", "systemd"], default_value = "cgroupfs")]
+    pub(crate) cgroup_manager: String,
     /// File to which the times of the start are written as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) timeline: Option<PathBuf>,
@@ -44,14 +58,14 @@ pub(crate) struct Cli {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogFormat {
     Text,
     Json,
 }
 
 /// The values of runc's `--rootless`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rootless {
     Auto,
     True,
@@ -59,10 +73,35 @@ pub(crate) enum Rootless {
 }
 
 /// How `list` prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListFormat {
     Table,
     Json,
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "" | "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("invalid log-format: {text}")),
+    }
+}
+
+fn rootless(text: &str) -> Result<Rootless, String> {
+    match text {
+        "auto" => Ok(Rootless::Auto),
+        "true" | "1" => Ok(Rootless::True),
+        "false" | "0" => Ok(Rootless::False),
+        _ => Err(format!("invalid value {text:?}: auto, true or false")),
+    }
+}
+
+fn list_format(text: &str) -> Result<ListFormat, &'static str> {
+    match text {
+        "table" => Ok(ListFormat::Table),
+        "json" => Ok(ListFormat::Json),
+        _ => Err("invalid format option"),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -233,18 +272,8 @@ pub(crate) struct Ps {
     )]
     pub(crate) options: Vec<String>,
     /// Format of the list
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = ListFormat::Table)]
+    #[arg(short, long, value_name = "FORMAT", value_parser = list_format, default_value = "table")]
     pub(crate) format: ListFormat,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Update {
-    /// Id of the container
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// File with a linux.resources object as JSON; - is standard input
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) resources: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -253,25 +282,11 @@ pub(crate) struct Events {
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     /// Time between two statistics
-    #[arg(long, value_name = "DURATION", default_value = "5s")]
-    pub(crate) interval: String,
+    #[arg(long, value_name = "DURATION", value_parser = clock::duration, default_value = "5s")]
+    pub(crate) interval: Duration,
     /// Print the statistics once
     #[arg(long)]
     pub(crate) stats: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Checkpoint {
-    /// Id of the container
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Restore {
-    /// Id of the container
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
 }
 
 #[derive(Debug, Args)]
@@ -300,7 +315,7 @@ pub(crate) struct Delete {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Format of the list
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = ListFormat::Table)]
+    #[arg(short, long, value_name = "FORMAT", value_parser = list_format, default_value = "table")]
     pub(crate) format: ListFormat,
     /// Print the ids only
     #[arg(short, long)]

@@ -1,4 +1,4 @@
-//! Wall clock times as RFC 3339 text in UTC.
+//! Times as text: moments in RFC 3339 and UTC, durations as Go writes them.
 
 use std::time::{Duration, SystemTime};
 
@@ -49,6 +49,38 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// A duration as Go's time.ParseDuration reads it, for instance `1m30s` or `0.5s`; not negative.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("invalid duration {text:?}");
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut sum = Duration::ZERO;
+    loop {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+        let (number, unit) = rest.split_at(end.ok_or_else(invalid)?);
+        let end = unit.find(|c: char| c.is_ascii_digit() || c == '.');
+        let (unit, next) = unit.split_at(end.unwrap_or(unit.len()));
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(invalid()),
+        };
+        let number: f64 = number.parse().map_err(|_| invalid())?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| invalid())?;
+        sum = sum.checked_add(part).ok_or_else(invalid)?;
+        rest = next;
+        if rest.is_empty() {
+            return Ok(sum);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +103,28 @@ mod tests {
         }
         let text = rfc3339(Duration::new(1, 5), Precision::Nanoseconds);
         assert_eq!(text, "1970-01-01T00:00:01.000000005Z");
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, milliseconds) in [
+            ("5s", Some(5000)),
+            ("1m30s", Some(90_000)),
+            ("0.5s", Some(500)),
+            ("1h0m0.25s", Some(3_600_250)),
+            ("100ms", Some(100)),
+            ("0", Some(0)),
+            ("0s", Some(0)),
+            ("", None),
+            ("5", None),
+            ("s", None),
+            ("-5s", None),
+            ("1x", None),
+            ("1.2.3s", None),
+            ("99999999999999999999999h", None),
+        ] {
+            let found = duration(text).ok().map(|found| found.as_millis());
+            assert_eq!(found, milliseconds, "{text:?}");
+        }
     }
 }

@@ -22,10 +22,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
-use clap::error::ErrorKind;
 
-use cli::{Cli, Rootless, Verb};
+use cli::{Cli, Rootless, Stop, Verb};
 use report::Report;
 use verbs::Context;
 
@@ -34,11 +32,20 @@ const SPEC_VERSION: &str = "1.3.0";
 
 fn main() -> ExitCode {
     let begun = machine::now();
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(e) => return usage(&e),
+        Err(Stop::Help(text)) => {
+            return print(&text).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+        Err(Stop::Usage { text, code, global }) => {
+            match global.map(|cli| report(&cli)) {
+                Some(Ok(report)) => report.error(&text),
+                _ => eprintln!("{text}"),
+            }
+            return ExitCode::from(code);
+        }
     };
-    let report = match Report::new(cli.log.as_deref(), cli.log_format) {
+    let report = match report(&cli) {
         Ok(report) => report,
         Err(e) => {
             eprintln!("open {}: {e}", cli.log.unwrap_or_default().display());
@@ -54,28 +61,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help is what was asked for; anything else is an error in one line.
-fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(error.kind(), ErrorKind::DisplayHelp) {
-        return if error.print().is_ok() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        };
-    }
-    let text = error.to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let mut lines = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.is_empty());
-    let first = lines.next().unwrap_or_default();
-    // A message such as "the following arguments were not provided:" goes on in the next lines.
-    eprintln!(
-        "{}",
-        lines.fold(first.to_owned(), |text, line| text + " " + line)
-    );
-    ExitCode::FAILURE
+fn report(cli: &Cli) -> std::io::Result<Report> {
+    Report::new(cli.log.as_deref(), cli.log_format, cli.debug)
 }
 
 /// Does what the command line says; the exit code.
@@ -87,17 +74,16 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
             "chiton version {version}\ncommit: {commit}\nspec: {SPEC_VERSION}\n"
         ));
     }
-    let Some(verb) = &cli.verb else {
-        anyhow::bail!("no command given; see chiton --help")
-    };
-    let root = cli.root.as_path();
+    let Some(verb) = &cli.verb else { return Ok(0) };
+    let root = cli.root.clone().unwrap_or_else(state::default_root);
+    let root = root.as_path();
     if root.as_os_str().is_empty() || root == Path::new("/") {
         return Err(error::Error::Root(root.to_owned()).into());
     }
     let context = Context {
         root,
         report,
-        systemd_cgroup: cli.systemd_cgroup,
+        systemd_cgroup: cli.systemd_cgroup || cli.cgroup_manager == "systemd",
         rootless: cli.rootless == Rootless::True,
         timeline: cli.timeline.as_deref(),
         begun,
@@ -109,7 +95,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::State(args) => return print(&(verbs::state(root, &args.id)? + "\n")),
         Verb::Kill(args) => verbs::kill(root, args)?,
         Verb::Delete(args) => verbs::delete(root, args)?,
-        Verb::List(args) => return print(&verbs::list(root, args, report)?),
+        Verb::List(args) => return print(&verbs::list(root, cli.root.is_none(), args, report)?),
         Verb::Exec(args) => return Ok(verbs::exec(&context, args)?),
         Verb::Pause(args) => verbs::pause(root, &args.id)?,
         Verb::Resume(args) => verbs::resume(root, &args.id)?,
@@ -118,7 +104,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Events(args) => verbs::events(root, args)?,
         Verb::Features => return print(&verbs::features()),
         Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
-        Verb::Restore(args) => verbs::restore(root, args)?,
+        Verb::Restore(args) => verbs::restore(args)?,
         Verb::Spec(args) => verbs::spec(args)?,
         Verb::Check => {
             let missing = check::check();

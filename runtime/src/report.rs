@@ -1,4 +1,4 @@
-//! Where errors and warnings go: standard error, and the file of `--log`, in the formats of runc, because callers parse its last line.
+//! Where errors, warnings and steps go: standard error, and the file of `--log`, in the formats of runc, because callers parse its last line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,15 +19,16 @@ struct Line<'a> {
     time: String,
 }
 
-/// Where errors and warnings go.
+/// Where errors, warnings and steps go.
 pub(crate) struct Report {
     log: Option<File>,
     format: LogFormat,
+    debug: bool,
 }
 
 impl Report {
     /// Opens the log, if one is asked for.
-    pub(crate) fn new(log: Option<&Path>, format: LogFormat) -> io::Result<Report> {
+    pub(crate) fn new(log: Option<&Path>, format: LogFormat, debug: bool) -> io::Result<Report> {
         let open = |path| {
             let mut options = OpenOptions::new();
             options
@@ -38,8 +39,12 @@ impl Report {
                 .open(path)
         };
         Ok(Report {
-            log: log.map(open).transpose()?,
+            log: log
+                .filter(|log| !log.as_os_str().is_empty())
+                .map(open)
+                .transpose()?,
             format,
+            debug,
         })
     }
 
@@ -56,6 +61,16 @@ impl Report {
             self.write("warning", text);
         } else {
             eprintln!("warning: {text}");
+        }
+    }
+
+    /// What is being done, if that is asked for: to the log, or to standard error without one.
+    pub(crate) fn debug(&self, text: &str) {
+        if self.debug && self.log.is_some() {
+            self.write("debug", text);
+        } else if self.debug {
+            let time = clock::now(Precision::Seconds);
+            eprint!("{}", format_line(self.format, "debug", text, time));
         }
     }
 
@@ -101,12 +116,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         for text in ["one", "two\nlines"] {
-            Report::new(Some(&path), LogFormat::Json)
-                .unwrap()
-                .error(text);
+            let report = Report::new(Some(&path), LogFormat::Json, text == "one").unwrap();
+            report.debug("step");
+            report.error(text);
         }
         let text = std::fs::read_to_string(path).unwrap();
-        assert_eq!(text.lines().count(), 2);
+        let levels: Vec<_> = text.lines().map(|line| &line[..17]).collect();
+        assert_eq!(
+            levels,
+            [
+                "{\"level\":\"debug\",",
+                "{\"level\":\"error\",",
+                "{\"level\":\"error\","
+            ]
+        );
         assert!(text.contains("two; lines"));
     }
 }

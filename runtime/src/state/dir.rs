@@ -1,9 +1,9 @@
 //! The directory of one container.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,9 @@ impl StateDir {
         let made = match builder.create(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let made = DirBuilder::new().mode(0o700).recursive(true).create(root);
-                made.file("create", root)?;
+                // Sticky, so that cleaners of $XDG_RUNTIME_DIR leave it alone (XDG Base Directory Specification).
+                made.and_then(|()| fs::set_permissions(root, Permissions::from_mode(0o1700)))
+                    .file("create", root)?;
                 builder.create(&path)
             }
             made => made,
@@ -260,7 +262,8 @@ mod tests {
         let id = "a".parse().unwrap();
         assert!(matches!(StateDir::open(&root, &id), Err(Error::NotFound)));
         let dir = StateDir::create(&root, &id).unwrap();
-        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o1700);
         assert!(matches!(StateDir::create(&root, &id), Err(Error::Exists)));
         dir.remove().unwrap();
         dir.remove().unwrap();

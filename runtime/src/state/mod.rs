@@ -13,6 +13,29 @@ mod dir;
 mod record;
 mod status;
 
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
 pub(crate) use dir::{Lock, StateDir, write_atomically};
 pub(crate) use record::Record;
 pub(crate) use status::{Status, Verb};
+
+/// Where the state of containers is unless `--root` says otherwise.
+const DEFAULT_ROOT: &str = "/run/chiton";
+
+/// The default `--root`: for others than root, by runc's rule who that is, it is in $XDG_RUNTIME_DIR.
+pub(crate) fn default_root() -> PathBuf {
+    let mine = !nix::unistd::geteuid().is_root()
+        || (in_user_namespace() && env::var_os("USER").is_some_and(|user| user != "root"));
+    match env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if mine && !dir.is_empty() => Path::new(&dir).join("chiton"),
+        _ => DEFAULT_ROOT.into(),
+    }
+}
+
+/// Whether ids are not the host's (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_ascii_whitespace().ne(["0", "0", "4294967295"])
+}

@@ -1,16 +1,20 @@
-//! `checkpoint` and `restore`.
+//! `checkpoint` and `restore`: refused, by one error for all their flags.
 
 use std::path::Path;
 
+use super::open;
 use crate::cli;
 use crate::error::Error;
+use crate::id::ContainerId;
 
 /// Refuses.
-pub(crate) fn checkpoint(_root: &Path, _args: &cli::Checkpoint) -> Result<(), Error> {
+pub(crate) fn checkpoint(root: &Path, args: &cli::Checkpoint) -> Result<(), Error> {
+    open(root, &args.criu.id)?;
     Err(Error::Unsupported("checkpoint"))
 }
 
 /// Refuses.
-pub(crate) fn restore(_root: &Path, _args: &cli::Restore) -> Result<(), Error> {
+pub(crate) fn restore(args: &cli::Restore) -> Result<(), Error> {
+    args.criu.id.parse::<ContainerId>()?;
     Err(Error::Unsupported("restore"))
 }

@@ -1,11 +1,12 @@
 //! `list`.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::path::Path;
 
 use super::state::{self, State};
 use crate::cli::{self, ListFormat};
-use crate::error::Error;
+use crate::error::{Error, FileContext};
 use crate::report::Report;
 use crate::state::StateDir;
 
@@ -14,8 +15,16 @@ const HEADER: [&str; 6] = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];
 const WIDTH_MIN: usize = 12;
 const SPACE: usize = 3;
 
-/// The containers, as text. One whose state cannot be read is reported, and does not hide the others.
-pub(crate) fn list(root: &Path, args: &cli::List, report: &Report) -> Result<String, Error> {
+/// The containers, as text; none if there is no `root` and `may_be_missing`. One whose state cannot be read is reported, and does not hide the others.
+pub(crate) fn list(
+    root: &Path,
+    may_be_missing: bool,
+    args: &cli::List,
+    report: &Report,
+) -> Result<String, Error> {
+    if !may_be_missing {
+        File::open(root).file("open", root)?;
+    }
     let mut states = Vec::new();
     for dir in StateDir::all(root)? {
         match state::of(&dir) {
