@@ -12,6 +12,7 @@ mod machine;
 mod plan;
 mod process;
 mod report;
+mod seccomp;
 mod state;
 mod sys;
 mod verbs;

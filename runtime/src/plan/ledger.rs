@@ -76,7 +76,7 @@ const LEDGER: [(&str, Place); 92] = [
     ("linux.resources.rdma", Refused),
     ("linux.resources.unified", ByValue),
     ("linux.rootfsPropagation", Guest),
-    ("linux.seccomp", Refused),
+    ("linux.seccomp", ByValue),
     ("linux.sysctl", Guest),
     ("linux.timeOffsets", Guest),
     ("linux.uidMappings", Guest),

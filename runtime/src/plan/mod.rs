@@ -18,12 +18,13 @@ use serde_json::Value;
 
 use crate::cgroup::Limit;
 use crate::machine::{Network, Share};
+use crate::seccomp;
 
 /// Name of the root filesystem's share.
 const ROOTFS: &str = "rootfs";
 
 /// Why a configuration is refused.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
     /// Properties that are not applied.
     #[error("{} {} not supported yet", .0.join(", "), if .0.len() == 1 { "is" } else { "are" })]
@@ -31,6 +32,9 @@ pub(crate) enum Refused {
     /// A value that the specification or the machine does not allow.
     #[error("{property}: {problem}")]
     Invalid { property: String, problem: String },
+    /// A seccomp profile that cannot be compiled.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::Error),
 }
 
 /// A value that is not allowed.
@@ -144,7 +148,7 @@ pub(crate) fn plan(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Result<Plan
     let overlay = Overlay {
         rootfs: ROOTFS.into(),
         binds: mounts.binds,
-        seccomp: None,
+        seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
     };
     Ok(Plan {
         memory: size.memory,
@@ -203,6 +207,7 @@ fn refused_by_value(linux: &Linux) -> Vec<String> {
             refused.push(format!("linux.devices[{index}] (block device)"));
         }
     }
+    refused.extend(linux.seccomp().iter().flat_map(seccomp::unsupported));
     let unified = linux
         .resources()
         .as_ref()

@@ -82,7 +82,10 @@ const TABLE: &[Line] = &[
     Line("linux.resources.unified", ByValue, r#"{"io.max":"1"}"#, NO),
     Line("linux.resources.unified", ByValue, r#"{"cgroup.freeze":"1"}"#, NO),
     Line("linux.rootfsPropagation", Guest, r#""rprivate""#, OK),
-    Line("linux.seccomp", R, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#, NO),
+    Line("linux.seccomp", ByValue, r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#, OK),
+    Line("linux.seccomp", ByValue, r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":[""],"action":"SCMP_ACT_ALLOW"}]}"#, NO),
+    Line("linux.seccomp", ByValue, r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, NO),
+    Line("linux.seccomp", ByValue, r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/s"}"#, NO),
     Line("linux.sysctl", Guest, r#"{"net.ipv4.ip_forward":"1"}"#, OK),
     Line("linux.timeOffsets", Guest, r#"{"monotonic":{"secs":1,"nanosecs":0}}"#, OK),
     Line("linux.uidMappings", Guest, r#"[{"containerID":0,"hostID":1,"size":1}]"#, OK),
@@ -218,13 +221,13 @@ fn the_table_has_every_property_of_the_ledger() {
 #[test]
 fn all_that_is_refused_is_named() {
     let mut config = with("hooks", r#"{"poststop":[{"path":"/x"}]}"#);
-    config["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    config["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
     config["linux"]["devices"] =
         serde_json::json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
     let error = planned(&config).err().unwrap().to_string();
     assert_eq!(
         error,
-        "hooks, linux.seccomp, linux.devices[0] (block device) are not supported yet"
+        "hooks, linux.devices[0] (block device), linux.seccomp.defaultAction SCMP_ACT_NOTIFY are not supported yet"
     );
 }
 
