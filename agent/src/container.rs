@@ -155,6 +155,11 @@ impl Container {
         self.wire.as_ref().map(std::os::fd::AsFd::as_fd)
     }
 
+    /// The directory of its cgroup.
+    pub(crate) fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
     /// The standard streams.
     pub(crate) fn streams(&mut self) -> &mut [Stream] {
         &mut self.streams
