@@ -16,8 +16,9 @@ pub(crate) fn unsupported(spec: &Spec) -> Vec<String> {
     note(
         spec.hooks()
             .as_ref()
-            .is_some_and(|h| *h != Default::default()),
-        "hooks",
+            .and_then(|hooks| hooks.start_container().as_ref())
+            .is_some_and(|hooks| !hooks.is_empty()),
+        "hooks.startContainer",
     );
     note(spec.solaris().is_some(), "solaris");
     note(spec.windows().is_some(), "windows");
@@ -183,7 +184,7 @@ mod tests {
         let json = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
             "process":{"user":{"uid":0,"gid":0},"cwd":"/","args":["sh"],
                 "apparmorProfile":"unconfined","selinuxLabel":""},
-            "hooks":{},
+            "hooks":{"poststart":[{"path":"/x"}]},
             "mounts":[{"destination":"/m","type":"bind","source":"/x","options":["rbind","rslave"]},
                 {"destination":"/t","type":"tmpfs","source":"t","options":["shared"]}],
             "linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/n"}],
@@ -197,7 +198,7 @@ mod tests {
         let json = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
             "process":{"user":{"uid":0,"gid":0},"cwd":"/","apparmorProfile":"p",
                 "selinuxLabel":"l"},
-            "hooks":{"poststart":[{"path":"/x"}]},
+            "hooks":{"startContainer":[{"path":"/x"}]},
             "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
             "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
                 "seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"intelRdt":{},
@@ -206,7 +207,7 @@ mod tests {
                     "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
                     "cpu":{"realtimeRuntime":5},"unified":{"io.max":"1"}}}}"#;
         let expected = [
-            "hooks",
+            "hooks.startContainer",
             "process.apparmorProfile",
             "process.selinuxLabel",
             "linux.seccomp",

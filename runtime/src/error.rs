@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::plan::Refused;
 use crate::state::Status;
-use crate::{cgroup, config, machine};
+use crate::{cgroup, config, hooks, machine};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,8 @@ pub(crate) enum Error {
     Config(#[from] config::Error),
     #[error(transparent)]
     Refused(#[from] Refused),
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
     #[error("invalid rootfs: stat {}", path.display())]

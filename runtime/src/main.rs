@@ -7,6 +7,7 @@ mod clock;
 mod config;
 mod error;
 mod guest;
+mod hooks;
 mod id;
 mod machine;
 mod plan;
@@ -95,7 +96,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Run(args) => return Ok(verbs::run(&context, args)?),
         Verb::State(args) => return print(&(verbs::state(root, &args.id)? + "\n")),
         Verb::Kill(args) => verbs::kill(root, args)?,
-        Verb::Delete(args) => verbs::delete(root, args)?,
+        Verb::Delete(args) => verbs::delete(root, args, report)?,
         Verb::List(args) => return print(&verbs::list(root, cli.root.is_none(), args, report)?),
         Verb::Exec(args) => return Ok(verbs::exec(&context, args)?),
         Verb::Pause(args) => verbs::pause(root, &args.id)?,

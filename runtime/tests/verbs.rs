@@ -150,7 +150,7 @@ fn bad_configurations_are_refused() {
         ),
         (
             |c| c["hooks"] = json!({"prestart": [{"path": "/x"}]}),
-            "hooks is not supported yet",
+            "error running prestart hook #0: /x: No such file or directory",
         ),
         (
             |c| c["mounts"] = json!([{"destination": "/m", "type": "bind", "source": "none"}]),

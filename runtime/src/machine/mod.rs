@@ -3,7 +3,8 @@
 //! ```text
 //! create verb (short-lived)                       machine process
 //!   spawn ──clone3 into the cgroup──────────────> own session, network namespace, jail tree; then the user namespace
-//!   write uid_map, gid_map <──────MapIds───────── (builds the VM meanwhile)
+//!   namespaces_ready(pid)  <──────MapIds───────── (builds the VM meanwhile)
+//!   write uid_map, gid_map
 //!          ────────────────────────Mapped───────> drops capabilities; first KVM_RUN; the guest prepares the container
 //!   Spawned <──────────────────────Created──────── waits
 //!   state.json, pid file; Spawned::commit ───────> serves control.sock until the container has ended
@@ -110,6 +111,9 @@ pub(crate) enum Error {
     /// The machine process ended without a word.
     #[error("the machine process ended unexpectedly ({0})")]
     Died(String),
+    /// What the verb does when the namespaces are there failed; its own words.
+    #[error(transparent)]
+    NamespacesReady(Box<dyn std::error::Error + Send + Sync>),
     /// The container's machine answers no control requests.
     #[error("container not running")]
     NotRunning,
@@ -138,11 +142,19 @@ pub(crate) struct Spawned {
     sync: Option<SyncSocket>,
 }
 
+/// Called with the machine process's pid when it is in the container's network namespace and in a jail of files, and before the guest's
+/// first instruction. The machine waits for its return; after an error there is none.
+pub(crate) type NamespacesReady<'a> =
+    dyn FnMut(i32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
+
 /// Starts a machine and waits until the guest has prepared the container.
 ///
 /// # Errors
 /// When any step fails, with nothing left of the machine.
-pub(crate) fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
+pub(crate) fn spawn(
+    launch: Launch<'_>,
+    namespaces_ready: &mut NamespacesReady<'_>,
+) -> Result<Spawned, Error> {
     let (ours, theirs) = SyncSocket::pair().doing("create a socket pair")?;
     match sys::clone_process(launch.cgroup).doing("clone the machine process")? {
         sys::Cloned::Child => {
@@ -155,7 +167,7 @@ pub(crate) fn spawn(launch: Launch<'_>) -> Result<Spawned, Error> {
                 pid: Pid::from_raw(pid),
                 sync: Some(ours),
             };
-            spawned.await_created()?;
+            spawned.await_created(namespaces_ready)?;
             Ok(spawned)
         }
     }
@@ -180,7 +192,7 @@ impl Spawned {
         Ok(())
     }
 
-    fn await_created(&self) -> Result<(), Error> {
+    fn await_created(&self, namespaces_ready: &mut NamespacesReady<'_>) -> Result<(), Error> {
         let Some(sync) = &self.sync else {
             return Ok(());
         };
@@ -190,6 +202,7 @@ impl Spawned {
                 .doing("hear from the machine process")?
             {
                 Some(FromMachine::MapIds) => {
+                    namespaces_ready(self.pid()).map_err(Error::NamespacesReady)?;
                     self.map_ids()?;
                     sync.send(&ToMachine::Mapped)
                         .doing("answer the machine process")?;

@@ -24,11 +24,17 @@ pub(super) enum Place {
 use Place::{Both, ByValue, Guest, Host, Inner, Refused, RefusedUnless};
 
 /// By name, sorted. Elements of an array share the array's entry.
-const LEDGER: [(&str, Place); 92] = [
+const LEDGER: [(&str, Place); 98] = [
     ("annotations", Host),
     ("domainname", Guest),
     ("freebsd", Refused),
-    ("hooks", Refused),
+    ("hooks", Inner),
+    ("hooks.createContainer", Host),
+    ("hooks.createRuntime", Host),
+    ("hooks.poststart", Host),
+    ("hooks.poststop", Host),
+    ("hooks.prestart", Host),
+    ("hooks.startContainer", Guest),
     ("hostname", Guest),
     ("linux", Inner),
     ("linux.cgroupsPath", Both),

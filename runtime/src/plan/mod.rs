@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::cgroup::Limit;
 use crate::machine::{Network, Share};
-use crate::seccomp;
+use crate::{hooks, seccomp};
 
 /// Name of the root filesystem's share.
 const ROOTFS: &str = "rootfs";
@@ -134,6 +134,7 @@ pub(crate) fn plan(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Result<Plan
         .ok_or_else(|| invalid("process", "must not be empty"))?;
     check_process(process)?;
     check_hostname(spec, &linux)?;
+    check_hooks(spec)?;
 
     let rootfs = Share {
         name: ROOTFS.into(),
@@ -233,6 +234,22 @@ fn check_process(process: &Process) -> Result<(), Refused> {
     }
     if !process.cwd().is_absolute() {
         return Err(invalid("process.cwd", "must be an absolute path"));
+    }
+    Ok(())
+}
+
+/// What the specification demands of hooks (config.md, POSIX-platform Hooks).
+fn check_hooks(spec: &Spec) -> Result<(), Refused> {
+    for kind in hooks::KINDS {
+        for (index, hook) in kind.of(spec).iter().enumerate() {
+            let property = |name| format!("hooks.{kind}[{index}].{name}");
+            if !hook.path().is_absolute() {
+                return Err(invalid(property("path"), "must be an absolute path"));
+            }
+            if hook.timeout().is_some_and(|timeout| timeout <= 0) {
+                return Err(invalid(property("timeout"), "must be greater than zero"));
+            }
+        }
     }
     Ok(())
 }

@@ -18,8 +18,12 @@ const TABLE: &[Line] = &[
     Line("annotations", Host, r#"{"a":"b"}"#, OK),
     Line("domainname", Guest, r#""d""#, OK),
     Line("freebsd", R, r#"{"devices":[1]}"#, NO),
-    Line("hooks", R, r#"{"prestart":[{"path":"/x"}]}"#, NO),
-    Line("hooks", R, r#"{"prestart":[]}"#, OK),
+    Line("hooks.createContainer", Host, r#"[{"path":"/x","args":["x"],"env":["A=B"],"timeout":1}]"#, OK),
+    Line("hooks.createRuntime", Host, r#"[{"path":"x"}]"#, NO),
+    Line("hooks.poststart", Host, r#"[{"path":"/x","timeout":0}]"#, NO),
+    Line("hooks.poststop", Host, "[]", OK),
+    Line("hooks.prestart", Host, r#"[{"path":"/x"}]"#, OK),
+    Line("hooks.startContainer", Guest, r#"[{"path":"/x"}]"#, OK),
     Line("hostname", Guest, r#""h""#, OK),
     Line("linux.cgroupsPath", Both, r#""/a/b""#, OK),
     Line("linux.devices", ByValue, r#"[{"path":"/dev/x","type":"c","major":1,"minor":3}]"#, OK),
@@ -220,14 +224,14 @@ fn the_table_has_every_property_of_the_ledger() {
 
 #[test]
 fn all_that_is_refused_is_named() {
-    let mut config = with("hooks", r#"{"poststop":[{"path":"/x"}]}"#);
+    let mut config = with("vm", r#"{"kernel":{"path":"/vmlinux"}}"#);
     config["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
     config["linux"]["devices"] =
         serde_json::json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
     let error = planned(&config).err().unwrap().to_string();
     assert_eq!(
         error,
-        "hooks, linux.devices[0] (block device), linux.seccomp.defaultAction SCMP_ACT_NOTIFY are not supported yet"
+        "vm, linux.devices[0] (block device), linux.seccomp.defaultAction SCMP_ACT_NOTIFY are not supported yet"
     );
 }
 

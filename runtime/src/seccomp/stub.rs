@@ -5,8 +5,8 @@
 //! answered by ENOSYS, as runc does:
 //! ```text
 //!     arch = AUDIT_ARCH_X86_64 -> 1; arch = AUDIT_ARCH_I386 -> 2; else the filter
-//! 1:  number & X32 ? number > limit of x32 -> 3 : number > limit of x86_64 -> 3; else the filter
 //! 2:  number > limit of i386 -> 3; else the filter
+//! 1:  number & X32 ? number > limit of x32 -> 3 : number > limit of x86_64 -> 3; else the filter
 //! 3:  return ENOSYS
 //! ```
 //! A profile may name other architectures too; no process of the guest is of one.
@@ -78,12 +78,12 @@ pub(super) fn stub(limits: &[Limit]) -> Vec<u64> {
     };
     let sections = [
         (
-            AUDIT_ARCH_X86_64,
-            x86_64(of(ScmpArch::X8664), of(ScmpArch::X32)),
-        ),
-        (
             AUDIT_ARCH_I386,
             of(ScmpArch::X86).map(|limit| vec![above(limit)]),
+        ),
+        (
+            AUDIT_ARCH_X86_64,
+            x86_64(of(ScmpArch::X8664), of(ScmpArch::X32)),
         ),
     ];
     let sections: Vec<_> = sections
@@ -108,7 +108,7 @@ pub(super) fn stub(limits: &[Limit]) -> Vec<u64> {
         starts.push((arch, length(&tail)));
     }
     tail.insert(0, instruction(JUMP, 0, 0, length(&tail).into()));
-    for (arch, start) in starts {
+    for (arch, start) in starts.into_iter().rev() {
         let skip = length(&tail) - start;
         tail.insert(0, instruction(IF_EQUAL, skip, 0, arch));
     }

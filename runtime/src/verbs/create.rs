@@ -13,6 +13,7 @@ use crate::cli;
 use crate::clock::{self, Precision};
 use crate::config::Config;
 use crate::error::{Error, FileContext, SystemContext};
+use crate::hooks::{Hooks, Kind};
 use crate::id::ContainerId;
 use crate::machine::{self, Launch};
 use crate::plan::{self, Facts, FileKind, Plan};
@@ -100,7 +101,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
     }
 
     let cgroup = attempt.cgroup.as_ref().map(Cgroup::open).transpose()?;
-    let spawned = machine::spawn(Launch {
+    let launch = Launch {
         id: id.as_str(),
         config: &config.text,
         bundle: &bundle_text,
@@ -115,7 +116,22 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         timeline,
         terminal: None,
         begun: context.begun,
-    })?;
+    };
+    let hooks = Hooks::of(&config.spec, &record);
+    let mut ready = |pid| {
+        hooks.run(Kind::Prestart, pid)?;
+        hooks.run(Kind::CreateRuntime, pid)?;
+        Ok(hooks.run(Kind::CreateContainer, pid)?)
+    };
+    let spawned = match machine::spawn(launch, &mut ready) {
+        Ok(spawned) => spawned,
+        Err(e) => {
+            attempt.undo();
+            // They undo what the hooks before them have done, of which there may be some.
+            hooks.run_poststop(context.report);
+            return Err(e.into());
+        }
+    };
     let machine = Identity::of(spawned.pid()).ok_or(machine::Error::NotRunning)?;
     record.machine = Some(machine);
     attempt.dir()?.write_record(&record)?;
@@ -154,16 +170,23 @@ impl Attempt {
     }
 }
 
-impl Drop for Attempt {
-    fn drop(&mut self) {
+impl Attempt {
+    fn undo(&mut self) {
         // The error that led here is the one to report. What cannot be removed now is left to `delete --force`.
-        if let Some(path) = &self.pid_file {
+        if let Some(path) = self.pid_file.take() {
             let _ = fs::remove_file(path);
         }
-        let cgroup = self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
-        if let (Some(dir), Ok(())) = (&self.dir, cgroup) {
+        let cgroup = self.cgroup.take();
+        let cgroup = cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
+        if let (Some(dir), Ok(())) = (self.dir.take(), cgroup) {
             let _ = dir.remove();
         }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.undo();
     }
 }
 

@@ -7,26 +7,28 @@ use super::open;
 use crate::cgroup::{self, Cgroup};
 use crate::cli;
 use crate::error::{Error, SystemContext};
+use crate::hooks::Hooks;
 use crate::process::{self, Identity};
+use crate::report::Report;
 use crate::state::{Lock, Record, StateDir, Verb};
 
 /// How long the kernel may take to end a process after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Removes a container.
-pub(crate) fn delete(root: &Path, args: &cli::Delete) -> Result<(), Error> {
+pub(crate) fn delete(root: &Path, args: &cli::Delete, report: &Report) -> Result<(), Error> {
     let verb = if args.force {
         Verb::DeleteForce
     } else {
         Verb::Delete
     };
-    match delete_as(verb, root, args) {
+    match delete_as(verb, root, args, report) {
         Err(Error::NotFound) if args.force => Ok(()),
         result => result,
     }
 }
 
-fn delete_as(verb: Verb, root: &Path, args: &cli::Delete) -> Result<(), Error> {
+fn delete_as(verb: Verb, root: &Path, args: &cli::Delete, report: &Report) -> Result<(), Error> {
     let dir = open(root, &args.id)?;
     let lock = lock(&dir, verb)?;
     let force = verb == Verb::DeleteForce;
@@ -39,7 +41,7 @@ fn delete_as(verb: Verb, root: &Path, args: &cli::Delete) -> Result<(), Error> {
         Err(_) if force => {}
         status => status?.allows(verb, dir.id())?,
     }
-    destroy(&dir, record.as_ref(), lock)
+    destroy(&dir, record.as_ref(), lock, report)
 }
 
 /// The lock. Who is told to use force ends a machine that is being created, and so the create that waits for it.
@@ -58,15 +60,27 @@ fn lock(dir: &StateDir, verb: Verb) -> Result<Lock, Error> {
     dir.lock()
 }
 
-/// Ends the machine and removes all that is left of the container.
-pub(super) fn destroy(dir: &StateDir, record: Option<&Record>, _lock: Lock) -> Result<(), Error> {
+/// Ends the machine, removes all that is left of the container, and runs the hooks for that.
+pub(super) fn destroy(
+    dir: &StateDir,
+    record: Option<&Record>,
+    _lock: Lock,
+    report: &Report,
+) -> Result<(), Error> {
+    let hooks = record.map(|record| Hooks::stored(dir, record));
     if let Some(machine) = record.and_then(|record| record.machine) {
         end(machine)?;
     }
     if let Some(path) = record.and_then(|record| record.cgroup.clone()) {
         Cgroup::existing(path).remove()?;
     }
-    dir.remove()
+    dir.remove()?;
+    match hooks {
+        Some(Ok(hooks)) => hooks.run_poststop(report),
+        Some(Err(e)) => report.warn(&format!("no poststop hooks are run: {e}")),
+        None => {}
+    }
+    Ok(())
 }
 
 /// The same without a record. The machine is the process that listens on the control socket; its cgroup is removed if it is empty

@@ -17,7 +17,7 @@ use crate::cli;
 use crate::error::{Error, SystemContext};
 use crate::machine::{Entry, read_journal};
 use crate::process::Identity;
-use crate::state::StateDir;
+use crate::state::{Record, StateDir};
 use crate::sys;
 
 /// Runs a container; the exit code for the caller.
@@ -32,7 +32,7 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         machine,
         lock,
     } = created(context, &args.create)?;
-    let code = match start(&dir, args.detach) {
+    let code = match start(&dir, &record, args.detach) {
         Ok(None) => return Ok(0),
         // Others may delete the container while it runs.
         Ok(Some(signals)) => {
@@ -45,14 +45,14 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         }
         Err(e) => {
             // Why there is no container matters more than what is left of it.
-            let _ = destroy(&dir, Some(&record), lock);
+            let _ = destroy(&dir, Some(&record), lock, context.report);
             return Err(e);
         }
     };
     if !args.keep {
         match dir
             .lock()
-            .and_then(|lock| destroy(&dir, Some(&record), lock))
+            .and_then(|lock| destroy(&dir, Some(&record), lock, context.report))
         {
             Ok(()) | Err(Error::NotFound) => {}
             Err(e) => return code.and(Err(e)),
@@ -72,16 +72,16 @@ fn lost(dir: &StateDir) -> Option<String> {
 }
 
 /// Starts the container; with the caller's signals as events unless it is left alone.
-fn start(dir: &StateDir, detach: bool) -> Result<Option<SignalFd>, Error> {
+fn start(dir: &StateDir, record: &Record, detach: bool) -> Result<Option<SignalFd>, Error> {
     if detach {
-        start_created(dir)?;
+        start_created(dir, record)?;
         return Ok(None);
     }
     let signals = SigSet::all();
     signals.thread_block().system("block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).system("create a signalfd")?;
-    start_created(dir)?;
+    start_created(dir, record)?;
     Ok(Some(signals))
 }
 

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use super::{done, open};
 use crate::error::Error;
+use crate::hooks::{Hooks, Kind};
 use crate::machine::{Control, control};
-use crate::state::{StateDir, Verb};
+use crate::process;
+use crate::state::{Record, StateDir, Verb};
 
 /// Executes the program of a created container.
 pub(crate) fn start(root: &Path, id: &str) -> Result<(), Error> {
@@ -13,10 +15,24 @@ pub(crate) fn start(root: &Path, id: &str) -> Result<(), Error> {
     let _lock = dir.lock()?;
     let record = dir.record()?;
     dir.status(record.as_ref())?.allows(Verb::Start, dir.id())?;
-    start_created(&dir)
+    let Some(record) = record else {
+        return Err(Error::NotFound);
+    };
+    start_created(&dir, &record)
 }
 
 /// Executes the program of a container whose status and lock the caller has seen to.
-pub(super) fn start_created(dir: &StateDir) -> Result<(), Error> {
-    done(control(dir.path(), &Control::Start)?)
+pub(super) fn start_created(dir: &StateDir, record: &Record) -> Result<(), Error> {
+    let hooks = Hooks::stored(dir, record)?;
+    done(control(dir.path(), &Control::Start)?)?;
+    let Some(machine) = record.machine else {
+        return Ok(());
+    };
+    hooks.run(Kind::Poststart, machine.pid).map_err(|e| {
+        // As with runc the container does not outlive it.
+        if let Ok(Some(pidfd)) = machine.open() {
+            let _ = process::kill(&pidfd);
+        }
+        e.into()
+    })
 }
