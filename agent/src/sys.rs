@@ -445,6 +445,55 @@ pub(crate) fn may_execute(path: &CStr) -> io::Result<()> {
     int(c_long::from(result)).map(drop)
 }
 
+/// One instruction of a classic BPF program, struct sock_filter of linux/filter.h.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FilterInstruction {
+    code: u16,
+    jump_true: u8,
+    jump_false: u8,
+    operand: u32,
+}
+
+impl FilterInstruction {
+    /// From its memory layout read as a little-endian number.
+    pub(crate) fn from_bits(bits: u64) -> FilterInstruction {
+        let [c0, c1, jump_true, jump_false, k0, k1, k2, k3] = bits.to_le_bytes();
+        FilterInstruction {
+            code: u16::from_le_bytes([c0, c1]),
+            jump_true,
+            jump_false,
+            operand: u32::from_le_bytes([k0, k1, k2, k3]),
+        }
+    }
+}
+
+/// seccomp(2) with SECCOMP_SET_MODE_FILTER. `flags` must not ask for a listener.
+pub(crate) fn set_seccomp_filter(flags: u64, program: &[FilterInstruction]) -> io::Result<()> {
+    /// struct sock_fprog of linux/filter.h.
+    #[repr(C)]
+    struct Program {
+        length: libc::c_ushort,
+        instructions: *const FilterInstruction,
+    }
+    let length = libc::c_ushort::try_from(program.len())
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let program = Program {
+        length,
+        instructions: program.as_ptr(),
+    };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the kernel reads `length` instructions, which like the structure outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) };
+    match int(result)? {
+        0 => Ok(()),
+        // With TSYNC, a thread that cannot take the filter.
+        thread => Err(io::Error::other(format!(
+            "thread {thread} has another filter"
+        ))),
+    }
+}
+
 /// One eBPF instruction, struct bpf_insn of linux/bpf.h (`registers`: source << 4 | destination).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,14 @@
 //! names the property; nothing is dropped in silence.
 
 use oci_spec::runtime::{
-    Linux, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
+    Linux, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
+    LinuxSeccompAction, Mount, Process, Spec,
 };
+use protocol::Overlay;
 
-/// The properties of `spec` that are not supported, by their names in `config.json`.
-pub(crate) fn unsupported(spec: &Spec) -> Vec<String> {
+/// The properties of `spec` that are not supported, by their names in `config.json`. `overlay` is
+/// the host's part of it.
+pub(crate) fn unsupported(spec: &Spec, overlay: &Overlay) -> Vec<String> {
     let mut found = Vec::new();
     let mut note = |present: bool, name: &str| {
         if present {
@@ -29,6 +32,9 @@ pub(crate) fn unsupported(spec: &Spec) -> Vec<String> {
     }
     if let Some(linux) = spec.linux() {
         of_linux(linux, &mut note);
+        let seccomp = linux.seccomp().as_ref();
+        let lost = overlay.seccomp.is_none() && seccomp.is_some_and(filters);
+        note(lost, "linux.seccomp (not compiled)");
         if let Some(resources) = linux.resources() {
             of_resources(resources, &mut note);
         }
@@ -55,7 +61,6 @@ fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
 }
 
 fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
-    note(linux.seccomp().is_some(), "linux.seccomp");
     note(linux.intel_rdt().is_some(), "linux.intelRdt");
     note(linux.memory_policy().is_some(), "linux.memoryPolicy");
     note(
@@ -82,6 +87,15 @@ fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
         let block = device.typ() == LinuxDeviceType::B;
         note(block, &format!("linux.devices[{index}] (block device)"));
     }
+}
+
+/// Whether a filter could ever do anything but allow.
+fn filters(seccomp: &LinuxSeccomp) -> bool {
+    let rules = seccomp.syscalls().iter().flatten();
+    rules
+        .map(|rule| rule.action())
+        .chain([seccomp.default_action()])
+        .any(|action| action != LinuxSeccompAction::ScmpActAllow)
 }
 
 /// A namespace's name in the configuration.
@@ -176,7 +190,7 @@ mod tests {
     use super::*;
 
     fn of(json: &str) -> Vec<String> {
-        unsupported(&serde_json::from_str(json).unwrap())
+        unsupported(&serde_json::from_str(json).unwrap(), &Overlay::default())
     }
 
     #[test]
@@ -201,7 +215,7 @@ mod tests {
             "hooks":{"startContainer":[{"path":"/x"}]},
             "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
             "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
-                "seccomp":{"defaultAction":"SCMP_ACT_ALLOW"},"intelRdt":{},
+                "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},"intelRdt":{},
                 "devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}],
                 "resources":{"memory":{"disableOOMKiller":true},"blockIO":{"weight":10},
                     "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
@@ -210,11 +224,11 @@ mod tests {
             "hooks.startContainer",
             "process.apparmorProfile",
             "process.selinuxLabel",
-            "linux.seccomp",
             "linux.intelRdt",
             "linux.mountLabel",
             "linux.namespaces[ipc].path",
             "linux.devices[0] (block device)",
+            "linux.seccomp (not compiled)",
             "linux.resources.blockIO",
             "linux.resources.network.classID",
             "linux.resources.rdma",
@@ -225,5 +239,26 @@ mod tests {
             "mounts[0].options rshared",
         ];
         assert_eq!(of(json), expected);
+    }
+
+    #[test]
+    fn a_filter_has_to_come_compiled_if_it_filters() {
+        let lost = |seccomp: &str| {
+            of(&format!(
+                r#"{{"ociVersion":"1.0.2","linux":{{"seccomp":{seccomp}}}}}"#
+            ))
+        };
+        let allow = r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#;
+        assert_eq!(lost(allow), Vec::<String>::new());
+        let rule = r#"{"defaultAction":"SCMP_ACT_ALLOW",
+            "syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}"#;
+        assert_eq!(lost(rule), ["linux.seccomp (not compiled)"]);
+        let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"seccomp":{rule}}}}}"#);
+        let compiled = Overlay {
+            seccomp: Some(protocol::Seccomp::default()),
+            ..Overlay::default()
+        };
+        let spec = serde_json::from_str(&json).unwrap();
+        assert_eq!(unsupported(&spec, &compiled), Vec::<String>::new());
     }
 }

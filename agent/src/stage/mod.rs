@@ -23,6 +23,7 @@ mod init;
 mod mounts;
 mod options;
 mod process;
+mod seccomp;
 mod tree;
 
 use std::fmt::Write as _;
@@ -151,7 +152,7 @@ impl Plan {
             .during(|| "read the request")?;
         let create: Create = serde_json::from_slice(&text).map_err(Error::Parse)?;
         let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
-        let found = unsupported(&spec);
+        let found = unsupported(&spec, &create.overlay);
         if !found.is_empty() {
             return Err(Error::Config(format!(
                 "not supported: {}",
