@@ -17,6 +17,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use super::devices::{self, Terminal};
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
+use super::seccomp;
 use super::tree::{Kind, Tree};
 use super::{Plan, Report, Wire};
 use crate::error::{During, Error, Result};
@@ -52,6 +53,9 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
         Some(terminal) => take_terminal(terminal, process)?,
         None => own_null()?,
     }
+    let seccomp = plan.create.overlay.seccomp.as_ref();
+    let (early, late) = seccomp::moment(process, seccomp);
+    early.map_or(Ok(()), seccomp::load)?;
     process::become_user(process)?;
     let program = Program::find(process)?;
     wire.send(
@@ -62,6 +66,7 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     wire.wait()?;
     sys::reset_signals().during(|| "reset the signals")?;
     sys::close_on_exec_from_3().during(|| "close the descriptors")?;
+    late.map_or(Ok(()), seccomp::load)?;
     Ok(program)
 }
 

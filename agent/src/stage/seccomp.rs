@@ -1,5 +1,6 @@
 //! The system call filter. The host has compiled it; here it is loaded.
 
+use oci_spec::runtime::Process;
 use protocol::Seccomp;
 
 use crate::error::{During, Error, Result};
@@ -20,6 +21,19 @@ const FLAGS: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 4;
 pub(super) fn load(filter: &Seccomp) -> Result<()> {
     let program = program(filter)?;
     sys::set_seccomp_filter(filter.flags, &program).during(|| "load the filter of linux.seccomp")
+}
+
+/// When a process loads its filter, as runc: before it gives up the privileges that this takes, or
+/// as late as possible if with no_new_privs it takes none.
+pub(super) fn moment<'a>(
+    process: &Process,
+    filter: Option<&'a Seccomp>,
+) -> (Option<&'a Seccomp>, Option<&'a Seccomp>) {
+    if process.no_new_privileges() == Some(true) {
+        (None, filter)
+    } else {
+        (filter, None)
+    }
 }
 
 fn program(filter: &Seccomp) -> Result<Vec<FilterInstruction>> {
