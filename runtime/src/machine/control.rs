@@ -11,18 +11,24 @@
 //! client of an exec goes away before `Exited`, the process in the guest is killed.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use protocol::{Decoder, Exit, Process, TerminalSize};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use super::{Doing, Error};
 
 /// Name of the socket in the state directory.
 const SOCKET: &str = "control.sock";
+
+/// Most descriptors that come with a request: the standard streams.
+const DESCRIPTORS_MAX: usize = 3;
 
 /// Largest request in bytes.
 const REQUEST_MAX: usize = 4 << 10;
@@ -122,6 +128,24 @@ pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlRepl
     connection.receive()?.ok_or(Error::NotRunning)
 }
 
+/// Asks the machine process to execute one more process, and passes it the descriptors that `request.streams` speaks of. The answers are
+/// for the caller to receive.
+///
+/// # Errors
+/// [`Error::NotRunning`] when no machine listens or it ends meanwhile.
+pub(crate) fn exec(
+    state_dir: &Path,
+    request: &ExecRequest,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Connection, Error> {
+    let frame = protocol::encode(&Control::Exec(request.clone())).map_err(Error::Protocol)?;
+    let connection = Connection::open(state_dir)?;
+    match connection.send_with(&frame, descriptors) {
+        Err(e) if is_gone(&e) => Err(Error::NotRunning),
+        result => result.doing("send the request").map(|()| connection),
+    }
+}
+
 /// A connection to the machine process, seen from a verb. Blocks.
 pub(crate) struct Connection {
     stream: UnixStream,
@@ -158,6 +182,24 @@ impl Connection {
             Err(protocol::Error::Write(e)) if is_gone(&e) => Err(Error::NotRunning),
             result => result.map_err(Error::Protocol),
         }
+    }
+
+    /// Sends bytes, the first of them with descriptors.
+    fn send_with(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors))
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let sent = loop {
+            let bytes = [IoSlice::new(bytes)];
+            match sendmsg(&self.stream, &bytes, &mut ancillary, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                result => break result?,
+            }
+        };
+        (&self.stream).write_all(&bytes[sent..])
     }
 
     /// The next reply; `None` when the machine has ended or has no more to say.

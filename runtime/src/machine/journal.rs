@@ -1,18 +1,26 @@
-//! The journal: the two moments in a container's life that only the machine process sees, one JSON value per line.
+//! The journal: the moments in a container's life that only the machine process sees, one JSON value per line.
 //!
-//! The machine process is its only writer, through a descriptor opened before the jail. Readers take whole lines only.
+//! ```text
+//! (nothing) ──> started ──pause──> started paused ──resume──> started ──> ... ──> started exited
+//! ```
+//! The machine process is its only writer, through a descriptor opened before the jail. Readers take whole lines only. `paused` is the
+//! last line exactly while the container is paused: a resumed container's journal is cut back to what it was before.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use protocol::Exit;
 use serde::{Deserialize, Serialize};
 
 /// Name of the journal in the state directory.
 pub(crate) const JOURNAL: &str = "journal";
 
-/// Longest journal that is read: two entries with an error text.
+/// Longest journal that is read: its entries, one of them with an error text.
 const JOURNAL_MAX: u64 = 256 << 10;
 
 /// One line of the journal.
@@ -33,11 +41,54 @@ pub(crate) enum Entry {
     },
 }
 
-/// Appends one entry.
-pub(super) fn append(journal: &mut File, entry: &Entry) -> io::Result<()> {
-    let mut line = serde_json::to_vec(entry)?;
-    line.push(b'\n');
-    journal.write_all(&line)
+/// The journal as its writer sees it.
+pub(super) struct Journal {
+    file: File,
+    /// The journal's length without the `Paused` at its end, if that is there.
+    before_pause: Option<u64>,
+}
+
+impl Journal {
+    /// Makes an empty journal.
+    ///
+    /// # Errors
+    /// Those of openat(2); `EEXIST` if there is one.
+    pub(super) fn create(state_dir: BorrowedFd<'_>) -> io::Result<Journal> {
+        let flags =
+            OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o600);
+        let file = openat(state_dir, OsStr::new(JOURNAL), flags, mode)?;
+        Ok(Journal {
+            file: file.into(),
+            before_pause: None,
+        })
+    }
+
+    /// Appends one entry, in place of `Paused` if that is the last one.
+    ///
+    /// # Errors
+    /// The file cannot be written; what could be written of the entry is no whole line.
+    pub(super) fn append(&mut self, entry: &Entry) -> io::Result<()> {
+        self.resume()?;
+        if *entry == Entry::Paused {
+            self.before_pause = Some(self.file.metadata()?.len());
+        }
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+
+    /// Takes `Paused` away again.
+    ///
+    /// # Errors
+    /// The file cannot be cut; `Paused` is still there then.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        if let Some(length) = self.before_pause {
+            self.file.set_len(length)?;
+            self.before_pause = None;
+        }
+        Ok(())
+    }
 }
 
 /// The entries written so far; none if there is no journal.
@@ -59,21 +110,58 @@ pub(crate) fn read_journal(state_dir: &Path) -> io::Result<Vec<Entry>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    fn journal(dir: &Path) -> Journal {
+        Journal::create(File::open(dir).unwrap().as_fd()).unwrap()
+    }
 
     #[test]
     fn reads_whole_lines_only() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read_journal(dir.path()).unwrap(), []);
-        let mut file = File::create(dir.path().join(JOURNAL)).unwrap();
-        append(&mut file, &Entry::Started).unwrap();
+        let mut journal = journal(dir.path());
+        journal.append(&Entry::Started).unwrap();
         let end = Entry::Exited {
             exit: Exit::Signal(9),
             reason: Some("two\nlines".into()),
         };
-        append(&mut file, &end).unwrap();
-        file.write_all(b"{\"exi").unwrap();
+        journal.append(&end).unwrap();
+        journal.file.write_all(b"{\"exi").unwrap();
         assert_eq!(read_journal(dir.path()).unwrap(), [Entry::Started, end]);
+    }
+
+    #[test]
+    fn paused_is_the_last_entry_while_the_container_is_paused() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = || read_journal(dir.path()).unwrap();
+        let mut journal = journal(dir.path());
+        journal.append(&Entry::Started).unwrap();
+        for _ in 0..3 {
+            journal.append(&Entry::Paused).unwrap();
+            assert_eq!(read(), [Entry::Started, Entry::Paused]);
+            journal.resume().unwrap();
+            assert_eq!(read(), [Entry::Started]);
+            journal.resume().unwrap();
+        }
+        journal.append(&Entry::Paused).unwrap();
+        journal.append(&Entry::Paused).unwrap();
+        let end = Entry::Exited {
+            exit: Exit::Code(0),
+            reason: None,
+        };
+        journal.append(&end).unwrap();
+        assert_eq!(read(), [Entry::Started, end]);
+    }
+
+    #[test]
+    fn there_is_one_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = File::open(dir.path()).unwrap();
+        Journal::create(directory.as_fd()).unwrap();
+        assert!(Journal::create(directory.as_fd()).is_err());
     }
 
     #[test]

@@ -26,7 +26,7 @@ use vmm::{Ended, Event, Machine};
 
 use super::agent::Agent;
 use super::control::{Client, Control, ControlReply};
-use super::journal::{self, Entry};
+use super::journal::{Entry, Journal};
 use super::process::{MACHINE_LOST, give_up};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
@@ -45,7 +45,7 @@ pub(super) struct Parts {
     pub(super) agent: Agent,
     pub(super) signals: SignalFd,
     pub(super) listener: UnixListener,
-    pub(super) journal: File,
+    pub(super) journal: Journal,
     pub(super) create: Create,
     pub(super) timeline: Timeline,
     pub(super) timeline_file: Option<File>,
@@ -362,7 +362,7 @@ impl Life {
 
     fn journal(&mut self, entry: &Entry) {
         // On a full disk the record is lost, the container is not: readers fall back on the process.
-        let _ = journal::append(&mut self.parts.journal, entry);
+        let _ = self.parts.journal.append(entry);
     }
 
     /// Signals to this process are for the container's init.

@@ -36,9 +36,11 @@ use protocol::Overlay;
 use sync::{FromMachine, SyncSocket, ToMachine};
 
 pub(crate) use control::{
-    Connection, Control, ControlReply, ExecControl, ExecRequest, Stream, control,
+    Connection, Control, ControlReply, ExecControl, ExecRequest, Stream, control, exec,
 };
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
+pub(crate) use process::end_as;
+pub(crate) use sys::{Cloned, clone_process, close_all_but, default_action, exit_now};
 pub(crate) use timeline::now;
 
 /// All that a machine is made from.

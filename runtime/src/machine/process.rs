@@ -1,13 +1,11 @@
 //! The machine process from its first instruction to the guest's: into the jail, the VM built on the way; and its end.
 
-use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
@@ -16,7 +14,7 @@ use vmm::vsock::{self, HostStream, Sink, Source};
 use vmm::{Machine, MachineConfig};
 
 use super::agent::Agent;
-use super::journal::JOURNAL;
+use super::journal::Journal;
 use super::life::{Life, Parts};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
@@ -95,8 +93,8 @@ pub(super) fn give_up(sync: &SyncSocket, reason: String) -> ! {
     sys::exit_now(1)
 }
 
-/// Ends the process the way the container ended, for the caller that waits for it.
-fn end_as(exit: Exit) -> ! {
+/// Ends the process the way another one ended, for the caller that waits for it: with its exit code or by its signal.
+pub(crate) fn end_as(exit: Exit) -> ! {
     match exit {
         Exit::Code(code) => sys::exit_now(code),
         Exit::Signal(number) => {
@@ -115,7 +113,7 @@ fn end_as(exit: Exit) -> ! {
 fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     let signals = leave_the_caller()?;
     let listener = control::listen(launch.state_dir).doing("listen on control.sock")?;
-    let journal = create_journal(launch.state_dir).doing("create the journal")?;
+    let journal = Journal::create(launch.state_dir).doing("create the journal")?;
     let kvm =
         open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).doing("open /dev/kvm")?;
     if let Some(score) = launch.oom_score_adj {
@@ -193,18 +191,6 @@ fn leave_the_caller() -> Result<SignalFd, super::Error> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).doing("block signals")?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("create a signalfd")
-}
-
-fn create_journal(state_dir: BorrowedFd<'_>) -> io::Result<File> {
-    let flags =
-        OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
-    Ok(openat(
-        state_dir,
-        OsStr::new(JOURNAL),
-        flags,
-        Mode::from_bits_truncate(0o600),
-    )?
-    .into())
 }
 
 /// The caller's standard streams, in whose place the process keeps /dev/null. A descriptor that is not open for its direction (nohup opens

@@ -9,7 +9,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// What [`clone_process`] returns, once in each process.
-pub(super) enum Cloned {
+pub(crate) enum Cloned {
     /// In the calling process: the pid of the new one.
     Parent(i32),
     /// In the new process.
@@ -20,7 +20,7 @@ pub(super) enum Cloned {
 ///
 /// # Errors
 /// `EINVAL` when the process has more than one thread, as the copy could find locks held by threads it does not have; else clone3's.
-pub(super) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -85,7 +85,7 @@ pub(super) fn mount_setattr(
 ///
 /// # Safety
 /// No value that owns or borrows one of the other descriptors may be used or dropped afterwards.
-pub(super) unsafe fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) unsafe fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut kept: Vec<u32> = keep
         .iter()
         .map(|fd| fd.as_fd().as_raw_fd().unsigned_abs())
@@ -120,14 +120,14 @@ pub(super) fn release(constant: &'static [u8]) {
 }
 
 /// Gives a signal its default action back.
-pub(super) fn default_action(signal: Signal) {
+pub(crate) fn default_action(signal: Signal) {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of this process. SIGKILL and SIGSTOP have no other, and setting them fails.
     let _ = unsafe { sigaction(signal, &default) };
 }
 
 /// Ends the process at once: no destructors, no exit handlers.
-pub(super) fn exit_now(code: u8) -> ! {
+pub(crate) fn exit_now(code: u8) -> ! {
     // SAFETY: _exit has no obligation; nothing in this process needs to be put in order.
     unsafe { libc::_exit(code.into()) }
 }
