@@ -6,9 +6,10 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use protocol::{Create, Failure, FailureKind, Message, Reply, Request, RequestBody};
 
-use crate::boot::{Booted, now};
+use crate::boot::{Booted, now, since_boot};
+use crate::cgroup::Cgroup;
 use crate::container::{Container, Event};
-use crate::error::{During, Result};
+use crate::error::{During, Error, Result};
 use crate::stream::{Stream, Turn};
 use crate::sys;
 
@@ -19,6 +20,10 @@ const WIRE: u64 = 2;
 /// The streams follow: two numbers each, for the socket and for the container's end.
 const STREAMS: u64 = 3;
 
+/// The files of the container's cgroup, beyond all streams.
+const FREEZING: u64 = u64::MAX - 2;
+const MEMORY: u64 = u64::MAX - 3;
+
 /// Events taken at once.
 const BATCH: usize = 16;
 
@@ -27,6 +32,12 @@ pub(crate) struct Agent {
     epoll: Epoll,
     booted: Booted,
     container: Option<Container>,
+    /// The container's configuration, until its cgroup exists.
+    config: String,
+    /// Of the container that has been created.
+    cgroup: Option<Cgroup>,
+    /// The host is to be told, once it has taken what it was told before.
+    out_of_memory: bool,
     /// What epoll knows of the control stream's wishes.
     interest: EpollFlags,
 }
@@ -40,6 +51,9 @@ impl Agent {
             epoll,
             booted,
             container: None,
+            config: String::new(),
+            cgroup: None,
+            out_of_memory: false,
             interest,
         };
         watch(&agent.epoll, agent.booted.control.fd(), interest, CONTROL)?;
@@ -75,6 +89,10 @@ impl Agent {
     /// Moves what can be moved, then tells the host what has come of it. Returns whether there is
     /// more to move at once.
     fn pump(&mut self) -> Result<bool> {
+        if self.out_of_memory && self.booted.control.is_idle() {
+            self.out_of_memory = false;
+            self.booted.control.send(&Message::OutOfMemory)?;
+        }
         let mut more = false;
         let Some(container) = &mut self.container else {
             return self.update_interest(false);
@@ -85,6 +103,12 @@ impl Agent {
                 more |= stream.pump(ended) == Turn::More;
             }
             while let Some(event) = container.advance() {
+                if matches!(event, Event::Answer(_, Ok(Reply::Created { .. }))) {
+                    let config = std::mem::take(&mut self.config);
+                    let cgroup = Cgroup::open(container.cgroup(), config)?;
+                    watch_cgroup(&self.epoll, &cgroup)?;
+                    self.cgroup = Some(cgroup);
+                }
                 let message = match event {
                     Event::Answer(id, result) => Message::Response { id, result },
                     Event::Exited(exit) => Message::Exited {
@@ -119,6 +143,8 @@ impl Agent {
             CONTROL => self.control_ready(events),
             SIGNALS => self.reap(),
             WIRE => self.wire_ready(),
+            FREEZING => self.settle(),
+            MEMORY => self.look_at_memory(),
             token => self.stream_ready(token - STREAMS, events),
         }
     }
@@ -159,9 +185,58 @@ impl Agent {
                 Some(container) => container.kill(signal, all).map(|()| Reply::Done),
                 None => Err(none()),
             },
-            _ => Err(Failure::message(FailureKind::Other, "not supported yet")),
+            body => match self.serve_cgroup(id, body) {
+                Some(result) => result,
+                None => return self.settle(),
+            },
         };
         self.booted.control.send(&Message::Response { id, result })
+    }
+
+    /// Serves what concerns the container's cgroup. None when the answer comes later.
+    fn serve_cgroup(
+        &mut self,
+        id: u64,
+        body: RequestBody,
+    ) -> Option<std::result::Result<Reply, Failure>> {
+        let Some(cgroup) = &mut self.cgroup else {
+            return Some(Err(Error::NotRunning.failure()));
+        };
+        let result = match body {
+            RequestBody::Pause | RequestBody::Resume => {
+                match cgroup.freeze(id, body == RequestBody::Pause) {
+                    Ok(()) => return None,
+                    Err(error) => Err(error),
+                }
+            }
+            RequestBody::Update(json) => cgroup.update(&json).map(|()| Reply::Done),
+            RequestBody::Statistics => cgroup.statistics().map(Reply::Statistics),
+            RequestBody::Processes => cgroup.processes().map(|processes| Reply::Processes {
+                now: since_boot(),
+                processes,
+            }),
+            _ => Err(Error::Config("the request is not supported".into())),
+        };
+        Some(result.map_err(|error| error.failure()))
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let Some(cgroup) = &mut self.cgroup else {
+            return Ok(());
+        };
+        for (id, result) in cgroup.settle()? {
+            self.booted
+                .control
+                .send(&Message::Response { id, result })?;
+        }
+        Ok(())
+    }
+
+    fn look_at_memory(&mut self) -> Result<()> {
+        if let Some(cgroup) = &mut self.cgroup {
+            self.out_of_memory |= cgroup.out_of_memory()?;
+        }
+        Ok(())
     }
 
     fn create(&mut self, id: u64, create: &Create) -> std::result::Result<(), Failure> {
@@ -169,6 +244,7 @@ impl Agent {
             let text = "this guest has its container already";
             return Err(Failure::message(FailureKind::Other, text));
         }
+        self.config.clone_from(&create.config);
         let mut container = Container::create(id, create).map_err(|error| error.failure())?;
         let watched = watch_container(&self.epoll, &mut container);
         self.container = Some(container);
@@ -181,6 +257,8 @@ impl Agent {
             .signals
             .read_signal()
             .during(|| "read the signalfd")?;
+        // The kernel may be late to say why a process ended; the host wants to know before the end.
+        self.look_at_memory()?;
         // A pid is told before its process may end, so hearing comes before reaping.
         self.wire_ready()?;
         while let Some(child) = sys::reap().during(|| "wait for a child")? {
@@ -233,6 +311,13 @@ fn watch_container(epoll: &Epoll, container: &mut Container) -> Result<()> {
             watch(epoll, socket, Stream::interest(), STREAMS + 2 * index)?;
         }
         watch_end(epoll, stream, index)?;
+    }
+    Ok(())
+}
+
+fn watch_cgroup(epoll: &Epoll, cgroup: &Cgroup) -> Result<()> {
+    for (file, token) in cgroup.watched().into_iter().zip([FREEZING, MEMORY]) {
+        watch(epoll, file, EpollFlags::EPOLLPRI, token)?;
     }
     Ok(())
 }

@@ -368,7 +368,7 @@ fn died(what: &str, exit: Option<Exit>) -> Failure {
 }
 
 /// The processes of a cgroup and of those below it.
-fn processes(cgroup: &Path, pids: &mut Vec<i32>) -> std::io::Result<()> {
+pub(crate) fn processes(cgroup: &Path, pids: &mut Vec<i32>) -> std::io::Result<()> {
     let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
     // 0 stands for a process that is not in this pid namespace; there is none outside of ours.
     pids.extend(

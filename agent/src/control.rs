@@ -72,6 +72,11 @@ impl Control {
         }
     }
 
+    /// Whether the host has taken all that has been sent.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.unsent.is_empty()
+    }
+
     /// Sends a message, at the latest when the stream takes it.
     pub(crate) fn send(&mut self, message: &Message) -> Result<()> {
         let frame = protocol::encode(message).map_err(|e| Error::Stream("control", e))?;

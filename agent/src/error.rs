@@ -32,6 +32,9 @@ pub(crate) enum Error {
     /// `process.args[0]` may not be executed. The text is the one that callers look for.
     #[error("{0}")]
     NotExecutable(String),
+    /// There is no process that it could be done to. The text is the one that callers look for.
+    #[error("container not running")]
+    NotRunning,
     /// A stream of frames is broken.
     #[error("the {0} stream is broken")]
     Stream(&'static str, #[source] protocol::Error),
@@ -46,6 +49,7 @@ impl Error {
         let kind = match self {
             Error::NotFound(_) => FailureKind::NotFound,
             Error::NotExecutable(_) => FailureKind::PermissionDenied,
+            Error::NotRunning => FailureKind::NotRunning,
             Error::Config(_) | Error::Parse(_) => FailureKind::Config,
             _ => FailureKind::Other,
         };

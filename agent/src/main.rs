@@ -5,6 +5,7 @@
 
 mod agent;
 mod boot;
+mod cgroup;
 mod container;
 mod control;
 mod error;

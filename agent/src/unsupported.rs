@@ -45,6 +45,17 @@ pub(crate) fn unsupported(spec: &Spec, overlay: &Overlay) -> Vec<String> {
     found
 }
 
+/// The limits of `resources` that are not supported.
+pub(crate) fn unsupported_resources(resources: &LinuxResources) -> Vec<String> {
+    let mut found = Vec::new();
+    of_resources(resources, &mut |present, name: &str| {
+        if present {
+            found.push(name.to_owned());
+        }
+    });
+    found
+}
+
 fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
     let label = |label: &Option<String>| label.as_ref().is_some_and(|l| !l.is_empty());
     let profile = process.apparmor_profile();

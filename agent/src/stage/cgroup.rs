@@ -85,6 +85,71 @@ pub(crate) fn create(spec: &Spec, directory: &Path) -> Result<OwnedFd> {
     Ok(cgroup)
 }
 
+/// Changes the limits that `resources` has, and no others.
+pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> {
+    let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let checked = resources.memory().as_ref();
+    let checked = checked.filter(|memory| memory.check_before_update() == Some(true));
+    if let Some(limit) = checked
+        .and_then(LinuxMemory::limit)
+        .filter(|limit| *limit > 0)
+    {
+        let used: Option<i64> = read("memory.current").trim().parse().ok();
+        if used.is_some_and(|used| used > limit) {
+            let text = "linux.resources.memory.limit is below what is used";
+            return Err(Error::Config(text.into()));
+        }
+    }
+    let mut settings = settings(&complete(resources, read))?;
+    // The burst may never be more than the quota (cgroup-v2.rst, cpu.max.burst): of the two, what
+    // is lowered goes the other way round.
+    let index = |file: &str| settings.iter().position(|(name, _)| name == file);
+    if let (Some(quota), Some(burst)) = (index("cpu.max"), index("cpu.max.burst")) {
+        let old: u64 = read("cpu.max.burst").trim().parse().unwrap_or(0);
+        if settings[burst].1.parse().is_ok_and(|new: u64| new < old) {
+            settings.swap(quota, burst);
+        }
+    }
+    for (file, value) in settings {
+        write(directory, &file, &value)?;
+    }
+    Ok(())
+}
+
+/// Adds to what is asked for what its files say together with it: a quota has a period, and the
+/// limit of memory and swap together a limit of memory. `read` gives a file of the cgroup.
+fn complete(mut resources: LinuxResources, read: impl Fn(&str) -> String) -> LinuxResources {
+    // "max" is None.
+    let number = |text: &str| text.trim().parse::<i64>().ok();
+    if let Some(cpu) = resources.cpu_mut() {
+        let given = |value: Option<i64>| value.is_some_and(|value| value != 0);
+        let (quota, period) = (given(cpu.quota()), cpu.period().is_some_and(|p| p != 0));
+        let text = read("cpu.max");
+        let (old_quota, old_period) = text.trim().split_once(' ').unwrap_or_default();
+        if quota && !period {
+            cpu.set_period(old_period.parse().ok());
+        } else if period && !quota {
+            cpu.set_quota(number(old_quota));
+        }
+    }
+    if let Some(memory) = resources.memory_mut() {
+        let given = |value: Option<i64>| value.is_some_and(|value| value != 0);
+        let (limit, swap) = (given(memory.limit()), given(memory.swap()));
+        let old_limit = number(&read("memory.max"));
+        if swap && !limit {
+            memory.set_limit(old_limit);
+        } else if limit && !swap && memory.limit().is_some_and(|limit| limit > 0) {
+            // What was the limit of both stays it.
+            let old_swap = number(&read("memory.swap.max"));
+            let both = old_limit
+                .zip(old_swap)
+                .map(|(limit, swap)| limit.saturating_add(swap));
+            memory.set_swap(both);
+        }
+    }
+    resources
+}
+
 /// Passes all controllers of a cgroup on to its children.
 pub(crate) fn delegate(cgroup: &Path) -> Result<()> {
     let file = cgroup.join("cgroup.controllers");
@@ -319,6 +384,63 @@ mod tests {
         );
         assert!(of(r#"{"unified":{"../memory.high":"5"}}"#).is_err());
         assert!(of(r#"{"hugepageLimits":[{"pageSize":"../x","limit":9}]}"#).is_err());
+    }
+
+    #[test]
+    fn an_update_keeps_what_it_does_not_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        let get = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        for (file, text) in [
+            ("cpu.max", "50000 200000\n"),
+            ("memory.max", "1000\n"),
+            ("memory.swap.max", "500\n"),
+            ("memory.current", "900\n"),
+            ("pids.max", "7\n"),
+        ] {
+            put(file, text);
+        }
+        let update = |json: &str| {
+            // The kernel replaces what is written; a plain file is only overwritten.
+            let resources: LinuxResources = serde_json::from_str(json).unwrap();
+            let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap_or_default();
+            settings(&complete(resources, read))
+        };
+        let own = |expected: &[(&str, &str)]| -> Vec<Setting> {
+            let own = |(file, value): &(&str, &str)| ((*file).to_owned(), (*value).to_owned());
+            expected.iter().map(own).collect()
+        };
+        let cases: [(&str, &[(&str, &str)]); 6] = [
+            ("{}", &[]),
+            (r#"{"pids":{"limit":9}}"#, &[("pids.max", "9")]),
+            (r#"{"cpu":{"quota":1000}}"#, &[("cpu.max", "1000 200000")]),
+            (r#"{"cpu":{"period":1000}}"#, &[("cpu.max", "50000 1000")]),
+            (
+                r#"{"memory":{"limit":1200}}"#,
+                &[("memory.swap.max", "300"), ("memory.max", "1200")],
+            ),
+            (
+                r#"{"memory":{"swap":1200}}"#,
+                &[("memory.swap.max", "200"), ("memory.max", "1000")],
+            ),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(update(json).unwrap(), own(expected), "{json}");
+        }
+        assert!(
+            update(r#"{"memory":{"limit":1600}}"#).is_err(),
+            "more than both together"
+        );
+        put("memory.swap.max", "max\n");
+        assert_eq!(
+            update(r#"{"memory":{"limit":1600}}"#).unwrap(),
+            own(&[("memory.max", "1600")])
+        );
+        let below = r#"{"memory":{"limit":800,"checkBeforeUpdate":true}}"#;
+        assert!(super::update(serde_json::from_str(below).unwrap(), dir.path()).is_err());
+        let json = r#"{"pids":{"limit":8}}"#;
+        super::update(serde_json::from_str(json).unwrap(), dir.path()).unwrap();
+        assert!(get("pids.max").starts_with('8'));
     }
 
     #[test]

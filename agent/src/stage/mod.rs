@@ -40,7 +40,9 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use protocol::{Create, Failure};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use cgroup::{ROOT as CGROUP_ROOT, delegate, directory as cgroup_directory};
+pub(crate) use cgroup::{
+    ROOT as CGROUP_ROOT, delegate, directory as cgroup_directory, update as cgroup_update,
+};
 pub(crate) use mounts::{SHARE, STAGING};
 
 use crate::error::{self, During, Error, Result};
