@@ -128,6 +128,12 @@ pub(crate) fn kill(pid: pid_t, signal: c_int) -> io::Result<()> {
     int(c_long::from(unsafe { libc::kill(pid, signal) })).map(drop)
 }
 
+/// pidfd_open(2): a descriptor that is readable once the process has ended.
+pub(crate) fn pidfd_open(pid: pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
 /// open_tree(2).
 pub(crate) fn open_tree(dir: impl AsFd, path: &CStr, flags: u32) -> io::Result<OwnedFd> {
     let flags = flags | libc::OPEN_TREE_CLOEXEC;

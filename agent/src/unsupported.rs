@@ -16,13 +16,6 @@ pub(crate) fn unsupported(spec: &Spec, overlay: &Overlay) -> Vec<String> {
             found.push(name.to_owned());
         }
     };
-    note(
-        spec.hooks()
-            .as_ref()
-            .and_then(|hooks| hooks.start_container().as_ref())
-            .is_some_and(|hooks| !hooks.is_empty()),
-        "hooks.startContainer",
-    );
     note(spec.solaris().is_some(), "solaris");
     note(spec.windows().is_some(), "windows");
     note(spec.zos().is_some(), "zos");
@@ -209,7 +202,7 @@ mod tests {
         let json = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
             "process":{"user":{"uid":0,"gid":0},"cwd":"/","args":["sh"],
                 "apparmorProfile":"unconfined","selinuxLabel":""},
-            "hooks":{"poststart":[{"path":"/x"}]},
+            "hooks":{"poststart":[{"path":"/x"}],"startContainer":[{"path":"/x"}]},
             "mounts":[{"destination":"/m","type":"bind","source":"/x","options":["rbind","rslave"]},
                 {"destination":"/t","type":"tmpfs","source":"t","options":["shared"]}],
             "linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/n"}],
@@ -223,7 +216,6 @@ mod tests {
         let json = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
             "process":{"user":{"uid":0,"gid":0},"cwd":"/","apparmorProfile":"p",
                 "selinuxLabel":"l"},
-            "hooks":{"startContainer":[{"path":"/x"}]},
             "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
             "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
                 "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},"intelRdt":{},
@@ -232,7 +224,6 @@ mod tests {
                     "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
                     "cpu":{"realtimeRuntime":5},"unified":{"io.max":"1"}}}}"#;
         let expected = [
-            "hooks.startContainer",
             "process.apparmorProfile",
             "process.selinuxLabel",
             "linux.intelRdt",

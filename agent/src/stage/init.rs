@@ -15,6 +15,7 @@ use nix::unistd::{
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::devices::{self, Terminal};
+use super::hooks;
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
 use super::seccomp;
@@ -67,6 +68,7 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     sys::reset_signals().during(|| "reset the signals")?;
     sys::close_on_exec_from_3().during(|| "close the descriptors")?;
     late.map_or(Ok(()), seccomp::load)?;
+    hooks::run(spec, &plan.create)?;
     Ok(program)
 }
 

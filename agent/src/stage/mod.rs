@@ -19,6 +19,7 @@ mod cgroup;
 mod copy_up;
 mod device_filter;
 mod devices;
+mod hooks;
 mod init;
 mod mounts;
 mod options;
