@@ -58,8 +58,8 @@ def test_too_little_memory(chiton, bundle):
 
 
 @pytest.mark.parametrize("edit, name", [
-    (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_ALLOW"}), "linux.seccomp"),
-    (lambda c: c.update(hooks={"poststop": [{"path": "/bin/true"}]}), "hooks"),
+    (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp"),
+    (lambda c: c.update(hooks={"poststop": [{"path": "bin/true"}]}), "hooks"),
     (lambda c: c["process"].update(apparmorProfile="docker-default"), "process.apparmorProfile"),
     (lambda c: c["linux"]["resources"].update(rdma={"mlx5": {"hcaHandles": 1}}), "linux.resources.rdma"),
 ])
