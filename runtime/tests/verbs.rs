@@ -237,7 +237,10 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
             &["create"],
             "chiton: \"create\" requires exactly 1 argument(s)",
         ),
-        (&["create", "--frob", "x"], "--frob"),
+        (
+            &["create", "--frob", "x"],
+            "flag provided but not defined: -frob",
+        ),
         (&["kill", "x", "FROB"], "unknown signal \"FROB\""),
     ] {
         place.refused(args, text);

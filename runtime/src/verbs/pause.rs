@@ -2,14 +2,24 @@
 
 use std::path::Path;
 
+use super::{done, open};
 use crate::error::Error;
+use crate::machine::{Control, control};
+use crate::state::Verb;
 
 /// Suspends a container.
-pub(crate) fn pause(_root: &Path, _id: &str) -> Result<(), Error> {
-    Err(Error::Unsupported("pause"))
+pub(crate) fn pause(root: &Path, id: &str) -> Result<(), Error> {
+    ask(root, id, Verb::Pause, &Control::Pause)
 }
 
 /// Resumes a container.
-pub(crate) fn resume(_root: &Path, _id: &str) -> Result<(), Error> {
-    Err(Error::Unsupported("resume"))
+pub(crate) fn resume(root: &Path, id: &str) -> Result<(), Error> {
+    ask(root, id, Verb::Resume, &Control::Resume)
+}
+
+fn ask(root: &Path, id: &str, verb: Verb, request: &Control) -> Result<(), Error> {
+    let dir = open(root, id)?;
+    let record = dir.record()?;
+    dir.status(record.as_ref())?.allows(verb, dir.id())?;
+    done(control(dir.path(), request)?)
 }
