@@ -6,6 +6,7 @@
 mod boot;
 mod bus;
 mod cpuid;
+mod gate;
 mod kvm;
 mod last_words;
 mod layout;

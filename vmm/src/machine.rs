@@ -2,15 +2,19 @@
 //!
 //! ```text
 //! new ──> start ──> events ... ──> Ended (once)
+//!           │ ^
+//!      pause v │ resume
+//!          paused: events go on, guest code does not
 //! ```
-//! Invariants: one thread owns the machine; guest code runs on vCPU threads only and only after [`Machine::start`];
-//! [`Machine::handle_events`] never blocks and does a bounded amount of work.
+//! Invariants: one thread owns the machine; guest code runs on vCPU threads only, only after [`Machine::start`] and not while the machine
+//! is paused; [`Machine::handle_events`] never blocks and does a bounded amount of work.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_bindings::KVM_API_VERSION;
@@ -20,6 +24,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::bus::Bus;
 use crate::cpuid::Cpuid;
+use crate::gate::Gate;
 use crate::layout::MAX_VCPUS;
 use crate::memory::Extent;
 use crate::vcpu::Report;
@@ -32,6 +37,9 @@ const SHARE_TAG: &str = "chiton";
 
 /// Number of devices.
 pub(crate) const DEVICES: usize = 3;
+
+/// How long a vCPU may take to get out of `KVM_RUN`. It is a matter of microseconds, unless the host is short of memory or processors.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a machine is made of.
 #[derive(Clone, Copy)]
@@ -76,6 +84,9 @@ pub enum Error {
     /// No vsock device.
     #[error("vsock device")]
     Vsock(#[source] vsock::Error),
+    /// A vCPU cannot be stopped.
+    #[error("a vCPU has not stopped within {} s", PAUSE_LIMIT.as_secs())]
+    Pause,
     /// A system call failed.
     #[error("{what}")]
     System {
@@ -178,6 +189,8 @@ pub struct Machine {
     _vm: VmFd,
     /// Those not started yet.
     vcpus: Vec<VcpuFd>,
+    threads: Vec<JoinHandle<()>>,
+    gate: Arc<Gate>,
     bus: Arc<Bus>,
     memory: Arc<GuestMemoryMmap>,
     log_ring: u64,
@@ -259,6 +272,8 @@ impl Machine {
         Ok(Machine {
             _vm: vm,
             vcpus,
+            threads: Vec::new(),
+            gate: Arc::default(),
             bus: Arc::new(Bus::new([fs_device, vsock_device, rng_device])),
             memory,
             log_ring: extent.log_ring(),
@@ -279,11 +294,37 @@ impl Machine {
     /// # Errors
     /// A thread cannot be made; vCPUs started before it run.
     pub fn start(&mut self) -> Result<(), Error> {
-        for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
-            vcpu::start(id, vcpu, Arc::clone(&self.bus), Arc::clone(&self.report))
-                .map_err(kvm::system("vCPU thread"))?;
-        }
-        Ok(())
+        sys::with_kick_blocked(|| {
+            for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
+                let (bus, report) = (Arc::clone(&self.bus), Arc::clone(&self.report));
+                let thread = vcpu::start(id, vcpu, bus, report, self.gate.enter());
+                self.threads
+                    .push(thread.map_err(kvm::system("vCPU thread"))?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Stops the vCPUs: when this returns none executes guest code, and until [`Machine::resume`] none costs processor time. A vCPU
+    /// that has ended is stopped. Devices go on: what the guest has sent is delivered, interrupts wait for the guest. The guest's
+    /// clocks go on too. Does nothing when the machine is paused.
+    ///
+    /// # Errors
+    /// [`Error::Pause`] or [`Error::System`] when a vCPU cannot be stopped; the machine is not paused then.
+    pub fn pause(&mut self) -> Result<(), Error> {
+        let kick = || self.threads.iter().try_for_each(sys::kick);
+        let result = match self.gate.close(kick, PAUSE_LIMIT) {
+            Ok(true) => return Ok(()),
+            Ok(false) => Error::Pause,
+            Err(error) => kvm::system("signal to a vCPU thread")(error),
+        };
+        self.gate.open();
+        Err(result)
+    }
+
+    /// Lets the vCPUs of a paused machine go on. Does nothing when it is not paused.
+    pub fn resume(&mut self) {
+        self.gate.open();
     }
 
     /// A descriptor that is readable when [`Machine::handle_events`] has work.

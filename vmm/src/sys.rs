@@ -1,16 +1,20 @@
-//! The `unsafe` of this crate: mappings, memory slots, kernel interfaces without a safe wrapper.
+//! The `unsafe` of this crate: mappings, memory slots, signals, kernel interfaces without a safe wrapper.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVMIO, kvm_signal_mask, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 use vmm_sys_util::epoll::Epoll;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 /// Alignment of guest memory in this process: a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -109,4 +113,73 @@ pub(crate) fn random(buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is valid for writes of its length.
     let read = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
+
+/// `kvm_signal_mask` (linux/kvm.h) with a signal set of the kernel's size.
+#[repr(C, packed)]
+struct SignalMask {
+    len: u32,
+    /// A bit for each signal, that of signal 1 being the lowest.
+    signals: u64,
+}
+
+/// The signal that gets a thread out of `KVM_RUN`. Real-time signals queue, so each that is sent can be taken.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+/// The set of the kick alone.
+fn kick_set() -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data, made valid by sigemptyset; both calls write to it only and cannot fail for this signal.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, kick_signal());
+        set
+    }
+}
+
+/// Has `KVM_RUN` return EINTR for a kick and for no other signal, whatever the thread blocks.
+pub(crate) fn let_kick_through(vcpu: &VcpuFd) -> io::Result<()> {
+    let mask = SignalMask {
+        len: 8,
+        signals: !(1 << (kick_signal() - 1)),
+    };
+    // SAFETY: the kernel reads the structure and, by its `len`, the 8 bytes behind it, which are the set.
+    match unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Calls `f` with the kick blocked in this thread, and so in the threads it makes.
+pub(crate) fn with_kick_blocked<T>(f: impl FnOnce() -> T) -> T {
+    let mut before = kick_set();
+    // SAFETY: both sets are valid; these calls cannot fail with them.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &kick_set(), &raw mut before) };
+    let result = f();
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+    result
+}
+
+/// Sends a thread a kick. A thread that has ended gets none.
+pub(crate) fn kick(thread: &JoinHandle<()>) -> io::Result<()> {
+    // SAFETY: the handle has not been joined, so it names a thread, be it one that has ended.
+    match unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) } {
+        0 | libc::ESRCH => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Takes a kick that this thread has been sent; one that is sent to the process comes after those.
+pub(crate) fn take_kick() {
+    let now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a valid set and timeout; nothing is asked about the signal. It fails if there is none.
+    unsafe { libc::sigtimedwait(&kick_set(), ptr::null_mut(), &raw const now) };
 }

@@ -1,22 +1,26 @@
 //! A vCPU's thread.
 //!
 //! ```text
-//!            ┌──────── MMIO, port I/O, signal ────────┐
-//!            v                                        │
-//! start ─> KVM_RUN ───────────────────────────────────┤
-//!                                                     └─ reset, shutdown, error ─> first to end? report ─> thread ends
+//!            ┌───────── MMIO, port I/O ─────────┐
+//!            v                                  │
+//! start ─> KVM_RUN ─────────────────────────────┼─ reset, shutdown, error ─> first to end? report ─> thread ends
+//!            ^                                  │
+//!            └── gate (waits while paused) <────┘ signal
 //! ```
-//! Invariant: the machine's end is reported once, by the first vCPU that ends; the others run on until the process ends.
+//! Invariants: the machine's end is reported once, by the first vCPU that ends; the others run on until the process ends. Signals are
+//! blocked in the thread, and the kick alone is let through within `KVM_RUN` (see [`gate`](crate::gate)).
 
+use std::io;
 use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{io, thread};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
+use crate::gate::Pass;
 use crate::machine::EndReason;
 use crate::sys;
 
@@ -60,18 +64,21 @@ impl Report {
     }
 }
 
-/// Starts the thread of vCPU `id`.
+/// Starts the thread of vCPU `id`. The kick must be blocked in the calling thread: the new one inherits that.
 pub(crate) fn start(
     id: u8,
     mut vcpu: VcpuFd,
     bus: Arc<Bus>,
     report: Arc<Report>,
-) -> io::Result<()> {
+    mut pass: Pass,
+) -> io::Result<JoinHandle<()>> {
+    sys::let_kick_through(&vcpu)?;
     let run = move || {
+        pass.wait();
         if id == 0 {
             let _ = report.first_run.set(sys::monotonic());
         }
-        let reason = run(&mut vcpu, &bus);
+        let reason = run(&mut vcpu, &bus, &mut pass);
         if report.end.set(reason).is_ok() {
             // Fails only when the counter is full: then the event is pending.
             let _ = report.ended.write(1);
@@ -80,15 +87,21 @@ pub(crate) fn start(
     thread::Builder::new()
         .name(format!("vcpu{id}"))
         .stack_size(STACK)
-        .spawn(run)?;
-    Ok(())
+        .spawn(run)
 }
 
 /// Runs the vCPU until it ends.
-pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus) -> EndReason {
+fn run(vcpu: &mut VcpuFd, bus: &Bus, pass: &mut Pass) -> EndReason {
     loop {
         match step(vcpu, bus) {
             Step::Continue => {}
+            Step::Interrupted => {
+                if pass.wait() {
+                    // The guest's watchdogs forgive the time that is missing. A guest that has not set its clock up has none to forgive
+                    // (EINVAL).
+                    let _ = vcpu.kvmclock_ctrl();
+                }
+            }
             Step::InternalError => {
                 return EndReason::InternalError {
                     suberror: sys::internal_suberror(vcpu),
@@ -101,6 +114,7 @@ pub(crate) fn run(vcpu: &mut VcpuFd, bus: &Bus) -> EndReason {
 
 enum Step {
     Continue,
+    Interrupted,
     InternalError,
     End(EndReason),
 }
@@ -110,7 +124,8 @@ fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
         Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
         Ok(VcpuExit::MmioWrite(address, data)) => bus.write(address, data),
         Ok(VcpuExit::IoOut(I8042_COMMAND, [I8042_RESET])) => return Step::End(EndReason::Reset),
-        Ok(VcpuExit::IoOut(..) | VcpuExit::Intr) => {}
+        Ok(VcpuExit::IoOut(..)) => {}
+        Ok(VcpuExit::Intr) => return Step::Interrupted,
         Ok(VcpuExit::IoIn(_, data)) => data.fill(0xff),
         Ok(VcpuExit::Shutdown) => return Step::End(EndReason::Reset),
         Ok(VcpuExit::InternalError) => return Step::InternalError,
@@ -133,7 +148,8 @@ fn step(vcpu: &mut VcpuFd, bus: &Bus) -> Step {
         }
         Ok(other) => return Step::End(EndReason::UnexpectedExit(format!("{other:?}"))),
         Err(error) => match error.errno() {
-            libc::EINTR | libc::EAGAIN => {}
+            libc::EINTR => return Step::Interrupted,
+            libc::EAGAIN => {}
             errno => return Step::End(EndReason::Vcpu { errno }),
         },
     }

@@ -5,7 +5,11 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::path::PathBuf;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
 use vmm::virtio::FileServer;
@@ -129,6 +133,7 @@ fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
 }
 
 fn run(code: Code, vcpus: u8) -> Ended {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut machine = machine(&image(&code.0), MEMORY, vcpus).unwrap();
     assert!(machine.handle_events().unwrap().is_empty());
     assert_eq!(machine.first_run(), None);
@@ -217,6 +222,140 @@ fn instructions_in_a_device_are_an_error_of_kvm() {
 #[test]
 fn other_vcpus_wait_to_be_started() {
     assert_eq!(run(Code::default().reset(), 4).reason, EndReason::Reset);
+}
+
+/// Taken by whoever starts a machine, so that the processor time of a machine can be told.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The vCPU threads of this process, as directories in /proc.
+fn vcpu_threads() -> Vec<PathBuf> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let is_vcpu = |task: &PathBuf| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("vcpu"))
+    };
+    tasks
+        .map(|task| task.unwrap().path())
+        .filter(is_vcpu)
+        .collect()
+}
+
+/// Processor time of those threads that still are, nanoseconds: the first field of schedstat (Linux Documentation/scheduler/sched-stats.rst).
+fn processor_time(threads: &[PathBuf]) -> u64 {
+    let time = |thread: &PathBuf| -> u64 {
+        let stat = std::fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+        stat.split(' ').next().unwrap().parse().unwrap_or(0)
+    };
+    threads.iter().map(time).sum()
+}
+
+/// The end, if it comes within `limit`.
+fn end_within(machine: &mut Machine, limit: Duration) -> Option<Ended> {
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, machine.epoll_fd().as_raw_fd(), event)
+        .unwrap();
+    let milliseconds = i32::try_from(limit.as_millis()).unwrap();
+    epoll
+        .wait(milliseconds, &mut [EpollEvent::default()])
+        .unwrap();
+    match machine.handle_events().unwrap().pop() {
+        Some(Event::Ended(ended)) => Some(ended),
+        _ => None,
+    }
+}
+
+/// Adds up in rbx to `count`, and resets. It never leaves the guest on the way.
+fn counting(count: u32) -> Vec<u8> {
+    // mov ebx, 0; add rbx, 1; cmp rbx, count; jne to the addition
+    let code = Code::default()
+        .bytes(&[0xbb, 0, 0, 0, 0])
+        .bytes(&[0x48, 0x83, 0xc3, 1, 0x48, 0x81, 0xfb])
+        .bytes(&count.to_le_bytes())
+        .bytes(&[0x75, 0xf3]);
+    code.reset().0
+}
+
+#[test]
+fn a_paused_guest_does_not_run_and_a_resumed_one_goes_on() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut machine = machine(&image(&counting(1 << 30)), MEMORY, 4).unwrap();
+    // Before the start there is nothing to stop, but then the start waits.
+    machine.pause().unwrap();
+    machine.start().unwrap();
+    assert!(end_within(&mut machine, Duration::from_millis(50)).is_none());
+    assert_eq!(machine.first_run(), None);
+    machine.resume();
+    let begun = Instant::now();
+    while machine.first_run().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        thread::yield_now();
+    }
+    let threads = vcpu_threads();
+    for _ in 0..3 {
+        machine.pause().unwrap();
+        machine.pause().unwrap();
+        let before = processor_time(&threads);
+        assert!(end_within(&mut machine, Duration::from_millis(300)).is_none());
+        // Nothing at all, apart from the last microseconds on the way to sleep.
+        assert!(processor_time(&threads).saturating_sub(before) < 1_000_000);
+        let before = processor_time(&threads);
+        machine.resume();
+        machine.resume();
+        let begun = Instant::now();
+        while processor_time(&threads).saturating_sub(before) < 20_000_000 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "it does not go on"
+            );
+            thread::yield_now();
+        }
+    }
+    machine.pause().unwrap();
+}
+
+#[test]
+fn pauses_come_at_any_moment_and_lose_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // Leaves the guest all the time: mov edx, 20_000; [mov ecx, device; mov eax, [rcx]]; dec edx; jnz
+    let leaving = Code::default()
+        .bytes(&[0xba])
+        .bytes(&20_000_u32.to_le_bytes())
+        .point_at(DEVICE)
+        .bytes(&[0x8b, 0x01])
+        .bytes(&[0xff, 0xca, 0x75, 0xf5]);
+    for code in [leaving.reset().0, counting(1 << 20)] {
+        let mut machine = machine(&image(&code), MEMORY, 3).unwrap();
+        machine.start().unwrap();
+        let mut pauses = 0;
+        let begun = Instant::now();
+        let ended = loop {
+            machine.pause().unwrap();
+            pauses += 1;
+            machine.resume();
+            if let Some(ended) = end_within(&mut machine, Duration::ZERO) {
+                break ended;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{pauses} pauses");
+        };
+        assert_eq!(ended.reason, EndReason::Reset);
+        // The thread that has ended is stopped; the others are waiting to be started.
+        machine.pause().unwrap();
+        machine.resume();
+    }
+}
+
+#[test]
+fn a_halted_guest_is_paused() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // cli; hlt
+    let mut machine = machine(&image(&[0xfa, 0xf4]), MEMORY, 1).unwrap();
+    machine.start().unwrap();
+    for _ in 0..100 {
+        machine.pause().unwrap();
+        machine.resume();
+    }
+    assert!(end_within(&mut machine, Duration::from_millis(20)).is_none());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //!                    packet of the guest, or an end of the host's stream
 //!   REQUEST ──> open ───────────────────────────────────────────────────> open, one direction shut
 //!                │                                                            │
-//!                │ RST, broken rule, guest SHUTDOWN(both)                      │ the other direction shut
+//!                │ RST, broken rule, guest SHUTDOWN(both), RST of the host     │ the other direction shut
 //!                v                                                            v
 //!              ended <───────────────────── RST of the guest ─────────── both shut, waiting for RST
 //! ```
@@ -75,6 +75,8 @@ pub(super) struct Connection {
     response: bool,
     shutdown: bool,
     credit: bool,
+    /// RST is all that is still to be sent.
+    reset: bool,
 }
 
 impl Connection {
@@ -97,6 +99,7 @@ impl Connection {
             response: true,
             shutdown: false,
             credit: false,
+            reset: false,
         }
     }
 
@@ -169,6 +172,11 @@ impl Connection {
         self.shut(SHUTDOWN_RECEIVE);
     }
 
+    /// The host gives the connection up. It is gone when RST is sent.
+    pub(super) fn reset(&mut self) {
+        self.reset = true;
+    }
+
     fn shut(&mut self, flag: u32) {
         if self.host_shut & flag == 0 {
             self.host_shut |= flag;
@@ -178,7 +186,7 @@ impl Connection {
 
     /// Bytes of data that may be sent now, in one packet.
     pub(super) fn allowance(&self) -> u32 {
-        if self.host_shut & SHUTDOWN_SEND != 0 || !self.guest_receives() {
+        if self.reset || self.host_shut & SHUTDOWN_SEND != 0 || !self.guest_receives() {
             return 0;
         }
         // A guest that claims to have forwarded more than it got ends up with no credit.
@@ -188,12 +196,14 @@ impl Connection {
 
     /// Whether a packet without payload waits to be sent.
     pub(super) fn has_control(&self) -> bool {
-        self.response || self.shutdown || self.credit
+        self.reset || self.response || self.shutdown || self.credit
     }
 
-    /// The next packet without payload, if any.
+    /// The next packet without payload, if any. After RST the connection is gone.
     pub(super) fn control(&mut self) -> Option<Header> {
-        if std::mem::take(&mut self.response) {
+        if self.reset {
+            Some(self.rst())
+        } else if std::mem::take(&mut self.response) {
             Some(self.header(op::RESPONSE))
         } else if std::mem::take(&mut self.shutdown) {
             Some(Header {

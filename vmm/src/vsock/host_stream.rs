@@ -5,13 +5,15 @@
 //!
 //! | descriptor                      | used as                                                                    |
 //! |---------------------------------|----------------------------------------------------------------------------|
-//! | FIFO, pipe, tty                 | re-opened through /proc/self/fd, which makes an own, non-blocking description |
+//! | FIFO, pipe, tty                 | re-opened through /proc/self/fd ([`reopen`]), which makes an own, non-blocking description |
 //! | socket                          | as it is, every call with MSG_DONTWAIT                                     |
 //! | file, block device, /dev/null.. | as it is: it never makes a caller wait for somebody else                   |
 //! | the rest, or re-opening failed  | as it is, after a poll(2) that says ready, at most PIPE_BUF bytes at a time  |
 //!
 //! The last kind can still wait when another process drains or fills the same pipe between the poll and the call; nothing better
 //! exists without touching the shared flag.
+//!
+//! A process that has no /proc is given descriptors that another process has re-opened: [`Source::reopened`], [`Sink::reopened`].
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -48,10 +50,16 @@ impl Source {
     /// # Errors
     /// [`Error::NotReadable`], or [`Error::Inspect`] when the kernel does not tell what the descriptor is.
     pub fn new(fd: OwnedFd) -> Result<Source, Error> {
-        match Descriptor::new(fd)? {
-            descriptor if descriptor.has_mode(libc::O_RDONLY) => Ok(Source(descriptor)),
-            descriptor => Err(Error::NotReadable(descriptor.fd.as_raw_fd())),
-        }
+        Descriptor::new(fd)?.readable().map(Source)
+    }
+
+    /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after all, it is used
+    /// with a poll(2) first. Anything but a FIFO or a terminal is used as by [`Source::new`].
+    ///
+    /// # Errors
+    /// As [`Source::new`].
+    pub fn reopened(fd: OwnedFd) -> Result<Source, Error> {
+        Descriptor::reopened(fd)?.readable().map(Source)
     }
 
     /// Reads at most `limit` bytes, straight into guest memory. 0 is the end.
@@ -79,10 +87,16 @@ impl Sink {
     /// # Errors
     /// [`Error::NotWritable`], or [`Error::Inspect`] when the kernel does not tell what the descriptor is.
     pub fn new(fd: OwnedFd) -> Result<Sink, Error> {
-        match Descriptor::new(fd)? {
-            descriptor if descriptor.has_mode(libc::O_WRONLY) => Ok(Sink(descriptor)),
-            descriptor => Err(Error::NotWritable(descriptor.fd.as_raw_fd())),
-        }
+        Descriptor::new(fd)?.writable().map(Sink)
+    }
+
+    /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after all, it is used
+    /// with a poll(2) first. Anything but a FIFO or a terminal is used as by [`Sink::new`].
+    ///
+    /// # Errors
+    /// As [`Sink::new`].
+    pub fn reopened(fd: OwnedFd) -> Result<Sink, Error> {
+        Descriptor::reopened(fd)?.writable().map(Sink)
     }
 
     /// Writes straight from guest memory.
@@ -130,27 +144,63 @@ struct Descriptor {
     flags: libc::c_int,
 }
 
+/// What matters about an open file.
+enum Kind {
+    Socket,
+    /// It never makes a caller wait for somebody else.
+    AlwaysReady,
+    /// A FIFO or a terminal.
+    Reopenable,
+    Other,
+}
+
 impl Descriptor {
+    /// A descriptor somebody else uses too.
     fn new(fd: OwnedFd) -> Result<Descriptor, Error> {
-        let raw = fd.as_raw_fd();
-        let inspect = |source| Error::Inspect { fd: raw, source };
-        let flags = sys::flags(fd.as_fd()).map_err(inspect)?;
-        let file = File::from(fd);
-        let metadata = file.metadata().map_err(inspect)?;
-        let kind = metadata.file_type();
-        let (fd, access) = if kind.is_socket() {
-            (file.into(), Access::Socket)
-        } else if kind.is_file() || kind.is_block_device() || is_memory_device(&metadata) {
-            (file.into(), Access::Direct)
-        } else if kind.is_fifo() || (is_reopenable_device(&metadata) && file.is_terminal()) {
-            match reopen(&file, &metadata, flags) {
-                Some(own) => (own.into(), Access::Direct),
-                None => (file.into(), Access::Guarded),
-            }
-        } else {
-            (file.into(), Access::Guarded)
+        let (mut file, metadata, flags) = inspect(fd)?;
+        let access = match kind(&file, &metadata) {
+            Kind::Socket => Access::Socket,
+            Kind::AlwaysReady => Access::Direct,
+            Kind::Reopenable => match open_again(&file, &metadata, flags) {
+                Some(own) => {
+                    file = own;
+                    Access::Direct
+                }
+                None => Access::Guarded,
+            },
+            Kind::Other => Access::Guarded,
         };
+        let fd = file.into();
         Ok(Descriptor { fd, access, flags })
+    }
+
+    /// A descriptor of an own description.
+    fn reopened(fd: OwnedFd) -> Result<Descriptor, Error> {
+        let (file, metadata, flags) = inspect(fd)?;
+        let access = match kind(&file, &metadata) {
+            Kind::Socket => Access::Socket,
+            Kind::AlwaysReady => Access::Direct,
+            Kind::Reopenable if flags & libc::O_NONBLOCK != 0 => Access::Direct,
+            Kind::Reopenable | Kind::Other => Access::Guarded,
+        };
+        let fd = file.into();
+        Ok(Descriptor { fd, access, flags })
+    }
+
+    fn readable(self) -> Result<Descriptor, Error> {
+        if self.has_mode(libc::O_RDONLY) {
+            Ok(self)
+        } else {
+            Err(Error::NotReadable(self.fd.as_raw_fd()))
+        }
+    }
+
+    fn writable(self) -> Result<Descriptor, Error> {
+        if self.has_mode(libc::O_WRONLY) {
+            Ok(self)
+        } else {
+            Err(Error::NotWritable(self.fd.as_raw_fd()))
+        }
     }
 
     /// Whether the descriptor was opened with `mode` (O_RDONLY, O_WRONLY) or for both.
@@ -171,6 +221,45 @@ impl Descriptor {
     }
 }
 
+/// The file behind a descriptor, what it is, and its access mode and status flags.
+fn inspect(fd: OwnedFd) -> Result<(File, Metadata, libc::c_int), Error> {
+    let raw = fd.as_raw_fd();
+    let inspect = |source| Error::Inspect { fd: raw, source };
+    let flags = sys::flags(fd.as_fd()).map_err(inspect)?;
+    let file = File::from(fd);
+    let metadata = file.metadata().map_err(inspect)?;
+    Ok((file, metadata, flags))
+}
+
+fn kind(file: &File, metadata: &Metadata) -> Kind {
+    let kind = metadata.file_type();
+    if kind.is_socket() {
+        Kind::Socket
+    } else if kind.is_file() || kind.is_block_device() || is_memory_device(metadata) {
+        Kind::AlwaysReady
+    } else if kind.is_fifo() || (is_reopenable_device(metadata) && file.is_terminal()) {
+        Kind::Reopenable
+    } else {
+        Kind::Other
+    }
+}
+
+/// For a process that sends descriptors to one without /proc: opens a FIFO or a terminal again, for a description that is nobody
+/// else's and does not block. Returns the new descriptor and true; or the same descriptor and false, when it is something else or
+/// cannot be opened again.
+///
+/// # Errors
+/// [`Error::Inspect`] when the kernel does not tell what the descriptor is.
+pub fn reopen(fd: OwnedFd) -> Result<(OwnedFd, bool), Error> {
+    let (file, metadata, flags) = inspect(fd)?;
+    let own = match kind(&file, &metadata) {
+        Kind::Reopenable => open_again(&file, &metadata, flags),
+        _ => None,
+    };
+    let reopened = own.is_some();
+    Ok((own.unwrap_or(file).into(), reopened))
+}
+
 /// Whether it is /dev/null, /dev/zero or /dev/full (major 1, minors 3, 5, 7: admin-guide/devices.rst of Linux).
 fn is_memory_device(metadata: &Metadata) -> bool {
     let device = metadata.rdev();
@@ -187,7 +276,7 @@ fn is_reopenable_device(metadata: &Metadata) -> bool {
 
 /// Opens the same file once more for a description of its own, non-blocking. `None` when that is not possible: no /proc, no
 /// permission, a FIFO without a reader.
-fn reopen(file: &File, metadata: &Metadata, flags: libc::c_int) -> Option<File> {
+fn open_again(file: &File, metadata: &Metadata, flags: libc::c_int) -> Option<File> {
     let mode = flags & libc::O_ACCMODE;
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let own = OpenOptions::new()
@@ -300,6 +389,60 @@ mod tests {
         assert!(nonblocking(sink.as_fd()) && !nonblocking(callers.as_fd()));
         assert_eq!(sink.write_host((b"hello", b"")).unwrap(), 5);
         drop(master);
+    }
+
+    #[test]
+    fn what_another_process_has_reopened_is_used_as_it_is() {
+        let (reader, writer) = pipe();
+        let callers = writer.try_clone().unwrap();
+        let (reader, own_reader) = reopen(reader).unwrap();
+        let (writer, own_writer) = reopen(writer).unwrap();
+        assert!(own_reader && own_writer);
+        let numbers = (reader.as_raw_fd(), writer.as_raw_fd());
+        let source = Source::reopened(reader).unwrap();
+        let sink = Sink::reopened(writer).unwrap();
+        assert_eq!(
+            (source.as_fd().as_raw_fd(), sink.as_fd().as_raw_fd()),
+            numbers
+        );
+        assert_eq!(
+            (source.0.access, sink.0.access),
+            (Access::Direct, Access::Direct)
+        );
+        assert!(nonblocking(source.as_fd()) && nonblocking(sink.as_fd()));
+        assert!(!nonblocking(callers.as_fd()));
+    }
+
+    #[test]
+    fn what_is_said_to_be_reopened_and_blocks_is_guarded() {
+        let (reader, writer) = pipe();
+        assert_eq!(Source::reopened(reader).unwrap().0.access, Access::Guarded);
+        assert_eq!(Sink::reopened(writer).unwrap().0.access, Access::Guarded);
+        let (_, slave) = sys::terminal();
+        assert_eq!(Sink::reopened(slave).unwrap().0.access, Access::Guarded);
+    }
+
+    #[test]
+    fn only_fifos_and_terminals_are_reopened() {
+        let (_master, slave) = sys::terminal();
+        let (terminal, own) = reopen(slave).unwrap();
+        assert!(own && nonblocking(terminal.as_fd()));
+        let files = [
+            OwnedFd::from(UnixStream::pair().unwrap().0),
+            tempfile::tempfile().unwrap().into(),
+            File::open("/dev/null").unwrap().into(),
+            File::open("/dev/ptmx").unwrap().into(),
+        ];
+        for file in files {
+            let number = file.as_raw_fd();
+            let (same, own) = reopen(file).unwrap();
+            assert_eq!((same.as_raw_fd(), own), (number, false));
+        }
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        assert_eq!(
+            Sink::reopened(socket.into()).unwrap().0.access,
+            Access::Socket
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::os::fd::RawFd;
 use thiserror::Error;
 
 pub use front::VsockFront;
-pub use host_stream::{HostStream, Sink, Source};
+pub use host_stream::{HostStream, Sink, Source, reopen};
 pub use muxer::Vsock;
 pub use packet::Broken;
 

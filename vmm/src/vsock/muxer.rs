@@ -82,6 +82,16 @@ impl Vsock {
         self.streams.expect(port, stream)
     }
 
+    /// Gives up the stream of a port: the guest's connection is reset or, if there was none, refused when it comes. The host's
+    /// descriptors are closed before this returns, with what the sink has not taken; the end of the stream is not reported. Does nothing
+    /// when the port has no stream.
+    pub fn abandon(&mut self, port: Port) {
+        if self.streams.abandon(port) {
+            // Fails only when the counter is full, and then the event is already pending.
+            let _ = self.again.write(1);
+        }
+    }
+
     /// A descriptor that is readable when [`Vsock::handle_events`] has work.
     #[must_use]
     pub fn epoll_fd(&self) -> BorrowedFd<'_> {

@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::Port;
 use super::connection::{Connection, Key, Outcome};
 use super::host_stream::{HostStream, Sink, Source};
-use super::packet::{Header, Received, RxBuffer};
+use super::packet::{Header, Received, RxBuffer, op};
 
 /// A host descriptor that epoll can be asked to watch.
 struct Watched<T: AsFd> {
@@ -171,6 +171,16 @@ impl Stream {
         self.close_finished_sink();
     }
 
+    /// The host gives the stream up: its descriptors are closed with whatever is pending, the guest gets RST.
+    pub(super) fn abandon(&mut self) {
+        self.source = None;
+        self.sink = None;
+        self.pending = VecDeque::new();
+        if let Some(connection) = &mut self.connection {
+            connection.reset();
+        }
+    }
+
     /// Passes the guest's data on to the sink.
     fn deliver(&mut self, mut packet: Received<'_>) {
         let Some(sink) = &self.sink else {
@@ -262,6 +272,9 @@ impl Stream {
     pub(super) fn fill(&mut self, buffer: &RxBuffer<'_>) -> Option<Header> {
         let connection = self.connection.as_mut()?;
         if let Some(header) = connection.control() {
+            if header.op.get() == op::RST {
+                self.disconnect();
+            }
             return Some(header);
         }
         let limit = buffer.room().len().min(connection.allowance() as usize);

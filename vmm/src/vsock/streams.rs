@@ -26,7 +26,7 @@ struct Entry {
     stream: Stream,
     /// In the work queue.
     queued: bool,
-    /// Reported as closed. What remains is a connection whose end the guest has not confirmed.
+    /// Reported as closed, or given up. What remains is a connection whose end the guest has not confirmed or not heard of.
     reported: bool,
 }
 
@@ -71,6 +71,21 @@ impl Streams {
         }
         self.expected.insert(port, host);
         Ok(())
+    }
+
+    /// Gives up a stream that is offered or connected; its closing is not reported. Whether the guest is to be told.
+    pub(super) fn abandon(&mut self, port: Port) -> bool {
+        if self.expected.remove(&port).is_some() {
+            return false;
+        }
+        let current = |entry: &Entry| !entry.reported && entry.stream.port() == port;
+        let Some((&id, entry)) = self.entries.iter_mut().find(|(_, entry)| current(entry)) else {
+            return false;
+        };
+        entry.stream.abandon();
+        entry.reported = true;
+        self.settle(id);
+        true
     }
 
     /// Streams whose closing is not reported yet.
@@ -184,7 +199,7 @@ impl Streams {
             self.closed.push(stream.port());
         }
         if !stream.is_connected() {
-            // No later connection can have the same ports: the host's port is in use until the stream is reported.
+            // No later connection has the same ports: until here, a REQUEST with them was a packet of this one.
             self.connected.remove(&stream.key());
             if stream.is_closed() {
                 self.entries.remove(&id);

@@ -413,3 +413,39 @@ fn two_streams_take_turns() {
     assert!(order.len() > 30);
     assert!(order.windows(2).all(|pair| pair[0] != pair[1]), "{order:?}");
 }
+
+#[test]
+fn a_reopened_terminal_is_source_and_sink_and_its_hangup_ends_both() {
+    let (master, slave) = sys::terminal();
+    let (slave, own) = crate::vsock::reopen(slave).unwrap();
+    assert!(own);
+    let stream = HostStream {
+        source: Some(Source::reopened(slave.try_clone().unwrap()).unwrap()),
+        sink: Some(Sink::reopened(slave).unwrap()),
+    };
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    let mut user = File::from(master.try_clone().unwrap());
+    user.write_all(b"ls\n").unwrap();
+    driver.wait();
+    assert_eq!(driver.data(), b"ls\n");
+    driver.write(b"a b c", 100);
+    driver.run();
+    // What was typed is echoed by the terminal, which was not made raw.
+    assert_eq!(available(&master), b"ls\r\na b c");
+
+    drop((user, master));
+    driver.wait();
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_SEND
+    );
+    assert!(driver.closed.is_empty());
+    driver.write(b"to nobody", 100);
+    assert_eq!(
+        driver.expect_op(op::SHUTDOWN).header.flags.get(),
+        SHUTDOWN_BOTH
+    );
+    driver.run();
+    assert_eq!(driver.closed, [PORT]);
+}

@@ -537,3 +537,133 @@ fn after_reset_the_queues_are_not_touched() {
     );
     assert!(!driver.is_broken());
 }
+
+/// A pipe's both ends as a stream, and what is left of it for the test.
+fn full_stream() -> (HostStream, OwnedFd, OwnedFd) {
+    let (reader, feeder) = pipe();
+    let (drain, writer) = pipe();
+    let stream = HostStream {
+        source: source(reader).source,
+        sink: sink(writer).sink,
+    };
+    (stream, feeder, drain)
+}
+
+#[test]
+fn an_abandoned_expectation_is_refused_and_not_reported() {
+    let (stream, _feeder, drain) = full_stream();
+    let mut driver = Driver::new();
+    driver.run();
+    driver.vsock.expect(PORT, stream).unwrap();
+    driver.vsock.abandon(PORT);
+    assert!(at_end(&drain), "the host's descriptors are closed");
+    assert!(!driver.is_awake());
+    assert_eq!(driver.vsock.open_streams(), 0);
+    driver.send(op::REQUEST);
+    driver.expect_op(op::RST);
+    assert!(driver.closed.is_empty());
+    // Nothing is there to be abandoned; the port is free.
+    driver.vsock.abandon(PORT);
+    driver.vsock.abandon(PORT + 1);
+    assert!(!driver.is_awake());
+    driver.connect(socket().0);
+}
+
+#[test]
+fn an_abandoned_connection_is_reset_and_not_reported() {
+    let (stream, feeder, drain) = full_stream();
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    // More than the pipe takes, and bytes that the guest has not got.
+    driver.write(&pattern(200 << 10), MAX_PAYLOAD as usize);
+    while driver.packet().is_some() {}
+    File::from(feeder).write_all(b"never read").unwrap();
+    let watched = driver.watched();
+    driver.vsock.abandon(PORT);
+    assert!(driver.watched() < watched);
+    assert!(available(&drain).len() <= 64 << 10);
+    assert!(at_end(&drain), "the host's descriptors are closed");
+    assert_eq!(driver.vsock.open_streams(), 0);
+    assert!(driver.is_awake(), "the guest is to be told");
+    let rst = driver.expect_op(op::RST).header;
+    assert_eq!((rst.src_port.get(), rst.dst_port.get()), (PORT, GUEST_PORT));
+    assert!(driver.packet().is_none());
+    assert!(driver.closed.is_empty());
+    // The connection is gone.
+    driver.send(op::RW);
+    driver.expect_op(op::RST);
+    driver.connect(socket().0);
+}
+
+#[test]
+fn an_abandoned_stream_whose_connection_is_gone_is_closed() {
+    let (stream, _feeder, drain) = full_stream();
+    let mut driver = Driver::new();
+    driver.connect(stream);
+    driver.write(&pattern(200 << 10), MAX_PAYLOAD as usize);
+    driver.send(op::RST);
+    driver.run();
+    assert_eq!(driver.vsock.open_streams(), 1, "bytes are pending");
+    driver.vsock.abandon(PORT);
+    assert_eq!(driver.vsock.open_streams(), 0);
+    available(&drain);
+    assert!(at_end(&drain));
+    assert!(driver.packet().is_none(), "the guest knows");
+    assert!(driver.closed.is_empty());
+}
+
+#[test]
+fn a_guest_that_takes_no_rst_cannot_use_up_more_than_the_limit() {
+    let mut driver = Driver::without_rx();
+    let mut count = 0;
+    loop {
+        let (stream, _peer) = socket();
+        let port = PORT + count;
+        if driver.vsock.expect(port, stream).is_err() {
+            break;
+        }
+        let key = Key {
+            guest_port: GUEST_PORT,
+            host_port: port,
+        };
+        let header = driver.header(key, op::REQUEST);
+        driver.send_header(&header, &[]);
+        driver.run();
+        driver.vsock.abandon(port);
+        count += 1;
+    }
+    assert_eq!(count as usize, MAX_STREAMS);
+    // When it gives buffers it is told of each, and there is room again.
+    driver.give_rx();
+    for _ in 0..count {
+        driver.expect_op(op::RST);
+    }
+    driver.connect(socket().0);
+}
+
+#[test]
+fn what_the_guest_sends_on_an_abandoned_connection_is_nobodys() {
+    for (operation, answer) in [(op::RW, true), (op::SHUTDOWN, true), (op::RST, false)] {
+        let (stream, _feeder, drain) = full_stream();
+        let mut driver = Driver::new();
+        driver.connect(stream);
+        let flags = if operation == op::SHUTDOWN {
+            SHUTDOWN_BOTH
+        } else {
+            0
+        };
+        let len = u32::from(operation == op::RW);
+        let header = Header {
+            flags: flags.into(),
+            len: len.into(),
+            ..driver.header(KEY, operation)
+        };
+        // In the queue before the host gives up, seen after it.
+        assert!(driver.queue(&header, &b"x"[..len as usize]));
+        driver.vsock.abandon(PORT);
+        assert!(at_end(&drain));
+        assert_eq!(driver.packet().is_some_and(|p| p.op() == op::RST), answer);
+        assert!(driver.packet().is_none());
+        driver.connect(socket().0);
+    }
+}
