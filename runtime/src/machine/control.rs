@@ -11,13 +11,13 @@
 //! client of an exec goes away before `Exited`, the process in the guest is killed.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use protocol::{Decoder, Exit, Process, TerminalSize};
+use protocol::{Exit, Process, TerminalSize};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
@@ -28,10 +28,7 @@ use super::{Doing, Error};
 const SOCKET: &str = "control.sock";
 
 /// Most descriptors that come with a request: the standard streams.
-const DESCRIPTORS_MAX: usize = 3;
-
-/// Largest request in bytes.
-const REQUEST_MAX: usize = 4 << 10;
+pub(super) const DESCRIPTORS_MAX: usize = 3;
 
 /// A request to the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,44 +236,4 @@ pub(super) fn listen(state_dir: BorrowedFd<'_>) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(address(state_dir))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// One client, seen from the machine process.
-pub(super) struct Client {
-    stream: UnixStream,
-    decoder: Decoder,
-}
-
-impl Client {
-    /// Takes an accepted connection.
-    pub(super) fn new(stream: UnixStream) -> io::Result<Client> {
-        stream.set_nonblocking(true)?;
-        Ok(Client {
-            stream,
-            decoder: Decoder::with_cap(REQUEST_MAX),
-        })
-    }
-
-    /// Reads once; the request, when it is whole.
-    pub(super) fn request(&mut self) -> io::Result<Option<Control>> {
-        let mut bytes = [0; REQUEST_MAX];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => self.decoder.push(&bytes[..count]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e),
-        }
-        self.decoder.take().map_err(io::Error::other)
-    }
-
-    /// Answers and hangs up. A client that has gone or takes nothing loses its answer.
-    pub(super) fn reply(mut self, reply: &ControlReply) {
-        let _ = protocol::write(&mut self.stream, reply);
-    }
-}
-
-impl AsFd for Client {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
 }

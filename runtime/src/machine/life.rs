@@ -14,27 +14,37 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
-use protocol::{Create, Exit, Failure, FailureKind, INIT, Message, Reply, RequestBody};
+use nix::sys::stat::Mode;
+use protocol::{
+    Create, Exit, Failure, FailureKind, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize,
+};
+use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
 use vmm::{Ended, Event, Machine};
 
 use super::agent::Agent;
-use super::control::{Client, Control, ControlReply};
+use super::clients::{Clients, Told};
+use super::control::{Control, ControlReply, ExecControl, ExecRequest};
+use super::execs::{EXECS_MAX, Execs, Executed};
 use super::journal::{Entry, Journal};
 use super::process::{MACHINE_LOST, give_up};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
-use super::{Doing, Error, sys};
+use super::{Doing, Error, streams, sys};
 use crate::guest;
 
-/// Most control connections at once; more are closed as they come.
-const CLIENTS_MAX: usize = 64;
+/// Most requests that the agent has not answered.
+const REQUESTS_MAX: usize = 1024;
+
+/// The file in the bundle that says that the guest's kernel has killed for want of memory, as conmon makes it.
+const OOM_FILE: &str = "oom";
 
 /// Most characters of an error text that are taken from the guest.
 const WORDS_MAX: usize = 4096;
@@ -44,11 +54,15 @@ pub(super) struct Parts {
     pub(super) machine: Machine,
     pub(super) agent: Agent,
     pub(super) signals: SignalFd,
-    pub(super) listener: UnixListener,
+    pub(super) clients: Clients,
     pub(super) journal: Journal,
     pub(super) create: Create,
     pub(super) timeline: Timeline,
     pub(super) timeline_file: Option<File>,
+    /// The container's terminal on the host, for its size.
+    pub(super) terminal: Option<OwnedFd>,
+    /// The bundle's directory.
+    pub(super) bundle: OwnedFd,
 }
 
 /// Where the container is in its life.
@@ -61,50 +75,42 @@ enum Phase {
     Draining(Exit),
 }
 
-/// Who waits for a response of the agent.
+/// Who waits for a response of the agent. Clients by their numbers: one that has gone gets nothing.
+#[derive(Debug, Clone, Copy)]
 enum Waiting {
     /// The create verb.
     Create,
     /// A start verb.
-    Start(Client),
-    /// A kill verb, or nobody when a signal to the process itself was passed on.
-    Kill(Option<Client>),
+    Start(u64),
+    /// The client of an exec.
+    Exec(ProcessId),
+    /// A pause verb.
+    Pause(u64),
+    /// A resume verb.
+    Resume(u64),
+    /// Any other verb.
+    Client(u64),
+    /// Nobody: a signal or a size was passed on.
+    Nobody,
 }
 
 /// What an epoll event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 enum Token {
     Machine,
     Agent,
     Sync,
     Signals,
-    Listener,
-    Client(u64),
+    Clients,
 }
 
 impl Token {
-    const FIRST_CLIENT: u64 = 5;
-
-    fn number(self) -> u64 {
-        match self {
-            Token::Machine => 0,
-            Token::Agent => 1,
-            Token::Sync => 2,
-            Token::Signals => 3,
-            Token::Listener => 4,
-            Token::Client(serial) => Self::FIRST_CLIENT + serial,
-        }
-    }
-
-    fn of(number: u64) -> Token {
-        match number {
-            0 => Token::Machine,
-            1 => Token::Agent,
-            2 => Token::Sync,
-            3 => Token::Signals,
-            4 => Token::Listener,
-            _ => Token::Client(number - Self::FIRST_CLIENT),
-        }
+    fn of(number: u64) -> Option<Token> {
+        use Token::{Agent, Clients, Machine, Signals, Sync};
+        [Machine, Agent, Sync, Signals, Clients]
+            .into_iter()
+            .find(|token| *token as u64 == number)
     }
 }
 
@@ -113,10 +119,10 @@ pub(super) struct Life {
     epoll: Epoll,
     parts: Parts,
     agent_interest: EpollFlags,
-    clients: HashMap<u64, Client>,
-    clients_seen: u64,
+    execs: Execs,
     waiting: HashMap<u64, Waiting>,
     phase: Phase,
+    paused: bool,
     /// The container's output streams that have not been delivered to their end.
     output: Vec<Port>,
 }
@@ -130,7 +136,7 @@ impl Life {
             (parts.agent.as_fd(), Token::Agent),
             (sync.as_fd(), Token::Sync),
             (parts.signals.as_fd(), Token::Signals),
-            (parts.listener.as_fd(), Token::Listener),
+            (parts.clients.as_fd(), Token::Clients),
         ];
         for (fd, token) in watched {
             watch(&epoll, fd, token).doing("watch a descriptor")?;
@@ -140,10 +146,10 @@ impl Life {
             epoll,
             parts,
             agent_interest: EpollFlags::EPOLLIN,
-            clients: HashMap::new(),
-            clients_seen: 0,
+            execs: Execs::new(),
             waiting: HashMap::new(),
             phase: Phase::Booting,
+            paused: false,
             output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
         })
     }
@@ -173,12 +179,12 @@ impl Life {
         };
         for event in &events[..count] {
             match Token::of(event.data()) {
-                Token::Machine => self.machine_events(sync.as_ref())?,
-                Token::Agent => self.agent_event(event.events(), sync.as_ref())?,
-                Token::Sync => self.commit(sync)?,
-                Token::Signals => self.pass_signals()?,
-                Token::Listener => self.accept(),
-                Token::Client(serial) => self.client_request(serial),
+                Some(Token::Machine) => self.machine_events(sync.as_ref())?,
+                Some(Token::Agent) => self.agent_event(event.events(), sync.as_ref())?,
+                Some(Token::Sync) => self.commit(sync)?,
+                Some(Token::Signals) => self.pass_signals()?,
+                Some(Token::Clients) => self.clients_told()?,
+                None => {}
             }
         }
         self.watch_agent()
@@ -204,7 +210,11 @@ impl Life {
             .map_err(io::Error::other)?
         {
             match event {
-                Event::StreamClosed(port) => self.output.retain(|open| *open != port),
+                Event::StreamClosed(port) => {
+                    self.output.retain(|open| *open != port);
+                    let over = self.execs.stream_closed(port);
+                    self.exec_over(over);
+                }
                 Event::Ended(ended) => self.lost(&obituary(&ended), sync),
             }
         }
@@ -286,6 +296,11 @@ impl Life {
                 self.drain(exit, None);
                 self.answer_all(&ControlReply::NotRunning);
             }
+            (Message::Exited { process, exit }, _) if process != INIT => {
+                let over = self.execs.exited(process, exit);
+                self.exec_over(over);
+            }
+            (Message::OutOfMemory, Phase::Created | Phase::Running) => self.out_of_memory(),
             // Anything else is out of turn; a guest that talks nonsense is not listened to.
             _ => {}
         }
@@ -314,26 +329,47 @@ impl Life {
             }
             (Some(Waiting::Start(client)), Ok(reply)) => {
                 self.started(&reply);
-                client.reply(&ControlReply::Done);
+                self.parts.clients.reply(client, &ControlReply::Done);
+                self.send_size()?;
                 // The guest has its own copies, and nobody waits any more.
                 sys::release(guest::KERNEL);
                 sys::release(guest::INITRAMFS);
             }
             (Some(Waiting::Start(client)), Err(failure)) => {
-                client.reply(&ControlReply::Failed(start_failure(&failure)));
+                let reply = ControlReply::Failed(start_failure(&failure));
+                self.parts.clients.reply(client, &reply);
             }
-            (Some(Waiting::Kill(client)), result) => {
-                let reply = match result {
-                    Ok(_) => ControlReply::Done,
-                    Err(failure) if failure.kind == FailureKind::NotRunning => {
-                        ControlReply::NotRunning
-                    }
-                    Err(failure) => ControlReply::Failed(words(&failure)),
-                };
-                if let Some(client) = client {
-                    client.reply(&reply);
+            (Some(Waiting::Exec(process)), Ok(_)) => match self.execs.executed(process) {
+                Some(Executed::Tell(client)) => {
+                    self.parts.clients.tell(client, &ControlReply::Executed);
                 }
+                Some(Executed::Kill) => self.kill(process, libc::SIGKILL)?,
+                None => {}
+            },
+            (Some(Waiting::Exec(process)), Err(failure)) => {
+                self.exec_failed(process, &failed(&failure));
             }
+            (Some(Waiting::Pause(client)), Ok(_)) => {
+                self.paused = true;
+                self.journal(&Entry::Paused);
+                self.parts.clients.reply(client, &ControlReply::Done);
+            }
+            (Some(Waiting::Resume(client)), Ok(_)) => {
+                self.paused = false;
+                let reply = match self.parts.journal.resume() {
+                    Ok(()) => ControlReply::Done,
+                    Err(e) => ControlReply::Failed(format!("cannot write the journal: {e}")),
+                };
+                self.parts.clients.reply(client, &reply);
+            }
+            (Some(Waiting::Client(client)), Ok(reply)) => {
+                self.parts.clients.reply(client, &answer(reply));
+            }
+            (
+                Some(Waiting::Pause(client) | Waiting::Resume(client) | Waiting::Client(client)),
+                Err(failure),
+            ) => self.parts.clients.reply(client, &failed(&failure)),
+            (Some(Waiting::Nobody), _) => {}
         }
         Ok(())
     }
@@ -365,113 +401,220 @@ impl Life {
         let _ = self.parts.journal.append(entry);
     }
 
-    /// Signals to this process are for the container's init.
+    /// Signals to this process are for the container's init; that its terminal has another size is for the guest's terminal.
     fn pass_signals(&mut self) -> io::Result<()> {
         while let Some(info) = self.parts.signals.read_signal()? {
-            if let (Ok(signal), Phase::Created | Phase::Running) =
-                (i32::try_from(info.ssi_signo), self.phase)
-            {
-                let kill = RequestBody::Kill {
-                    process: INIT,
-                    signal,
-                    all: false,
-                };
-                self.request(kill, Waiting::Kill(None))?;
+            match i32::try_from(info.ssi_signo) {
+                Ok(libc::SIGWINCH) if self.parts.terminal.is_some() => self.send_size()?,
+                Ok(signal) if matches!(self.phase, Phase::Created | Phase::Running) => {
+                    self.kill(INIT, signal)?;
+                }
+                _ => {}
             }
         }
         Ok(())
     }
 
-    fn accept(&mut self) {
-        while let Ok((stream, _)) = self.parts.listener.accept() {
-            if self.clients.len() + self.waiting.len() >= CLIENTS_MAX {
-                continue;
-            }
-            let serial = self.clients_seen;
-            self.clients_seen += 1;
-            let watched = Client::new(stream).and_then(|client| {
-                watch(&self.epoll, client.as_fd(), Token::Client(serial))?;
-                Ok(client)
-            });
-            if let Ok(client) = watched {
-                self.clients.insert(serial, client);
-            }
-        }
+    fn kill(&mut self, process: ProcessId, signal: i32) -> io::Result<()> {
+        let kill = RequestBody::Kill {
+            process,
+            signal,
+            all: false,
+        };
+        self.request(kill, Waiting::Nobody).map(drop)
     }
 
-    fn client_request(&mut self, serial: u64) {
-        let Some(client) = self.clients.get_mut(&serial) else {
-            return;
+    /// Gives the guest's terminal the size of the host's, if that has one.
+    fn send_size(&mut self) -> io::Result<()> {
+        let Some(terminal) = &self.parts.terminal else {
+            return Ok(());
         };
-        let request = match client.request() {
-            Ok(None) => return,
-            result => result.ok().flatten(),
+        // A terminal that is gone has no size; the stream from it says so.
+        let Ok(size) = tcgetwinsize(terminal) else {
+            return Ok(());
         };
-        let Some(client) = self.clients.remove(&serial) else {
-            return;
-        };
-        let _ = self.epoll.delete(&client);
-        match request {
-            Some(request) => self.control(client, request),
-            None => drop(client),
+        if self.phase != Phase::Running || (size.ws_row, size.ws_col) == (0, 0) {
+            return Ok(());
         }
+        let resize = RequestBody::Resize {
+            process: INIT,
+            size: TerminalSize {
+                rows: size.ws_row,
+                columns: size.ws_col,
+            },
+        };
+        self.request(resize, Waiting::Nobody).map(drop)
     }
 
-    fn control(&mut self, client: Client, request: Control) {
+    fn out_of_memory(&mut self) {
+        let flags =
+            OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // It says no more the second time; a bundle that cannot be written to says nothing.
+        let mode = Mode::from_bits_truncate(0o644);
+        let _ = openat(&self.parts.bundle, OOM_FILE, flags, mode);
+        self.parts.clients.out_of_memory();
+    }
+
+    fn clients_told(&mut self) -> io::Result<()> {
+        for told in self.parts.clients.handle_events() {
+            match told {
+                Told::Asked(client, request, descriptors) => {
+                    self.control(client, request, descriptors)?;
+                }
+                Told::Steered(process, ExecControl::Kill(signal)) => self.kill(process, signal)?,
+                Told::Steered(process, ExecControl::Resize(size)) => {
+                    self.request(RequestBody::Resize { process, size }, Waiting::Nobody)?;
+                }
+                Told::Left(process) => {
+                    if self.execs.client_gone(process) {
+                        self.kill(process, libc::SIGKILL)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn control(
+        &mut self,
+        client: u64,
+        request: Control,
+        descriptors: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let (body, waiting) = match self.asked(client, request, descriptors) {
+            Ok(Some(asked)) => asked,
+            Ok(None) => return Ok(()),
+            Err(reply) => {
+                self.parts.clients.reply(client, &reply);
+                return Ok(());
+            }
+        };
+        // When the guest takes no more requests the client hears that the connection ended.
+        if !self.request(body, waiting)? {
+            if let Waiting::Exec(process) = waiting {
+                self.execs.failed(process);
+            }
+            self.parts.clients.close(client);
+        }
+        Ok(())
+    }
+
+    /// What the agent is to be asked for a client, if anything; an error is the client's answer.
+    fn asked(
+        &mut self,
+        client: u64,
+        request: Control,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
         let running = matches!(self.phase, Phase::Created | Phase::Running);
         let starting = self
             .waiting
             .values()
             .any(|w| matches!(w, Waiting::Start(_)));
-        let (body, waiting) = match request {
+        Ok(Some(match request {
             Control::Start if self.phase == Phase::Created && !starting => {
                 self.parts.timeline.start = now();
                 (RequestBody::Start, Waiting::Start(client))
             }
             Control::Start => {
                 let text = "cannot start a container that has been started";
-                return client.reply(&ControlReply::Failed(text.into()));
+                return Err(ControlReply::Failed(text.into()));
             }
-            Control::Exec(_)
-            | Control::Pause
-            | Control::Resume
-            | Control::Update(_)
-            | Control::Statistics
-            | Control::Processes
-            | Control::Events => {
-                return client.reply(&ControlReply::Failed("not supported yet".into()));
-            }
-            Control::Kill { .. } if !running => return client.reply(&ControlReply::NotRunning),
-            Control::Kill { signal, all } => (
-                RequestBody::Kill {
+            _ if !running => return Err(ControlReply::NotRunning),
+            Control::Kill { signal, all } => {
+                let kill = RequestBody::Kill {
                     process: INIT,
                     signal,
                     all,
-                },
-                Waiting::Kill(Some(client)),
-            ),
-        };
-        // When the guest takes no more requests the client hears that the connection ended.
-        let _ = self.request(body, waiting);
+                };
+                (kill, Waiting::Client(client))
+            }
+            Control::Exec(exec) => self.exec(client, exec, descriptors)?,
+            Control::Pause if self.paused => return Err(ControlReply::Paused),
+            Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
+            Control::Resume if !self.paused => {
+                return Err(ControlReply::Failed("container not paused".into()));
+            }
+            Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),
+            Control::Update(resources) => (RequestBody::Update(resources), Waiting::Client(client)),
+            Control::Statistics => (RequestBody::Statistics, Waiting::Client(client)),
+            Control::Processes => (RequestBody::Processes, Waiting::Client(client)),
+            Control::Events => {
+                self.parts.clients.listen(client);
+                return Ok(None);
+            }
+        }))
     }
 
-    fn request(&mut self, body: RequestBody, waiting: Waiting) -> io::Result<()> {
-        if self.waiting.len() >= CLIENTS_MAX {
-            return Ok(());
+    /// Gets a process its number and its streams.
+    fn exec(
+        &mut self,
+        client: u64,
+        exec: ExecRequest,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(RequestBody, Waiting), ControlReply> {
+        let streams = streams::passed(&exec, descriptors).map_err(ControlReply::Failed)?;
+        let there = streams.each_ref().map(Option::is_some);
+        let Some((process, stdio)) = self.execs.begin(client, there) else {
+            let text = format!("{EXECS_MAX} processes are being executed already");
+            return Err(ControlReply::Failed(text));
+        };
+        let ports = [stdio.stdin, stdio.stdout, stdio.stderr];
+        for (port, stream) in ports.into_iter().zip(streams) {
+            if let (Some(port), Some(stream)) = (port, stream)
+                && let Err(e) = self.parts.machine.vsock().expect(port, stream)
+            {
+                self.execs.failed(process);
+                return Err(ControlReply::Failed(e.to_string()));
+            }
+        }
+        self.parts.clients.steer(client, process);
+        let body = protocol::Exec {
+            process,
+            config: exec.process,
+            cgroup: exec.cgroup,
+            stdio,
+        };
+        Ok((RequestBody::Exec(body), Waiting::Exec(process)))
+    }
+
+    fn exec_failed(&mut self, process: ProcessId, reply: &ControlReply) {
+        if let Some(client) = self.execs.failed(process) {
+            self.parts.clients.reply(client, reply);
+        }
+    }
+
+    fn exec_over(&mut self, over: Option<(u64, Exit)>) {
+        if let Some((client, exit)) = over {
+            self.parts
+                .clients
+                .reply(client, &ControlReply::Exited(exit));
+        }
+    }
+
+    /// Whether the agent will be asked.
+    fn request(&mut self, body: RequestBody, waiting: Waiting) -> io::Result<bool> {
+        if self.waiting.len() >= REQUESTS_MAX {
+            return Ok(false);
         }
         match self.parts.agent.request(body) {
             Ok(id) => drop(self.waiting.insert(id, waiting)),
-            // Whoever waits hears that there is no answer.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock || is_gone(&e) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock || is_gone(&e) => return Ok(false),
             Err(e) => return Err(e),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn answer_all(&mut self, reply: &ControlReply) {
-        for (_, waiting) in self.waiting.drain() {
-            if let Waiting::Start(client) | Waiting::Kill(Some(client)) = waiting {
-                client.reply(reply);
+        let waiting: Vec<Waiting> = self.waiting.drain().map(|(_, waiting)| waiting).collect();
+        for waiting in waiting {
+            match waiting {
+                Waiting::Start(client)
+                | Waiting::Pause(client)
+                | Waiting::Resume(client)
+                | Waiting::Client(client) => self.parts.clients.reply(client, reply),
+                Waiting::Exec(process) => self.exec_failed(process, reply),
+                Waiting::Create | Waiting::Nobody => {}
             }
         }
     }
@@ -483,7 +626,7 @@ impl Life {
             interest |= EpollFlags::EPOLLOUT;
         }
         if !self.agent_interest.is_empty() && interest != self.agent_interest {
-            let mut event = EpollEvent::new(interest, Token::Agent.number());
+            let mut event = EpollEvent::new(interest, Token::Agent as u64);
             self.epoll.modify(&self.parts.agent, &mut event)?;
             self.agent_interest = interest;
         }
@@ -492,7 +635,7 @@ impl Life {
 }
 
 fn watch(epoll: &Epoll, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-    Ok(epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.number()))?)
+    Ok(epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token as u64))?)
 }
 
 /// Whether an error says that the other end of the channel has been closed.
@@ -518,6 +661,23 @@ fn start_failure(failure: &Failure) -> String {
     format!("unable to start container process: {}", words(failure))
 }
 
+/// The agent's failure as a client is told.
+fn failed(failure: &Failure) -> ControlReply {
+    match failure.kind {
+        FailureKind::NotRunning => ControlReply::NotRunning,
+        _ => ControlReply::Failed(words(failure)),
+    }
+}
+
+/// The agent's success as a client is told.
+fn answer(reply: Reply) -> ControlReply {
+    match reply {
+        Reply::Statistics(files) => ControlReply::Statistics(files),
+        Reply::Processes { now, processes } => ControlReply::Processes { now, processes },
+        _ => ControlReply::Done,
+    }
+}
+
 /// The guest's words, fit for somebody's terminal: bounded, without control characters.
 fn words(failure: &Failure) -> String {
     let text = failure.to_string();
@@ -530,23 +690,6 @@ fn words(failure: &Failure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_are_their_numbers() {
-        let fixed = [
-            Token::Machine,
-            Token::Agent,
-            Token::Sync,
-            Token::Signals,
-            Token::Listener,
-        ];
-        for token in fixed
-            .into_iter()
-            .chain([Token::Client(0), Token::Client(77)])
-        {
-            assert_eq!(Token::of(token.number()), token);
-        }
-    }
 
     #[test]
     fn a_guest_speaks_no_terminal_commands() {

@@ -13,11 +13,14 @@
 //! it depends on nobody.
 
 mod agent;
+mod clients;
 mod control;
+mod execs;
 mod jail;
 mod journal;
 mod life;
 mod process;
+mod streams;
 mod sync;
 mod sys;
 mod timeline;

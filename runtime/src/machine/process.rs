@@ -10,15 +10,15 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use protocol::{CONTROL_PORT, Create, Exit, Stdio};
-use vmm::vsock::{self, HostStream, Sink, Source};
 use vmm::{Machine, MachineConfig};
 
 use super::agent::Agent;
+use super::clients::Clients;
 use super::journal::Journal;
 use super::life::{Life, Parts};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
-use super::{Doing, Launch, control, jail, sys};
+use super::{Doing, Launch, control, jail, streams, sys};
 use crate::guest;
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
@@ -70,6 +70,7 @@ fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::
         launch.state_dir,
     ];
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
+    keep.extend(launch.terminal.as_ref().map(AsFd::as_fd));
     // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
     // of the launch only the descriptors kept are used.
     unsafe { sys::close_all_but(&keep) }
@@ -119,7 +120,22 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
-    let streams = standard_streams()?;
+    let bundle = open(
+        launch.bundle,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .doing("open the bundle")?;
+    if let Some(terminal) = &launch.terminal {
+        rustix::process::ioctl_tiocsctty(terminal).doing("take the terminal")?;
+    }
+    let terminal = launch
+        .terminal
+        .as_ref()
+        .map(OwnedFd::try_clone)
+        .transpose()
+        .doing("duplicate the terminal")?;
+    let streams = streams::of_launch(launch.terminal)?;
 
     let open_fd_limit = jail::set_limits()?;
     jail::enter_network(&launch.network)?;
@@ -146,7 +162,8 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     machine.vsock().expect(CONTROL_PORT, guest_end)?;
     let mut stdio = Stdio::default();
     let slots = [&mut stdio.stdin, &mut stdio.stdout, &mut stdio.stderr];
-    for ((port, stream), slot) in streams.into_iter().zip(slots) {
+    let ports = [STDIN_PORT, STDOUT_PORT, STDERR_PORT];
+    for ((port, stream), slot) in ports.into_iter().zip(streams).zip(slots) {
         if let Some(stream) = stream {
             machine.vsock().expect(port, stream)?;
             *slot = Some(port);
@@ -164,7 +181,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         machine,
         agent,
         signals,
-        listener,
+        clients: Clients::new(listener).doing("watch control.sock")?,
         journal,
         create: Create {
             id: launch.id.to_owned(),
@@ -179,6 +196,8 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
             ..Timeline::default()
         },
         timeline_file: launch.timeline,
+        terminal,
+        bundle,
     })
 }
 
@@ -191,45 +210,4 @@ fn leave_the_caller() -> Result<SignalFd, super::Error> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).doing("block signals")?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("create a signalfd")
-}
-
-/// The caller's standard streams, in whose place the process keeps /dev/null. A descriptor that is not open for its direction (nohup opens
-/// standard input for writing only) is nothing to the guest.
-fn standard_streams() -> Result<[(u32, Option<HostStream>); 3], Error> {
-    let stdin = match Source::new(duplicate(io::stdin())?) {
-        Err(vsock::Error::NotReadable(_)) => None,
-        source => Some(HostStream {
-            source: Some(source?),
-            sink: None,
-        }),
-    };
-    let output = |fd| match Sink::new(fd) {
-        Err(vsock::Error::NotWritable(_)) => Ok(None),
-        sink => Ok::<_, Error>(Some(HostStream {
-            source: None,
-            sink: Some(sink?),
-        })),
-    };
-    let stdout = output(duplicate(io::stdout())?)?;
-    let stderr = output(duplicate(io::stderr())?)?;
-    replace_standard_descriptors().doing("open /dev/null")?;
-    Ok([
-        (STDIN_PORT, stdin),
-        (STDOUT_PORT, stdout),
-        (STDERR_PORT, stderr),
-    ])
-}
-
-fn duplicate(fd: impl AsFd) -> Result<OwnedFd, super::Error> {
-    fd.as_fd()
-        .try_clone_to_owned()
-        .doing("duplicate a standard stream")
-}
-
-fn replace_standard_descriptors() -> io::Result<()> {
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
-    Ok(())
 }

@@ -1,0 +1,308 @@
+//! The connections to control.sock, seen from the machine process.
+//!
+//! ```text
+//!  Asking ──request──> Waiting ──reply──> Leaving ──all written──> closed
+//!                        ├──> Exec: steers a process, until reply
+//!                        └──> Listening: told of out-of-memory kills
+//! ```
+//! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, three descriptors and
+//! the answers it has not read, which are one and a few short ones. A client that hangs up is closed in every state.
+
+use std::collections::HashMap;
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use protocol::{Decoder, ProcessId};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+
+use super::control::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl};
+use super::execs::EXECS_MAX;
+
+/// Most connections at once; more are closed as they come.
+const CLIENTS_MAX: usize = EXECS_MAX + 64;
+
+/// Largest request in bytes.
+const REQUEST_MAX: usize = 1 << 20;
+
+/// What is read at once.
+const READ_MAX: usize = 16 << 10;
+
+/// The listener's event data; clients have the serial numbers after it.
+const LISTENER: u64 = 0;
+
+/// What a connection is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Asking,
+    Waiting,
+    Exec(ProcessId),
+    Listening,
+    Leaving,
+}
+
+/// What a client has done.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// Asked for something, with the descriptors that came along. It waits for its reply.
+    Asked(u64, Control, Vec<OwnedFd>),
+    /// Told something to the process of its exec.
+    Steered(ProcessId, ExecControl),
+    /// Left a process alone.
+    Left(ProcessId),
+}
+
+struct Client {
+    stream: UnixStream,
+    decoder: Decoder,
+    descriptors: Vec<OwnedFd>,
+    outbox: Vec<u8>,
+    role: Role,
+    interest: EpollFlags,
+}
+
+/// All connections.
+pub(super) struct Clients {
+    epoll: Epoll,
+    listener: UnixListener,
+    table: HashMap<u64, Client>,
+    last: u64,
+}
+
+impl Clients {
+    /// Listens to nobody but `listener`, which does not block.
+    ///
+    /// # Errors
+    /// No epoll instance to be had.
+    pub(super) fn new(listener: UnixListener) -> io::Result<Clients> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        Ok(Clients {
+            epoll,
+            listener,
+            table: HashMap::new(),
+            last: LISTENER,
+        })
+    }
+
+    /// Handles what is ready.
+    pub(super) fn handle_events(&mut self) -> Vec<Told> {
+        let mut events = [EpollEvent::empty(); 16];
+        // It cannot fail but by a signal, and then the events are still there at the next call.
+        let count = self
+            .epoll
+            .wait(&mut events, EpollTimeout::ZERO)
+            .unwrap_or(0);
+        let mut told = Vec::new();
+        for event in &events[..count] {
+            match event.data() {
+                LISTENER => self.accept(),
+                serial => self.ready(serial, event.events(), &mut told),
+            }
+        }
+        told
+    }
+
+    /// Makes a waiting client the one that steers `process`.
+    pub(super) fn steer(&mut self, serial: u64, process: ProcessId) {
+        self.turn_into(serial, Role::Exec(process));
+    }
+
+    /// Makes a waiting client one that is told of out-of-memory kills.
+    pub(super) fn listen(&mut self, serial: u64) {
+        self.turn_into(serial, Role::Listening);
+    }
+
+    /// Answers and hangs up.
+    pub(super) fn reply(&mut self, serial: u64, reply: &ControlReply) {
+        self.tell(serial, reply);
+        self.close(serial);
+    }
+
+    /// Hangs up when the client has got all its answers.
+    pub(super) fn close(&mut self, serial: u64) {
+        self.turn_into(serial, Role::Leaving);
+    }
+
+    /// Answers and stays.
+    pub(super) fn tell(&mut self, serial: u64, reply: &ControlReply) {
+        if let Some(client) = self.table.get_mut(&serial) {
+            match protocol::encode(reply) {
+                Ok(frame) => client.outbox.extend_from_slice(&frame),
+                // Too long: the client hears that the connection ended.
+                Err(_) => client.role = Role::Leaving,
+            }
+            if client.flush().is_err() {
+                // It has hung up, which epoll will tell.
+                client.outbox.clear();
+            }
+            self.settle(serial);
+        }
+    }
+
+    /// Tells those that listen. Who has not read what it was told last has lost nothing: it says the same.
+    pub(super) fn out_of_memory(&mut self) {
+        let listening: Vec<u64> = self
+            .table
+            .iter()
+            .filter(|(_, client)| client.role == Role::Listening && client.outbox.is_empty())
+            .map(|(serial, _)| *serial)
+            .collect();
+        for serial in listening {
+            self.tell(serial, &ControlReply::OutOfMemory);
+        }
+    }
+
+    fn turn_into(&mut self, serial: u64, role: Role) {
+        if let Some(client) = self.table.get_mut(&serial) {
+            client.role = role;
+            self.settle(serial);
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.table.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            self.last += 1;
+            let interest = EpollFlags::EPOLLIN;
+            let event = EpollEvent::new(interest, self.last);
+            if self.epoll.add(&stream, event).is_ok() {
+                let client = Client {
+                    stream,
+                    decoder: Decoder::with_cap(REQUEST_MAX),
+                    descriptors: Vec::new(),
+                    outbox: Vec::new(),
+                    role: Role::Asking,
+                    interest,
+                };
+                self.table.insert(self.last, client);
+            }
+        }
+    }
+
+    fn ready(&mut self, serial: u64, flags: EpollFlags, told: &mut Vec<Told>) {
+        let Some(client) = self.table.get_mut(&serial) else {
+            return;
+        };
+        if client.ready(serial, flags, told).is_ok() {
+            return self.settle(serial);
+        }
+        if let Role::Exec(process) = client.role {
+            told.push(Told::Left(process));
+        }
+        self.table.remove(&serial);
+    }
+
+    /// Closes a client that is done, or watches it for what it is there for.
+    fn settle(&mut self, serial: u64) {
+        let Some(client) = self.table.get_mut(&serial) else {
+            return;
+        };
+        let interest = client.wants();
+        let gone = client.role == Role::Leaving && client.outbox.is_empty();
+        let mut event = EpollEvent::new(interest, serial);
+        if gone
+            || (interest != client.interest
+                && self.epoll.modify(&client.stream, &mut event).is_err())
+        {
+            self.table.remove(&serial);
+        } else {
+            client.interest = interest;
+        }
+    }
+}
+
+impl AsFd for Clients {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
+
+impl Client {
+    /// That it has hung up is told in any case.
+    fn wants(&self) -> EpollFlags {
+        let mut interest = match self.role {
+            Role::Asking | Role::Exec(_) => EpollFlags::EPOLLIN,
+            Role::Waiting | Role::Listening | Role::Leaving => EpollFlags::empty(),
+        };
+        if !self.outbox.is_empty() {
+            interest |= EpollFlags::EPOLLOUT;
+        }
+        interest
+    }
+
+    /// An error: the client has gone or talks nonsense.
+    fn ready(&mut self, serial: u64, flags: EpollFlags, told: &mut Vec<Told>) -> io::Result<()> {
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            self.flush()?;
+        }
+        if flags.contains(EpollFlags::EPOLLIN) {
+            self.read()?;
+        } else if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match self.role {
+            Role::Asking => {
+                if let Some(request) = self.decoder.take().map_err(io::Error::other)? {
+                    self.role = Role::Waiting;
+                    let descriptors = std::mem::take(&mut self.descriptors);
+                    told.push(Told::Asked(serial, request, descriptors));
+                }
+            }
+            Role::Exec(process) => {
+                while let Some(control) = self.decoder.take().map_err(io::Error::other)? {
+                    told.push(Told::Steered(process, control));
+                }
+            }
+            Role::Waiting | Role::Listening | Role::Leaving => {}
+        }
+        Ok(())
+    }
+
+    /// Reads once. Descriptors count with a request only, and no more than belong to one.
+    fn read(&mut self) -> io::Result<()> {
+        let mut bytes = [0; READ_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let pieces = &mut [IoSliceMut::new(&mut bytes)];
+        let received = match recvmsg(&self.stream, pieces, &mut ancillary, flags) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+            result => result?,
+        };
+        let came = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        let came: Vec<OwnedFd> = came.flatten().collect();
+        let unwanted = self.role != Role::Asking && !came.is_empty();
+        if unwanted
+            || received.flags.contains(ReturnFlags::CTRUNC)
+            || self.descriptors.len() + came.len() > DESCRIPTORS_MAX
+        {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if received.bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.descriptors.extend(came);
+        self.decoder.push(&bytes[..received.bytes]);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.outbox.is_empty() {
+            match self.stream.write(&self.outbox) {
+                Ok(count) => drop(self.outbox.drain(..count)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! The processes executed beside the container's init.
+//!
+//! ```text
+//!  begin ──> Asked ──executed──> Runs ──exited──> Ended ──the last output stream closes──> told and forgotten
+//!              └──failed──> forgotten
+//! ```
+//! Invariants: a process that the host has not asked for does not exist, whatever the guest says; each is executed and exits once; numbers
+//! and ports are never used twice; there are at most [`EXECS_MAX`]. A process whose client has gone is forgotten as soon as it exits.
+
+use std::collections::HashMap;
+
+use protocol::{CONTROL_PORT, Exit, INIT, ProcessId, Stdio};
+use vmm::vsock::Port;
+
+/// Most processes at once, init not counted.
+pub(super) const EXECS_MAX: usize = 256;
+
+/// The first port of an exec: those before are init's.
+const FIRST_PORT: Port = CONTROL_PORT + 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Asked,
+    Runs,
+    Ended(Exit),
+}
+
+#[derive(Debug)]
+struct Exec {
+    /// Who is told of it; nobody when the client has gone.
+    client: Option<u64>,
+    /// The output streams that are not delivered to their end.
+    output: Vec<Port>,
+    state: State,
+}
+
+/// The table of processes.
+#[derive(Debug)]
+pub(super) struct Execs {
+    table: HashMap<ProcessId, Exec>,
+    last: ProcessId,
+    next_port: Port,
+}
+
+/// What follows from the guest's answer that a process runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Executed {
+    /// The client is to be told.
+    Tell(u64),
+    /// The client has gone: the process must go, too.
+    Kill,
+}
+
+impl Execs {
+    /// No processes.
+    pub(super) fn new() -> Execs {
+        Execs {
+            table: HashMap::new(),
+            last: INIT,
+            next_port: FIRST_PORT,
+        }
+    }
+
+    /// A number and ports for a process with these standard streams; `None` when there are too many.
+    pub(super) fn begin(&mut self, client: u64, streams: [bool; 3]) -> Option<(ProcessId, Stdio)> {
+        if self.table.len() >= EXECS_MAX {
+            return None;
+        }
+        let after = self.next_port.checked_add(3)?;
+        let first = std::mem::replace(&mut self.next_port, after);
+        let port = |index: u32, there: bool| there.then_some(first + index);
+        let stdio = Stdio {
+            stdin: port(0, streams[0]),
+            stdout: port(1, streams[1]),
+            stderr: port(2, streams[2]),
+        };
+        self.last += 1;
+        let exec = Exec {
+            client: Some(client),
+            output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
+            state: State::Asked,
+        };
+        self.table.insert(self.last, exec);
+        Some((self.last, stdio))
+    }
+
+    /// The guest could not execute it, or was never asked to; who is to be told.
+    pub(super) fn failed(&mut self, process: ProcessId) -> Option<u64> {
+        self.table.remove(&process)?.client
+    }
+
+    /// The guest has executed it.
+    pub(super) fn executed(&mut self, process: ProcessId) -> Option<Executed> {
+        let exec = self.table.get_mut(&process)?;
+        if exec.state != State::Asked {
+            return None;
+        }
+        exec.state = State::Runs;
+        Some(exec.client.map_or(Executed::Kill, Executed::Tell))
+    }
+
+    /// The guest says that it has ended; who is to be told that all is over, if it is.
+    pub(super) fn exited(&mut self, process: ProcessId, exit: Exit) -> Option<(u64, Exit)> {
+        let exec = self.table.get_mut(&process)?;
+        if exec.state != State::Runs {
+            return None;
+        }
+        exec.state = State::Ended(exit);
+        self.settle(process)
+    }
+
+    /// A stream has ended; who is to be told that all is over, if it is.
+    pub(super) fn stream_closed(&mut self, port: Port) -> Option<(u64, Exit)> {
+        let (&process, exec) = self
+            .table
+            .iter_mut()
+            .find(|(_, exec)| exec.output.contains(&port))?;
+        exec.output.retain(|open| *open != port);
+        self.settle(process)
+    }
+
+    /// The client has gone; whether the process is to be killed.
+    pub(super) fn client_gone(&mut self, process: ProcessId) -> bool {
+        let Some(exec) = self.table.get_mut(&process) else {
+            return false;
+        };
+        exec.client = None;
+        let runs = exec.state == State::Runs;
+        self.settle(process);
+        runs
+    }
+
+    fn settle(&mut self, process: ProcessId) -> Option<(u64, Exit)> {
+        let exec = self.table.get(&process)?;
+        let State::Ended(exit) = exec.state else {
+            return None;
+        };
+        if exec.client.is_some() && !exec.output.is_empty() {
+            return None;
+        }
+        let client = self.table.remove(&process)?.client?;
+        Some((client, exit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [bool; 3] = [true; 3];
+    const OK: Exit = Exit::Code(0);
+
+    #[test]
+    fn an_exec_is_over_when_it_has_exited_and_its_output_is_delivered() {
+        let mut execs = Execs::new();
+        let (process, stdio) = execs.begin(7, ALL).unwrap();
+        assert_eq!((process, stdio.stdin), (1, Some(1028)));
+        assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
+        assert_eq!(execs.stream_closed(1029), None);
+        assert_eq!(execs.exited(process, OK), None);
+        assert_eq!(execs.stream_closed(1028), None);
+        assert_eq!(execs.stream_closed(1030), Some((7, OK)));
+        let (process, stdio) = execs.begin(8, [false, true, false]).unwrap();
+        assert_eq!((process, stdio.stdin, stdio.stdout), (2, None, Some(1032)));
+    }
+
+    #[test]
+    fn what_the_guest_invents_changes_nothing() {
+        let mut execs = Execs::new();
+        for process in [INIT, 1, u64::MAX] {
+            assert_eq!(execs.exited(process, OK), None);
+            assert_eq!(execs.executed(process), None);
+        }
+        let (process, _) = execs.begin(7, [false; 3]).unwrap();
+        assert_eq!(execs.exited(process, OK), None, "before it was executed");
+        assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
+        assert_eq!(execs.executed(process), None, "twice");
+        assert_eq!(execs.exited(process, OK), Some((7, OK)));
+        assert_eq!(execs.exited(process, OK), None, "twice");
+        assert!(execs.table.is_empty());
+    }
+
+    #[test]
+    fn a_process_whose_client_has_gone_is_killed_and_forgotten() {
+        let mut execs = Execs::new();
+        let (early, _) = execs.begin(1, ALL).unwrap();
+        assert!(!execs.client_gone(early));
+        assert_eq!(execs.executed(early), Some(Executed::Kill));
+        assert_eq!(execs.exited(early, OK), None);
+        let (late, _) = execs.begin(2, ALL).unwrap();
+        execs.executed(late);
+        assert!(execs.client_gone(late));
+        assert_eq!(execs.exited(late, OK), None);
+        let (ended, _) = execs.begin(3, ALL).unwrap();
+        execs.executed(ended);
+        execs.exited(ended, OK);
+        assert!(!execs.client_gone(ended));
+        assert!(execs.table.is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_never_answers_fills_a_table_of_fixed_size() {
+        let mut execs = Execs::new();
+        for client in 0..256 {
+            execs.begin(client, ALL).unwrap();
+        }
+        assert_eq!(execs.begin(256, ALL), None);
+        assert_eq!(execs.failed(17), Some(16));
+        assert_eq!(execs.begin(256, ALL).unwrap().0, 257);
+    }
+}

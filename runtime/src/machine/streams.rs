@@ -1,0 +1,108 @@
+//! The host's ends of the standard streams: the caller's own, a terminal, or what came along with an exec.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use serde::Deserialize;
+use vmm::vsock::{self, HostStream, Sink, Source};
+
+use super::control::{ExecRequest, Stream};
+
+/// Standard input, output and error; `None` stands for /dev/null.
+pub(super) type Streams = [Option<HostStream>; 3];
+
+/// The caller's standard streams, or the terminal in their place. The process keeps /dev/null as its own.
+pub(super) fn of_launch(terminal: Option<OwnedFd>) -> Result<Streams, vsock::Error> {
+    let streams = match terminal {
+        Some(terminal) => of_terminal(terminal)?,
+        None => [
+            input(duplicate(io::stdin())?)?,
+            output(duplicate(io::stdout())?)?,
+            output(duplicate(io::stderr())?)?,
+        ],
+    };
+    replace_standard_descriptors().map_err(vsock::Error::Events)?;
+    Ok(streams)
+}
+
+/// Those of an exec. An error is the client's answer.
+pub(super) fn passed(exec: &ExecRequest, descriptors: Vec<OwnedFd>) -> Result<Streams, String> {
+    #[derive(Deserialize)]
+    struct Terminal {
+        #[serde(default)]
+        terminal: bool,
+    }
+    let announced = exec.streams.iter().filter(|s| **s != Stream::None).count();
+    if announced != descriptors.len() {
+        return Err(format!(
+            "{announced} descriptors are announced, {} came",
+            descriptors.len()
+        ));
+    }
+    let process: Terminal = serde_json::from_str(&exec.process).map_err(|e| e.to_string())?;
+    let mut descriptors = descriptors.into_iter();
+    let mut next = |stream| match stream {
+        Stream::None => None,
+        Stream::Passed { .. } => descriptors.next(),
+    };
+    let streams = exec.streams.map(&mut next);
+    let streams = match (process.terminal, streams) {
+        (true, [Some(terminal), None, None]) => of_terminal(terminal),
+        (true, _) => return Err("a terminal is one descriptor, as standard input".into()),
+        (false, [stdin, stdout, stderr]) => of_descriptors(stdin, stdout, stderr),
+    };
+    streams.map_err(|e| e.to_string())
+}
+
+fn of_descriptors(
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+) -> Result<Streams, vsock::Error> {
+    Ok([
+        stdin.map(input).transpose()?.flatten(),
+        stdout.map(output).transpose()?.flatten(),
+        stderr.map(output).transpose()?.flatten(),
+    ])
+}
+
+fn of_terminal(terminal: OwnedFd) -> Result<Streams, vsock::Error> {
+    Ok([input(duplicate(&terminal)?)?, output(terminal)?, None])
+}
+
+/// A descriptor that is not open for its direction (nohup opens standard input for writing only) is nothing to the guest.
+fn input(fd: OwnedFd) -> Result<Option<HostStream>, vsock::Error> {
+    match Source::new(fd) {
+        Err(vsock::Error::NotReadable(_)) => Ok(None),
+        source => Ok(Some(HostStream {
+            source: Some(source?),
+            sink: None,
+        })),
+    }
+}
+
+fn output(fd: OwnedFd) -> Result<Option<HostStream>, vsock::Error> {
+    match Sink::new(fd) {
+        Err(vsock::Error::NotWritable(_)) => Ok(None),
+        sink => Ok(Some(HostStream {
+            source: None,
+            sink: Some(sink?),
+        })),
+    }
+}
+
+fn duplicate(fd: impl AsFd) -> Result<OwnedFd, vsock::Error> {
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(vsock::Error::Events)
+}
+
+fn replace_standard_descriptors() -> io::Result<()> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
