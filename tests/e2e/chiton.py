@@ -1,11 +1,18 @@
-"""Drives the chiton binary the way a caller does, and looks for what it leaves behind."""
+"""Drives a runtime, chiton or runc, the way a caller does, and looks for what it leaves behind."""
 
+import contextlib
 import copy
+import ctypes
 import json
 import os
 import pathlib
 import subprocess
 import time
+
+import pytest
+
+# For tests of what runc has no counterpart of, or does otherwise.
+only_chiton = pytest.mark.parametrize("runtime", ["chiton"], indirect=True)
 
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
                 "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
@@ -64,12 +71,13 @@ class Bundle:
         return self
 
 
-class Chiton:
-    """The binary with a state root of its own."""
+class Runtime:
+    """A runtime's binary with a state root of its own."""
 
     def __init__(self, binary, root):
         self.binary = str(binary)
         self.root = pathlib.Path(root)
+        self.name = os.path.basename(self.binary)
 
     def command(self, *args):
         return [self.binary, "--root", str(self.root), *map(str, args)]
@@ -95,6 +103,76 @@ class Chiton:
     def state(self, container):
         return json.loads(self.ok("state", container))
 
+    def status(self, container):
+        """The container's status; None when there is no such container."""
+        done = self("state", container)
+        return json.loads(done.stdout)["status"] if done.returncode == 0 else None
+
+
+class Container:
+    """A container that was made detached. Its output goes to the file `output` in its bundle unless said otherwise."""
+
+    def __init__(self, runtime, name, bundle, verb=("run", "--detach"), **kwargs):
+        self.runtime, self.name, self.bundle = runtime, name, bundle
+        with open(bundle.path / "output", "wb") as output:
+            kwargs = {"stdout": output, "stderr": output} | kwargs
+            done = runtime(*verb, "--bundle", bundle.path, "--pid-file", bundle.path / "pid", name, **kwargs)
+        assert done.returncode == 0, f"{verb}: exit {done.returncode}\n{(bundle.path / 'output').read_text()}"
+        self.pid = int((bundle.path / "pid").read_text())
+
+    def exec(self, *args, options=(), **kwargs):
+        """Executes a program in it, in the foreground; what `subprocess.run` gives."""
+        return self.runtime("exec", *options, self.name, *args, **kwargs)
+
+    def output(self, *args, **kwargs):
+        """The same for a program that must succeed; its standard output."""
+        done = self.exec(*args, **kwargs)
+        assert done.returncode == 0, f"exec {args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def verb(self, verb, *args, **kwargs):
+        """Runs a verb on it that must succeed; its standard output."""
+        options = [arg for arg in args if str(arg).startswith("--")]
+        return self.runtime.ok(verb, *options, self.name, *(arg for arg in args if arg not in options), **kwargs)
+
+    @property
+    def status(self):
+        return self.runtime.status(self.name)
+
+    @property
+    def cgroup(self):
+        """Its cgroup on the host."""
+        line = pathlib.Path(f"/proc/{self.pid}/cgroup").read_text().splitlines()[-1]
+        return pathlib.Path("/sys/fs/cgroup" + line.split(":", 2)[2])
+
+    def delete(self):
+        self.runtime.ok("delete", "--force", self.name)
+
+
+@contextlib.contextmanager
+def subreaper():
+    """Orphans of this process's children become its own children, as with conmon and the shim."""
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+    try:
+        yield
+    finally:
+        prctl(36, 0, 0, 0, 0)
+
+
+def ended(pid, seconds=30):
+    """Waits for a child of ours that `subprocess` does not know; its exit code, negative for a signal."""
+    codes = []
+
+    def reaped():
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            codes.append(os.waitstatus_to_exitcode(status))
+        return codes
+
+    wait_for(reaped, seconds)
+    return codes[0]
+
 
 def wait_for(condition, seconds=30):
     """Waits until the condition holds; fails the test when it does not in time."""
@@ -112,15 +190,15 @@ def alive(pid):
         return False
 
 
-def processes(chiton):
+def processes(runtime):
     """Pids of living processes that run the binary for its state root."""
-    real = os.path.realpath(chiton.binary)
+    real = os.path.realpath(runtime.binary)
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().split(b"\0")
-                if alive(entry.name) and os.readlink(entry / "exe") == real and os.fsencode(chiton.root) in command:
+                if alive(entry.name) and os.readlink(entry / "exe") == real and os.fsencode(runtime.root) in command:
                     found.append(int(entry.name))
             except OSError:
                 pass
@@ -132,13 +210,13 @@ def cgroups():
     return {str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob("*") if path.is_dir()}
 
 
-def left_behind(chiton, cgroups_before):
+def left_behind(runtime, cgroups_before):
     """Everything of any container that is still there."""
-    left = [f"process {pid}" for pid in processes(chiton)]
-    if chiton.root.exists():
-        left += [f"state {entry}" for entry in chiton.root.iterdir()]
+    left = [f"process {pid}" for pid in processes(runtime)]
+    if runtime.root.exists():
+        left += [f"state {entry}" for entry in runtime.root.iterdir()]
     mounts = pathlib.Path("/proc/self/mounts").read_text().splitlines()
-    left += [f"mount {line}" for line in mounts if str(chiton.root) in line]
+    left += [f"mount {line}" for line in mounts if str(runtime.root) in line]
     if os.environ.get("CHITON_LAB") == "lab":  # where nobody else makes cgroups
         left += [f"cgroup {path}" for path in cgroups() - cgroups_before]
     return left

@@ -1,5 +1,6 @@
 """What every end-to-end test starts from: the binary under test, a real Debian root, a bundle, and a check for leftovers."""
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from chiton import Bundle, Chiton, cgroups, left_behind  # noqa: E402
+from chiton import Bundle, Container, Runtime, cgroups, left_behind  # noqa: E402
 
 _numbers = itertools.count()
 
@@ -35,15 +36,33 @@ def debian(scratch):
     return root
 
 
+@contextlib.contextmanager
+def clean(binary, scratch):
+    """A runtime with an empty state root. Nothing may be left of any container at the end."""
+    runtime = Runtime(binary, scratch / f"state-{next(_numbers)}")
+    before = cgroups()
+    yield runtime
+    left = left_behind(runtime, before)
+    subprocess.run(["pkill", "-KILL", "-f", str(runtime.root)], check=False)
+    assert left == []
+
+
 @pytest.fixture
 def chiton(scratch):
-    """The binary with an empty state root. Nothing may be left of any container after the test."""
-    chiton = Chiton(os.environ["CHITON"], scratch / f"state-{next(_numbers)}")
-    before = cgroups()
-    yield chiton
-    left = left_behind(chiton, before)
-    subprocess.run(["pkill", "-KILL", "-f", str(chiton.root)], check=False)
-    assert left == []
+    with clean(os.environ["CHITON"], scratch) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def runc(scratch):
+    with clean("/usr/sbin/runc", scratch) as runtime:
+        yield runtime
+
+
+@pytest.fixture(params=["runc", "chiton"])
+def runtime(request):
+    """Both runtimes, one after the other: a test that takes it holds for runc, so chiton has to pass it as well."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -71,6 +90,23 @@ def bundle(scratch, rootfs):
     yield make
     for each in made:
         shutil.rmtree(each.path)
+
+
+@pytest.fixture
+def container(runtime, bundle):
+    """Makes detached containers of a program (see Container); they are deleted at the end."""
+    made = []
+
+    def container(*args, change=None, **kwargs):
+        its = bundle(*args)
+        if change:
+            change(its.config)
+        made.append(Container(runtime, f"test-{next(_numbers)}", its.save(), **kwargs))
+        return made[-1]
+
+    yield container
+    for each in made:
+        each.delete()
 
 
 @pytest.fixture

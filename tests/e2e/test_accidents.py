@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import Chiton, alive, wait_for
+from chiton import Runtime, alive, wait_for
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def fill(path):
 
 def test_no_room_for_the_state(chiton, bundle, small):
     made = bundle("true").save()
-    other = Chiton(chiton.binary, small / "root")
+    other = Runtime(chiton.binary, small / "root")
     other.ok("list")
     fill(small / "fill")
     done = other("run", "--bundle", made.path, "x")
