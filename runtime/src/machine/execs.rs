@@ -5,7 +5,7 @@
 //!              └──failed──> forgotten
 //! ```
 //! Invariants: a process that the host has not asked for does not exist, whatever the guest says; each is executed and exits once; numbers
-//! and ports are never used twice; there are at most [`EXECS_MAX`]. A process whose client has gone is forgotten as soon as it exits.
+//! and ports are never used twice; there are at most [`EXECS_MAX`].
 
 use std::collections::HashMap;
 
@@ -31,7 +31,20 @@ struct Exec {
     client: Option<u64>,
     /// The output streams that are not delivered to their end.
     output: Vec<Port>,
+    /// All streams.
+    ports: Vec<Port>,
     state: State,
+}
+
+/// A process that is not in the table any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Over {
+    /// Who is to be told; nobody when the client has gone.
+    pub(super) client: Option<u64>,
+    /// How it ended, if it ran.
+    pub(super) exit: Option<Exit>,
+    /// Its streams, for the guest may have left some open.
+    pub(super) ports: Vec<Port>,
 }
 
 /// The table of processes.
@@ -78,15 +91,28 @@ impl Execs {
         let exec = Exec {
             client: Some(client),
             output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
+            ports: [stdio.stdin, stdio.stdout, stdio.stderr]
+                .into_iter()
+                .flatten()
+                .collect(),
             state: State::Asked,
         };
         self.table.insert(self.last, exec);
         Some((self.last, stdio))
     }
 
-    /// The guest could not execute it, or was never asked to; who is to be told.
-    pub(super) fn failed(&mut self, process: ProcessId) -> Option<u64> {
-        self.table.remove(&process)?.client
+    /// The guest could not execute it, or was never asked to.
+    pub(super) fn failed(&mut self, process: ProcessId) -> Option<Over> {
+        self.take(process, None)
+    }
+
+    fn take(&mut self, process: ProcessId, exit: Option<Exit>) -> Option<Over> {
+        let exec = self.table.remove(&process)?;
+        Some(Over {
+            client: exec.client,
+            exit,
+            ports: exec.ports,
+        })
     }
 
     /// The guest has executed it.
@@ -99,8 +125,8 @@ impl Execs {
         Some(exec.client.map_or(Executed::Kill, Executed::Tell))
     }
 
-    /// The guest says that it has ended; who is to be told that all is over, if it is.
-    pub(super) fn exited(&mut self, process: ProcessId, exit: Exit) -> Option<(u64, Exit)> {
+    /// The guest says that it has ended; what is over by that, if it is.
+    pub(super) fn exited(&mut self, process: ProcessId, exit: Exit) -> Option<Over> {
         let exec = self.table.get_mut(&process)?;
         if exec.state != State::Runs {
             return None;
@@ -109,8 +135,8 @@ impl Execs {
         self.settle(process)
     }
 
-    /// A stream has ended; who is to be told that all is over, if it is.
-    pub(super) fn stream_closed(&mut self, port: Port) -> Option<(u64, Exit)> {
+    /// A stream has ended; what is over by that, if it is.
+    pub(super) fn stream_closed(&mut self, port: Port) -> Option<Over> {
         let (&process, exec) = self
             .table
             .iter_mut()
@@ -125,21 +151,15 @@ impl Execs {
             return false;
         };
         exec.client = None;
-        let runs = exec.state == State::Runs;
-        self.settle(process);
-        runs
+        exec.state == State::Runs
     }
 
-    fn settle(&mut self, process: ProcessId) -> Option<(u64, Exit)> {
+    fn settle(&mut self, process: ProcessId) -> Option<Over> {
         let exec = self.table.get(&process)?;
-        let State::Ended(exit) = exec.state else {
-            return None;
-        };
-        if exec.client.is_some() && !exec.output.is_empty() {
-            return None;
+        match exec.state {
+            State::Ended(exit) if exec.output.is_empty() => self.take(process, Some(exit)),
+            _ => None,
         }
-        let client = self.table.remove(&process)?.client?;
-        Some((client, exit))
     }
 }
 
@@ -150,6 +170,14 @@ mod tests {
     const ALL: [bool; 3] = [true; 3];
     const OK: Exit = Exit::Code(0);
 
+    fn over(client: Option<u64>, ports: &[Port]) -> Option<Over> {
+        Some(Over {
+            client,
+            exit: Some(OK),
+            ports: ports.to_vec(),
+        })
+    }
+
     #[test]
     fn an_exec_is_over_when_it_has_exited_and_its_output_is_delivered() {
         let mut execs = Execs::new();
@@ -159,7 +187,10 @@ mod tests {
         assert_eq!(execs.stream_closed(1029), None);
         assert_eq!(execs.exited(process, OK), None);
         assert_eq!(execs.stream_closed(1028), None);
-        assert_eq!(execs.stream_closed(1030), Some((7, OK)));
+        assert_eq!(
+            execs.stream_closed(1030),
+            over(Some(7), &[1028, 1029, 1030])
+        );
         let (process, stdio) = execs.begin(8, [false, true, false]).unwrap();
         assert_eq!((process, stdio.stdin, stdio.stdout), (2, None, Some(1032)));
     }
@@ -175,7 +206,7 @@ mod tests {
         assert_eq!(execs.exited(process, OK), None, "before it was executed");
         assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
         assert_eq!(execs.executed(process), None, "twice");
-        assert_eq!(execs.exited(process, OK), Some((7, OK)));
+        assert_eq!(execs.exited(process, OK), over(Some(7), &[]));
         assert_eq!(execs.exited(process, OK), None, "twice");
         assert!(execs.table.is_empty());
     }
@@ -186,15 +217,14 @@ mod tests {
         let (early, _) = execs.begin(1, ALL).unwrap();
         assert!(!execs.client_gone(early));
         assert_eq!(execs.executed(early), Some(Executed::Kill));
-        assert_eq!(execs.exited(early, OK), None);
-        let (late, _) = execs.begin(2, ALL).unwrap();
+        assert_eq!(execs.exited(early, OK), None, "its output is not delivered");
+        execs.stream_closed(1029);
+        assert_eq!(execs.stream_closed(1030), over(None, &[1028, 1029, 1030]));
+        let (late, _) = execs.begin(2, [false; 3]).unwrap();
         execs.executed(late);
         assert!(execs.client_gone(late));
-        assert_eq!(execs.exited(late, OK), None);
-        let (ended, _) = execs.begin(3, ALL).unwrap();
-        execs.executed(ended);
-        execs.exited(ended, OK);
-        assert!(!execs.client_gone(ended));
+        assert_eq!(execs.exited(late, OK), over(None, &[]));
+        assert!(!execs.client_gone(late));
         assert!(execs.table.is_empty());
     }
 
@@ -205,7 +235,7 @@ mod tests {
             execs.begin(client, ALL).unwrap();
         }
         assert_eq!(execs.begin(256, ALL), None);
-        assert_eq!(execs.failed(17), Some(16));
+        assert_eq!(execs.failed(17).unwrap().client, Some(16));
         assert_eq!(execs.begin(256, ALL).unwrap().0, 257);
     }
 }

@@ -22,22 +22,21 @@ use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::Mode;
-use protocol::{
-    Create, Exit, Failure, FailureKind, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize,
-};
+use protocol::{Create, Exit, Failure, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize};
 use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
 use vmm::{Ended, Event, Machine};
 
 use super::agent::Agent;
-use super::clients::{Clients, Told};
-use super::control::{Control, ControlReply, ExecControl, ExecRequest};
-use super::execs::{EXECS_MAX, Execs, Executed};
+use super::clients::Clients;
+use super::control::ControlReply;
+use super::execs::{Execs, Executed};
 use super::journal::{Entry, Journal};
 use super::process::{MACHINE_LOST, give_up};
+use super::requests::{answer, failed, start_failure};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
-use super::{Doing, Error, streams, sys};
+use super::{Doing, Error, sys};
 use crate::guest;
 
 /// Most requests that the agent has not answered.
@@ -45,9 +44,6 @@ const REQUESTS_MAX: usize = 1024;
 
 /// The file in the bundle that says that the guest's kernel has killed for want of memory, as conmon makes it.
 const OOM_FILE: &str = "oom";
-
-/// Most characters of an error text that are taken from the guest.
-const WORDS_MAX: usize = 4096;
 
 /// What the life is made of.
 pub(super) struct Parts {
@@ -67,7 +63,7 @@ pub(super) struct Parts {
 
 /// Where the container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Booting,
     Preparing,
     Created,
@@ -77,7 +73,7 @@ enum Phase {
 
 /// Who waits for a response of the agent. Clients by their numbers: one that has gone gets nothing.
 #[derive(Debug, Clone, Copy)]
-enum Waiting {
+pub(super) enum Waiting {
     /// The create verb.
     Create,
     /// A start verb.
@@ -117,12 +113,17 @@ impl Token {
 /// The state of the loop.
 pub(super) struct Life {
     epoll: Epoll,
-    parts: Parts,
+    pub(super) parts: Parts,
     agent_interest: EpollFlags,
-    execs: Execs,
-    waiting: HashMap<u64, Waiting>,
-    phase: Phase,
-    paused: bool,
+    pub(super) execs: Execs,
+    pub(super) waiting: HashMap<u64, Waiting>,
+    pub(super) phase: Phase,
+    /// The container's cgroup in the guest is frozen.
+    pub(super) paused: bool,
+    /// Init has been sent a SIGKILL, which ends frozen processes, too.
+    dying: bool,
+    /// The vCPUs do not run.
+    stopped: bool,
     /// The container's output streams that have not been delivered to their end.
     output: Vec<Port>,
 }
@@ -150,6 +151,8 @@ impl Life {
             waiting: HashMap::new(),
             phase: Phase::Booting,
             paused: false,
+            dying: false,
+            stopped: false,
             output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
         })
     }
@@ -187,7 +190,22 @@ impl Life {
                 None => {}
             }
         }
-        self.watch_agent()
+        self.watch_agent()?;
+        self.stop_or_go()
+    }
+
+    /// A paused container's vCPUs run only as long as the agent has something to do.
+    fn stop_or_go(&mut self) -> io::Result<()> {
+        let at_rest = self.waiting.is_empty() && !self.parts.agent.wants_to_write();
+        let lives = matches!(self.phase, Phase::Created | Phase::Running) && !self.dying;
+        let stop = self.paused && at_rest && lives;
+        if stop && !self.stopped {
+            self.parts.machine.pause().map_err(io::Error::other)?;
+        } else if self.stopped && !stop {
+            self.parts.machine.resume();
+        }
+        self.stopped = stop;
+        Ok(())
     }
 
     /// The verb has put the container on record, or has gone: then nobody wants the container.
@@ -415,7 +433,7 @@ impl Life {
         Ok(())
     }
 
-    fn kill(&mut self, process: ProcessId, signal: i32) -> io::Result<()> {
+    pub(super) fn kill(&mut self, process: ProcessId, signal: i32) -> io::Result<()> {
         let kill = RequestBody::Kill {
             process,
             signal,
@@ -455,145 +473,16 @@ impl Life {
         self.parts.clients.out_of_memory();
     }
 
-    fn clients_told(&mut self) -> io::Result<()> {
-        for told in self.parts.clients.handle_events() {
-            match told {
-                Told::Asked(client, request, descriptors) => {
-                    self.control(client, request, descriptors)?;
-                }
-                Told::Steered(process, ExecControl::Kill(signal)) => self.kill(process, signal)?,
-                Told::Steered(process, ExecControl::Resize(size)) => {
-                    self.request(RequestBody::Resize { process, size }, Waiting::Nobody)?;
-                }
-                Told::Left(process) => {
-                    if self.execs.client_gone(process) {
-                        self.kill(process, libc::SIGKILL)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn control(
-        &mut self,
-        client: u64,
-        request: Control,
-        descriptors: Vec<OwnedFd>,
-    ) -> io::Result<()> {
-        let (body, waiting) = match self.asked(client, request, descriptors) {
-            Ok(Some(asked)) => asked,
-            Ok(None) => return Ok(()),
-            Err(reply) => {
-                self.parts.clients.reply(client, &reply);
-                return Ok(());
-            }
-        };
-        // When the guest takes no more requests the client hears that the connection ended.
-        if !self.request(body, waiting)? {
-            if let Waiting::Exec(process) = waiting {
-                self.execs.failed(process);
-            }
-            self.parts.clients.close(client);
-        }
-        Ok(())
-    }
-
-    /// What the agent is to be asked for a client, if anything; an error is the client's answer.
-    fn asked(
-        &mut self,
-        client: u64,
-        request: Control,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
-        let running = matches!(self.phase, Phase::Created | Phase::Running);
-        let starting = self
-            .waiting
-            .values()
-            .any(|w| matches!(w, Waiting::Start(_)));
-        Ok(Some(match request {
-            Control::Start if self.phase == Phase::Created && !starting => {
-                self.parts.timeline.start = now();
-                (RequestBody::Start, Waiting::Start(client))
-            }
-            Control::Start => {
-                let text = "cannot start a container that has been started";
-                return Err(ControlReply::Failed(text.into()));
-            }
-            _ if !running => return Err(ControlReply::NotRunning),
-            Control::Kill { signal, all } => {
-                let kill = RequestBody::Kill {
-                    process: INIT,
-                    signal,
-                    all,
-                };
-                (kill, Waiting::Client(client))
-            }
-            Control::Exec(exec) => self.exec(client, exec, descriptors)?,
-            Control::Pause if self.paused => return Err(ControlReply::Paused),
-            Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
-            Control::Resume if !self.paused => {
-                return Err(ControlReply::Failed("container not paused".into()));
-            }
-            Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),
-            Control::Update(resources) => (RequestBody::Update(resources), Waiting::Client(client)),
-            Control::Statistics => (RequestBody::Statistics, Waiting::Client(client)),
-            Control::Processes => (RequestBody::Processes, Waiting::Client(client)),
-            Control::Events => {
-                self.parts.clients.listen(client);
-                return Ok(None);
-            }
-        }))
-    }
-
-    /// Gets a process its number and its streams.
-    fn exec(
-        &mut self,
-        client: u64,
-        exec: ExecRequest,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<(RequestBody, Waiting), ControlReply> {
-        let streams = streams::passed(&exec, descriptors).map_err(ControlReply::Failed)?;
-        let there = streams.each_ref().map(Option::is_some);
-        let Some((process, stdio)) = self.execs.begin(client, there) else {
-            let text = format!("{EXECS_MAX} processes are being executed already");
-            return Err(ControlReply::Failed(text));
-        };
-        let ports = [stdio.stdin, stdio.stdout, stdio.stderr];
-        for (port, stream) in ports.into_iter().zip(streams) {
-            if let (Some(port), Some(stream)) = (port, stream)
-                && let Err(e) = self.parts.machine.vsock().expect(port, stream)
-            {
-                self.execs.failed(process);
-                return Err(ControlReply::Failed(e.to_string()));
-            }
-        }
-        self.parts.clients.steer(client, process);
-        let body = protocol::Exec {
-            process,
-            config: exec.process,
-            cgroup: exec.cgroup,
-            stdio,
-        };
-        Ok((RequestBody::Exec(body), Waiting::Exec(process)))
-    }
-
-    fn exec_failed(&mut self, process: ProcessId, reply: &ControlReply) {
-        if let Some(client) = self.execs.failed(process) {
-            self.parts.clients.reply(client, reply);
-        }
-    }
-
-    fn exec_over(&mut self, over: Option<(u64, Exit)>) {
-        if let Some((client, exit)) = over {
-            self.parts
-                .clients
-                .reply(client, &ControlReply::Exited(exit));
-        }
-    }
-
     /// Whether the agent will be asked.
-    fn request(&mut self, body: RequestBody, waiting: Waiting) -> io::Result<bool> {
+    pub(super) fn request(&mut self, body: RequestBody, waiting: Waiting) -> io::Result<bool> {
+        if let RequestBody::Kill {
+            process: INIT,
+            signal: libc::SIGKILL,
+            ..
+        } = body
+        {
+            self.dying = true;
+        }
         if self.waiting.len() >= REQUESTS_MAX {
             return Ok(false);
         }
@@ -653,49 +542,5 @@ fn obituary(ended: &Ended) -> String {
             "the virtual machine ended: {}; its last words:\n{}",
             ended.reason, ended.last_words
         )
-    }
-}
-
-/// A failure to start, in the words callers of runc look for.
-fn start_failure(failure: &Failure) -> String {
-    format!("unable to start container process: {}", words(failure))
-}
-
-/// The agent's failure as a client is told.
-fn failed(failure: &Failure) -> ControlReply {
-    match failure.kind {
-        FailureKind::NotRunning => ControlReply::NotRunning,
-        _ => ControlReply::Failed(words(failure)),
-    }
-}
-
-/// The agent's success as a client is told.
-fn answer(reply: Reply) -> ControlReply {
-    match reply {
-        Reply::Statistics(files) => ControlReply::Statistics(files),
-        Reply::Processes { now, processes } => ControlReply::Processes { now, processes },
-        _ => ControlReply::Done,
-    }
-}
-
-/// The guest's words, fit for somebody's terminal: bounded, without control characters.
-fn words(failure: &Failure) -> String {
-    let text = failure.to_string();
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(WORDS_MAX)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_speaks_no_terminal_commands() {
-        let failure = Failure::message(FailureKind::Other, "\x1b[2Jexec: \u{9b}x\n".repeat(1000));
-        let text = start_failure(&failure);
-        assert!(text.starts_with("unable to start container process: [2Jexec: x[2J"));
-        assert!(text.len() < 2 * WORDS_MAX && !text.contains(char::is_control));
     }
 }

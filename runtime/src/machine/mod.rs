@@ -20,6 +20,7 @@ mod jail;
 mod journal;
 mod life;
 mod process;
+mod requests;
 mod streams;
 mod sync;
 mod sys;

@@ -16,12 +16,12 @@ pub(super) type Streams = [Option<HostStream>; 3];
 /// The caller's standard streams, or the terminal in their place. The process keeps /dev/null as its own.
 pub(super) fn of_launch(terminal: Option<OwnedFd>) -> Result<Streams, vsock::Error> {
     let streams = match terminal {
-        Some(terminal) => of_terminal(terminal)?,
-        None => [
-            input(duplicate(io::stdin())?)?,
-            output(duplicate(io::stdout())?)?,
-            output(duplicate(io::stderr())?)?,
-        ],
+        Some(terminal) => of_terminal(terminal, false)?,
+        None => of_descriptors([
+            Some((duplicate(io::stdin())?, false)),
+            Some((duplicate(io::stdout())?, false)),
+            Some((duplicate(io::stderr())?, false)),
+        ])?,
     };
     replace_standard_descriptors().map_err(vsock::Error::Events)?;
     Ok(streams)
@@ -43,38 +43,41 @@ pub(super) fn passed(exec: &ExecRequest, descriptors: Vec<OwnedFd>) -> Result<St
     }
     let process: Terminal = serde_json::from_str(&exec.process).map_err(|e| e.to_string())?;
     let mut descriptors = descriptors.into_iter();
-    let mut next = |stream| match stream {
+    let streams = exec.streams.map(|stream| match stream {
         Stream::None => None,
-        Stream::Passed { .. } => descriptors.next(),
-    };
-    let streams = exec.streams.map(&mut next);
+        Stream::Passed { own } => descriptors.next().map(|fd| (fd, own)),
+    });
     let streams = match (process.terminal, streams) {
-        (true, [Some(terminal), None, None]) => of_terminal(terminal),
+        (true, [Some((terminal, own)), None, None]) => of_terminal(terminal, own),
         (true, _) => return Err("a terminal is one descriptor, as standard input".into()),
-        (false, [stdin, stdout, stderr]) => of_descriptors(stdin, stdout, stderr),
+        (false, streams) => of_descriptors(streams),
     };
     streams.map_err(|e| e.to_string())
 }
 
-fn of_descriptors(
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-) -> Result<Streams, vsock::Error> {
-    Ok([
-        stdin.map(input).transpose()?.flatten(),
-        stdout.map(output).transpose()?.flatten(),
-        stderr.map(output).transpose()?.flatten(),
-    ])
+/// Descriptors, and whether they are of our own making ([`Stream::Passed`]).
+fn of_descriptors(descriptors: [Option<(OwnedFd, bool)>; 3]) -> Result<Streams, vsock::Error> {
+    let [stdin, stdout, stderr] = descriptors;
+    let input = |given: Option<(OwnedFd, bool)>| match given {
+        Some((fd, own)) => input(fd, own),
+        None => Ok(None),
+    };
+    let output = |given: Option<(OwnedFd, bool)>| match given {
+        Some((fd, own)) => output(fd, own),
+        None => Ok(None),
+    };
+    Ok([input(stdin)?, output(stdout)?, output(stderr)?])
 }
 
-fn of_terminal(terminal: OwnedFd) -> Result<Streams, vsock::Error> {
-    Ok([input(duplicate(&terminal)?)?, output(terminal)?, None])
+fn of_terminal(terminal: OwnedFd, own: bool) -> Result<Streams, vsock::Error> {
+    let copy = duplicate(&terminal)?;
+    Ok([input(copy, own)?, output(terminal, own)?, None])
 }
 
 /// A descriptor that is not open for its direction (nohup opens standard input for writing only) is nothing to the guest.
-fn input(fd: OwnedFd) -> Result<Option<HostStream>, vsock::Error> {
-    match Source::new(fd) {
+fn input(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
+    let source = if own { Source::reopened } else { Source::new };
+    match source(fd) {
         Err(vsock::Error::NotReadable(_)) => Ok(None),
         source => Ok(Some(HostStream {
             source: Some(source?),
@@ -83,8 +86,9 @@ fn input(fd: OwnedFd) -> Result<Option<HostStream>, vsock::Error> {
     }
 }
 
-fn output(fd: OwnedFd) -> Result<Option<HostStream>, vsock::Error> {
-    match Sink::new(fd) {
+fn output(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
+    let sink = if own { Sink::reopened } else { Sink::new };
+    match sink(fd) {
         Err(vsock::Error::NotWritable(_)) => Ok(None),
         sink => Ok(Some(HostStream {
             source: None,

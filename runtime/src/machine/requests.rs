@@ -1,0 +1,218 @@
+//! What clients ask of the machine: answered at once, or passed on to the agent.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::libc;
+use protocol::{Failure, FailureKind, INIT, ProcessId, Reply, RequestBody};
+use vmm::vsock::Port;
+
+use super::clients::Told;
+use super::control::{Control, ControlReply, ExecControl, ExecRequest};
+use super::execs::{EXECS_MAX, Over};
+use super::life::{Life, Phase, Waiting};
+use super::streams;
+use super::timeline::now;
+
+/// Most characters of an error text that are taken from the guest.
+const WORDS_MAX: usize = 4096;
+
+impl Life {
+    pub(super) fn clients_told(&mut self) -> io::Result<()> {
+        for told in self.parts.clients.handle_events() {
+            match told {
+                Told::Asked(client, request, descriptors) => {
+                    self.control(client, request, descriptors)?;
+                }
+                Told::Steered(process, ExecControl::Kill(signal)) => self.kill(process, signal)?,
+                Told::Steered(process, ExecControl::Resize(size)) => {
+                    self.request(RequestBody::Resize { process, size }, Waiting::Nobody)?;
+                }
+                Told::Left(process) => {
+                    if self.execs.client_gone(process) {
+                        self.kill(process, libc::SIGKILL)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn control(
+        &mut self,
+        client: u64,
+        request: Control,
+        descriptors: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let (body, waiting) = match self.asked(client, request, descriptors) {
+            Ok(Some(asked)) => asked,
+            Ok(None) => return Ok(()),
+            Err(reply) => {
+                self.parts.clients.reply(client, &reply);
+                return Ok(());
+            }
+        };
+        // When the guest takes no more requests the client hears that the connection ended.
+        if !self.request(body, waiting)? {
+            if let Waiting::Exec(process) = waiting {
+                self.forget(process);
+            }
+            self.parts.clients.close(client);
+        }
+        Ok(())
+    }
+
+    /// What the agent is to be asked for a client, if anything; an error is the client's answer.
+    fn asked(
+        &mut self,
+        client: u64,
+        request: Control,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
+        let running = matches!(self.phase, Phase::Created | Phase::Running);
+        let starting = self
+            .waiting
+            .values()
+            .any(|w| matches!(w, Waiting::Start(_)));
+        Ok(Some(match request {
+            Control::Start if self.phase == Phase::Created && !starting => {
+                self.parts.timeline.start = now();
+                (RequestBody::Start, Waiting::Start(client))
+            }
+            Control::Start => {
+                let text = "cannot start a container that has been started";
+                return Err(ControlReply::Failed(text.into()));
+            }
+            _ if !running => return Err(ControlReply::NotRunning),
+            Control::Kill { signal, all } => {
+                let kill = RequestBody::Kill {
+                    process: INIT,
+                    signal,
+                    all,
+                };
+                (kill, Waiting::Client(client))
+            }
+            Control::Exec(exec) => self.exec(client, exec, descriptors)?,
+            Control::Pause if self.paused => return Err(ControlReply::Paused),
+            Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
+            Control::Resume if !self.paused => {
+                return Err(ControlReply::Failed("container not paused".into()));
+            }
+            Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),
+            Control::Update(resources) => (RequestBody::Update(resources), Waiting::Client(client)),
+            Control::Statistics => (RequestBody::Statistics, Waiting::Client(client)),
+            Control::Processes => (RequestBody::Processes, Waiting::Client(client)),
+            Control::Events => {
+                self.parts.clients.listen(client);
+                return Ok(None);
+            }
+        }))
+    }
+
+    /// Gets a process its number and its streams.
+    fn exec(
+        &mut self,
+        client: u64,
+        exec: ExecRequest,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(RequestBody, Waiting), ControlReply> {
+        let streams = streams::passed(&exec, descriptors).map_err(ControlReply::Failed)?;
+        let there = streams.each_ref().map(Option::is_some);
+        let Some((process, stdio)) = self.execs.begin(client, there) else {
+            let text = format!("{EXECS_MAX} processes are being executed already");
+            return Err(ControlReply::Failed(text));
+        };
+        let ports = [stdio.stdin, stdio.stdout, stdio.stderr];
+        for (port, stream) in ports.into_iter().zip(streams) {
+            if let (Some(port), Some(stream)) = (port, stream)
+                && let Err(e) = self.parts.machine.vsock().expect(port, stream)
+            {
+                self.forget(process);
+                return Err(ControlReply::Failed(e.to_string()));
+            }
+        }
+        self.parts.clients.steer(client, process);
+        let body = protocol::Exec {
+            process,
+            config: exec.process,
+            cgroup: exec.cgroup,
+            stdio,
+        };
+        Ok((RequestBody::Exec(body), Waiting::Exec(process)))
+    }
+
+    pub(super) fn exec_failed(&mut self, process: ProcessId, reply: &ControlReply) {
+        if let Some(client) = self.forget(process) {
+            self.parts.clients.reply(client, reply);
+        }
+    }
+
+    /// Forgets a process that does not run; its client.
+    fn forget(&mut self, process: ProcessId) -> Option<u64> {
+        let over = self.execs.failed(process)?;
+        self.abandon(&over.ports);
+        over.client
+    }
+
+    /// Closes streams that are of no use any more, whatever the guest does about them.
+    fn abandon(&mut self, ports: &[Port]) {
+        for port in ports {
+            self.parts.machine.vsock().abandon(*port);
+        }
+    }
+
+    /// Tells the client of a process that has ended, its output delivered.
+    pub(super) fn exec_over(&mut self, over: Option<Over>) {
+        let Some(over) = over else { return };
+        self.abandon(&over.ports);
+        if let (Some(client), Some(exit)) = (over.client, over.exit) {
+            self.parts
+                .clients
+                .reply(client, &ControlReply::Exited(exit));
+        }
+    }
+}
+
+/// A failure to start, in the words callers of runc look for.
+pub(super) fn start_failure(failure: &Failure) -> String {
+    format!("unable to start container process: {}", words(failure))
+}
+
+/// The agent's failure as a client is told.
+pub(super) fn failed(failure: &Failure) -> ControlReply {
+    match failure.kind {
+        FailureKind::NotRunning => ControlReply::NotRunning,
+        _ => ControlReply::Failed(words(failure)),
+    }
+}
+
+/// The agent's success as a client is told.
+pub(super) fn answer(reply: Reply) -> ControlReply {
+    match reply {
+        Reply::Statistics(files) => ControlReply::Statistics(files),
+        Reply::Processes { now, processes } => ControlReply::Processes { now, processes },
+        _ => ControlReply::Done,
+    }
+}
+
+/// The guest's words, fit for somebody's terminal: bounded, without control characters.
+fn words(failure: &Failure) -> String {
+    let text = failure.to_string();
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(WORDS_MAX)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_speaks_no_terminal_commands() {
+        let failure = Failure::message(FailureKind::Other, "\x1b[2Jexec: \u{9b}x\n".repeat(1000));
+        let text = start_failure(&failure);
+        assert!(text.starts_with("unable to start container process: [2Jexec: x[2J"));
+        assert!(text.len() < 2 * WORDS_MAX && !text.contains(char::is_control));
+    }
+}
