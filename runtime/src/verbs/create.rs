@@ -84,6 +84,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         .collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
+    (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     let root = cgroup_root(context, &plan)?;
     if let Some(root) = &root {
         let own = cgroup::own()?;
