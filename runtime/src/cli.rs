@@ -159,10 +159,10 @@ pub(crate) struct Create {
     /// Directory that holds config.json
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
-    /// Refused: no terminal yet
+    /// Unix socket that receives the terminal's master
     #[arg(long, value_name = "SOCKET")]
     pub(crate) console_socket: Option<PathBuf>,
-    /// Refused
+    /// Unix socket that receives a pidfd of the machine process
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
     /// File to which the process id is written

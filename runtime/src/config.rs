@@ -74,13 +74,10 @@ impl Config {
         let mut value: Value = serde_json::from_str(&text).map_err(json)?;
         let mut warnings = Vec::new();
         let ignored = take_unknown_capabilities(&mut value);
-        let spec: Spec = if ignored.is_empty() {
+        let spec: Spec = if ignored.is_none() {
             serde_json::from_str(&text).map_err(json)?
         } else {
-            let names = ignored.join(" ");
-            warnings.push(format!(
-                "process.capabilities: ignoring unknown capabilities {names}"
-            ));
+            warnings.extend(ignored);
             // The guest is given what is left, as it is no more lenient with names than this.
             text = value.to_string();
             Spec::deserialize(&value).map_err(json)?
@@ -115,9 +112,10 @@ fn is_supported(version: &str) -> bool {
     )
 }
 
-/// Removes the names that are no capabilities, as the specification demands: they may be a later kernel's.
-fn take_unknown_capabilities(config: &mut Value) -> Vec<String> {
-    let mut taken = Vec::new();
+/// Removes the names that are no capabilities from `process`, as the specification demands: they may be a later kernel's. Returns the
+/// warning to give.
+pub(crate) fn take_unknown_capabilities(config: &mut Value) -> Option<String> {
+    let mut taken: Vec<String> = Vec::new();
     let sets = config
         .pointer_mut("/process/capabilities")
         .and_then(Value::as_object_mut);
@@ -138,7 +136,12 @@ fn take_unknown_capabilities(config: &mut Value) -> Vec<String> {
             unknown.is_none()
         });
     }
-    taken
+    (!taken.is_empty()).then(|| {
+        format!(
+            "process.capabilities: ignoring unknown capabilities {}",
+            taken.join(" ")
+        )
+    })
 }
 
 #[cfg(test)]

@@ -2,11 +2,10 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::plan::Refused;
 use crate::state::Status;
-use crate::{cgroup, config, hooks, machine, statistics};
+use crate::{cgroup, config, hooks, machine};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,34 +39,32 @@ pub(crate) enum Error {
     /// How runc words the failure of a verb that makes a container.
     #[error("chiton {0} failed")]
     Failed(&'static str, #[source] Box<Error>),
+    /// How runc words the failure of exec.
+    #[error("exec failed")]
+    Exec(#[source] Box<Error>),
     #[error(transparent)]
     Machine(#[from] machine::Error),
     /// The machine process's own words.
     #[error("{0}")]
     Reply(String),
-    #[error("the guest does not answer within {} seconds", .0.as_secs())]
-    Unanswered(Duration),
-    #[error("duration interval must be greater than 0")]
-    Interval,
-    #[error(transparent)]
-    Statistics(#[from] statistics::Invalid),
-    /// A flag or a file of `update`.
-    #[error("invalid value for {0}: {1}")]
-    Value(&'static str, String),
-    #[error("invalid resources in {from}")]
-    Resources {
-        from: String,
-        source: serde_json::Error,
-    },
     #[error("machine process {0} does not end")]
     Unkillable(i32),
     #[error("unknown signal {0:?}")]
     UnknownSignal(String),
+    /// What the arguments of exec ask for and cannot be; runc's words.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("cannot pass on the standard streams")]
+    Stream(#[source] vmm::vsock::Error),
     /// What a flag or the environment asks for and is not there.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),
-    #[error("cannot use --console-socket: process.terminal is not supported yet")]
+    #[error("cannot use console socket if chiton will not detach or allocate tty")]
     ConsoleSocket,
+    #[error("cannot allocate tty if chiton will detach without setting console socket")]
+    NoConsoleSocket,
+    #[error("process.consoleSize: must be less than 65536 by 65536")]
+    ConsoleSize,
     #[error("must be run as root: rootless containers are not supported yet")]
     NotRoot,
     #[error("invalid --root {}: it cannot hold the state of containers", .0.display())]
@@ -100,6 +97,16 @@ pub(crate) enum Error {
     },
     #[error("{0}")]
     System(&'static str, #[source] io::Error),
+}
+
+impl Error {
+    /// The exit code for the caller: runc's.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Error::Exec(_) => 255,
+            _ => 1,
+        }
+    }
 }
 
 /// Adds what was being done to which file to a system call's error.

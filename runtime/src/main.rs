@@ -12,11 +12,14 @@ mod id;
 mod machine;
 mod plan;
 mod process;
+mod relay;
 mod report;
 mod seccomp;
+mod signals;
 mod state;
-mod statistics;
+mod stub;
 mod sys;
+mod terminal;
 mod verbs;
 
 use std::io::Write;
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             report.error(&format!("{e:#}"));
-            ExitCode::FAILURE
+            ExitCode::from(e.downcast_ref().map_or(1, error::Error::exit_code))
         }
     }
 }
@@ -103,8 +106,8 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Pause(args) => verbs::pause(root, &args.id)?,
         Verb::Resume(args) => verbs::resume(root, &args.id)?,
         Verb::Ps(args) => return print(&verbs::ps(root, args)?),
-        Verb::Update(args) => verbs::update(root, args, report)?,
-        Verb::Events(args) => verbs::events(root, args, report)?,
+        Verb::Update(args) => verbs::update(root, args)?,
+        Verb::Events(args) => verbs::events(root, args)?,
         Verb::Features => return print(&verbs::features()),
         Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
         Verb::Restore(args) => verbs::restore(args)?,

@@ -14,6 +14,13 @@ pub(crate) fn kill(pid: i32, signal: i32) {
     let _ = unsafe { libc::kill(pid, signal) };
 }
 
+/// Takes a descriptor that has just come by SCM_RIGHTS.
+#[cfg(test)]
+pub(crate) fn received(fd: i32) -> std::os::fd::OwnedFd {
+    // SAFETY: the kernel has made the descriptor for the receiver, who gives it away here and only once.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}
+
 /// KVM by its open device.
 pub(crate) fn kvm(device: File) -> Kvm {
     // SAFETY: the descriptor is open and owned by nobody else from here on.

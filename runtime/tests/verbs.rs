@@ -137,10 +137,6 @@ fn bad_configurations_are_refused() {
             "process.args: must not be empty",
         ),
         (
-            |c| c["process"]["terminal"] = json!(true),
-            "process.terminal is not supported yet",
-        ),
-        (
             |c| c["linux"]["namespaces"] = json!([{"type": "galaxy"}]),
             "`galaxy`",
         ),
@@ -209,6 +205,28 @@ fn bad_ids_are_refused() {
 }
 
 #[test]
+fn a_terminal_needs_somebody_who_shows_it() {
+    let place = Place::new();
+    let mut config = config();
+    config["process"]["terminal"] = json!(true);
+    place.write(&config);
+    let alone = "cannot allocate tty if chiton will detach without setting console socket";
+    place.refused(&["create", "x"], alone);
+    place.refused(&["run", "-d", "x"], alone);
+    let vain = "cannot use console socket if chiton will not detach or allocate tty";
+    place.refused(&["run", "--console-socket", "s", "x"], vain);
+    let missing = "connect to s: No such file or directory";
+    place.refused(&["create", "--console-socket", "s", "x"], missing);
+    config["process"]["consoleSize"] = json!({"height": 65536, "width": 1});
+    place.write(&config);
+    let _socket = UnixListener::bind(place.bundle().join("s")).unwrap();
+    place.refused(
+        &["create", "--console-socket", "s", "x"],
+        "process.consoleSize",
+    );
+}
+
+#[test]
 fn what_a_flag_asks_for_and_is_not_there_is_refused() {
     let place = Place::new();
     for (args, text) in [
@@ -218,11 +236,15 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
         ),
         (
             &["create", "--pidfd-socket", "s", "x"],
-            "--pidfd-socket is not supported yet",
+            "connect to s: No such file or directory",
         ),
         (
             &["create", "--console-socket", "s", "x"],
-            "cannot use --console-socket",
+            "cannot use console socket if chiton will not detach or allocate tty",
+        ),
+        (
+            &["run", "--console-socket", "s", "x"],
+            "cannot use console socket if chiton will not detach or allocate tty",
         ),
         (
             &["--systemd-cgroup", "create", "x"],

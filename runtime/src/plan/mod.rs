@@ -160,12 +160,24 @@ pub(crate) fn plan(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Result<Plan
         oom_score_adj: process.oom_score_adj(),
         cgroups_path: linux.cgroups_path().clone(),
         limits: size.limits,
-        warnings: audit
-            .unknown
-            .iter()
-            .map(|name| format!("ignoring unknown property {name}"))
-            .collect(),
+        warnings: ignored(&audit.unknown),
     })
+}
+
+/// Decides whether the process of an exec, given as the `process` of a configuration, can be had; what the caller should know.
+pub(crate) fn check_exec(config: &Value) -> Result<Vec<String>, Refused> {
+    let audit = ledger::audit(config);
+    if audit.refused.is_empty() {
+        Ok(ignored(&audit.unknown))
+    } else {
+        Err(Refused::Unsupported(audit.refused))
+    }
+}
+
+/// The warnings about properties that the specification does not have.
+fn ignored(unknown: &[String]) -> Vec<String> {
+    let warning = |name| format!("ignoring unknown property {name}");
+    unknown.iter().map(warning).collect()
 }
 
 /// `Linux::default()` is a configuration of oci-spec's own making; nothing said must mean nothing asked for.

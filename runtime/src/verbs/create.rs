@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::plan::{self, Facts, FileKind, Plan};
 use crate::process::Identity;
 use crate::report::Report;
 use crate::state::{Lock, Record, StateDir, write_atomically};
+use crate::terminal::{self, DescriptorSocket};
 
 /// What the global flags say.
 pub(crate) struct Context<'a> {
@@ -38,17 +39,26 @@ pub(super) struct Created {
     pub(super) record: Record,
     pub(super) machine: Identity,
     pub(super) lock: Lock,
+    /// The master of its terminal, for a verb that stays.
+    pub(super) master: Option<OwnedFd>,
 }
+
+/// What runc says of the descriptor that it sends to `--pidfd-socket` for a container.
+const PIDFD_TEXT: &[u8] = b"standard";
 
 /// Creates a container.
 pub(crate) fn create(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
-    created(context, args)
+    created(context, args, true)
         .map(drop)
         .map_err(|e| Error::Failed("create", Box::new(e)))
 }
 
-/// Creates a container and keeps its lock.
-pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Created, Error> {
+/// Creates a container and keeps its lock. `detached`: the verb does not wait for the container's end.
+pub(super) fn created(
+    context: &Context<'_>,
+    args: &cli::Create,
+    detached: bool,
+) -> Result<Created, Error> {
     let id: ContainerId = args.id.parse()?;
     check_flags(context, args)?;
     let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
@@ -62,6 +72,16 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         .timeline
         .map(|path| File::create(path).file("create", path))
         .transpose()?;
+    let pidfd_socket = args.pidfd_socket.as_deref();
+    let pidfd_socket = pidfd_socket.map(DescriptorSocket::connect).transpose()?;
+    let terminal = config.spec.process().as_ref().map(|process| {
+        let console_socket = args.console_socket.as_deref();
+        terminal::prepare(process, detached, console_socket)
+    });
+    let (slave, master) = match terminal.transpose()?.flatten() {
+        Some(terminal) => (Some(terminal.slave), terminal.master),
+        None => (None, None),
+    };
 
     let mut attempt = Attempt {
         dir: Some(StateDir::create(context.root, &id)?),
@@ -84,7 +104,6 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         .collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
-    (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     let root = cgroup_root(context, &plan)?;
     if let Some(root) = &root {
         let own = cgroup::own()?;
@@ -115,7 +134,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         state_dir: attempt.dir()?.as_fd(),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         timeline,
-        terminal: None,
+        terminal: slave,
         begun: context.begun,
     };
     let hooks = Hooks::of(&config.spec, &record);
@@ -140,6 +159,10 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         write_atomically(path, machine.pid.to_string().as_bytes()).file("write", path)?;
         attempt.pid_file = Some(path.clone());
     }
+    if let Some(socket) = pidfd_socket {
+        let pidfd = machine.open().system("open the machine process")?;
+        socket.send(pidfd.ok_or(machine::Error::NotRunning)?, PIDFD_TEXT)?;
+    }
     spawned.commit()?;
     let (dir, lock) = attempt.keep()?;
     Ok(Created {
@@ -147,6 +170,7 @@ pub(super) fn created(context: &Context<'_>, args: &cli::Create) -> Result<Creat
         record,
         machine,
         lock,
+        master,
     })
 }
 
@@ -197,7 +221,6 @@ fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
     for (asked, what) in [
         (context.systemd_cgroup, "--systemd-cgroup"),
         (context.rootless, "--rootless"),
-        (args.pidfd_socket.is_some(), "--pidfd-socket"),
         (args.preserve_fds > 0, "--preserve-fds"),
         (own_sockets, "socket activation (LISTEN_FDS)"),
         (
@@ -208,9 +231,6 @@ fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
         if asked {
             return Err(Error::Unsupported(what));
         }
-    }
-    if args.console_socket.is_some() {
-        return Err(Error::ConsoleSocket);
     }
     if !geteuid().is_root() {
         return Err(Error::NotRoot);

@@ -1,10 +1,269 @@
-//! `exec`.
+//! `exec`: another process in a container.
 
-use super::Context;
+mod process;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use protocol::Exit;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::Value;
+use vmm::vsock::reopen;
+
+use super::{Context, open};
+use crate::cgroup::Cgroup;
 use crate::cli;
-use crate::error::Error;
+use crate::config::{self, Config};
+use crate::error::{Error, FileContext, SystemContext};
+use crate::machine::{self, Connection, ControlReply, ExecRequest, Stream};
+use crate::relay::Relay;
+use crate::signals;
+use crate::state::{StateDir, Verb, write_atomically};
+use crate::stub::{self, Stub};
+use crate::terminal::{self, DescriptorSocket, Terminal};
+use process::{Wanted, sub_cgroup, wanted};
+
+/// Largest file of `--process` in bytes: it travels to the guest in one request.
+const PROCESS_MAX: u64 = 1 << 20;
+
+/// What runc says of the descriptor that it sends to `--pidfd-socket` for an exec.
+const PIDFD_TEXT: &[u8] = b"setns";
 
 /// Executes another process in a container; the exit code for the caller.
-pub(crate) fn exec(_context: &Context<'_>, _args: &cli::Exec) -> Result<u8, Error> {
-    Err(Error::Unsupported("exec"))
+pub(crate) fn exec(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
+    executed(context, args).map_err(|e| Error::Exec(Box::new(e)))
+}
+
+fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
+    let dir = open(context.root, &args.id)?;
+    let record = dir.record()?;
+    let verb = if args.ignore_paused {
+        Verb::ExecPaused
+    } else {
+        Verb::Exec
+    };
+    dir.status(record.as_ref())?.allows(verb, dir.id())?;
+    if args.preserve_fds > 0 {
+        return Err(Error::Unsupported("--preserve-fds"));
+    }
+    let Wanted {
+        json,
+        process,
+        warnings,
+    } = load(&dir, args)?;
+    let oom_score_adj = process.oom_score_adj();
+    for warning in &warnings {
+        context.report.warn(warning);
+    }
+    let cgroup = sub_cgroup(&args.cgroup)?;
+    let pidfd_socket = args.pidfd_socket.as_deref();
+    let pidfd_socket = pidfd_socket.map(DescriptorSocket::connect).transpose()?;
+    let terminal = terminal::prepare(&process, args.detach, args.console_socket.as_deref())?;
+
+    let streams = match &terminal {
+        Some(terminal) => Streams::terminal(terminal)?,
+        None => Streams::standard()?,
+    };
+    let connection = request(&dir, json, cgroup, streams)?;
+    let process = Executed {
+        connection,
+        terminal,
+        pidfd_socket,
+        pid_file: args.pid_file.as_deref(),
+    };
+    if !args.detach {
+        return process.attend();
+    }
+    let cgroup = record.and_then(|record| record.cgroup);
+    let cgroup = cgroup
+        .map(|path| Cgroup::existing(path).open())
+        .transpose()?;
+    process.detach(cgroup.as_ref().map(AsFd::as_fd), oom_score_adj)
+}
+
+/// The process that the arguments ask for.
+fn load(dir: &StateDir, args: &cli::Exec) -> Result<Wanted, Error> {
+    let config = Config::load(dir.path())?;
+    let own = &config.value["process"];
+    let Some(path) = &args.process else {
+        return wanted(args, None, own, &dir.path().join("config.json"));
+    };
+    let mut text = String::new();
+    let file = File::open(path).file("open", path)?;
+    file.take(PROCESS_MAX + 1)
+        .read_to_string(&mut text)
+        .file("read", path)?;
+    if text.len() as u64 > PROCESS_MAX {
+        return Err(Error::Invalid(format!(
+            "{} is larger than {PROCESS_MAX} bytes",
+            path.display()
+        )));
+    }
+    let file: Value = serde_json::from_str(&text).map_err(|source| config::Error::Json {
+        path: path.clone(),
+        source,
+    })?;
+    wanted(args, Some(file), own, path)
+}
+
+/// The descriptors that go along, and what they are.
+struct Streams {
+    streams: [Stream; 3],
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Streams {
+    /// The terminal in place of all three.
+    fn terminal(terminal: &Terminal) -> Result<Streams, Error> {
+        let mut streams = Streams::none();
+        streams.push(0, terminal.slave.as_fd())?;
+        Ok(streams)
+    }
+
+    /// The verb's own. One that is not open for its direction (nohup opens standard input for writing only) is nothing to the process.
+    fn standard() -> Result<Streams, Error> {
+        let mut streams = Streams::none();
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        for (index, fd, direction) in [
+            (0, stdin.as_fd(), OFlag::O_RDONLY),
+            (1, stdout.as_fd(), OFlag::O_WRONLY),
+            (2, stderr.as_fd(), OFlag::O_WRONLY),
+        ] {
+            let flags = fcntl(fd, FcntlArg::F_GETFL).system("inspect a standard stream")?;
+            let flags = OFlag::from_bits_retain(flags);
+            let mode = flags & OFlag::O_ACCMODE;
+            if !flags.contains(OFlag::O_PATH) && (mode == direction || mode == OFlag::O_RDWR) {
+                streams.push(index, fd)?;
+            }
+        }
+        Ok(streams)
+    }
+
+    fn none() -> Streams {
+        Streams {
+            streams: [Stream::None; 3],
+            descriptors: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, index: usize, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        let fd = fd.try_clone_to_owned();
+        let fd = fd.system("duplicate a standard stream")?;
+        // The machine process, in its jail, could not.
+        let (fd, own) = reopen(fd).map_err(Error::Stream)?;
+        self.streams[index] = Stream::Passed { own };
+        self.descriptors.push(fd);
+        Ok(())
+    }
+}
+
+/// Has the process executed; from now on the connection stands for it.
+fn request(
+    dir: &StateDir,
+    process: String,
+    cgroup: String,
+    streams: Streams,
+) -> Result<Connection, Error> {
+    let request = ExecRequest {
+        process,
+        cgroup,
+        streams: streams.streams,
+    };
+    let descriptors: Vec<_> = streams.descriptors.iter().map(AsFd::as_fd).collect();
+    let connection = machine::exec(dir.path(), &request, &descriptors)?;
+    match connection.receive()? {
+        Some(ControlReply::Executed) => Ok(connection),
+        Some(ControlReply::Paused) => Err(Error::ExecPaused),
+        Some(ControlReply::Failed(text)) => Err(Error::Reply(text)),
+        Some(_) | None => Err(Error::NotRunning),
+    }
+}
+
+/// A process that runs. It is killed when this goes.
+struct Executed<'a> {
+    connection: Connection,
+    terminal: Option<Terminal>,
+    pidfd_socket: Option<DescriptorSocket>,
+    pid_file: Option<&'a Path>,
+}
+
+impl Executed<'_> {
+    /// Waits for the process; its exit code, or 128 and the number of the signal that ended it.
+    fn attend(self) -> Result<u8, Error> {
+        let signals = signals::take(self.terminal.is_some()).system("take the signals")?;
+        let pid_file = publish(
+            std::process::id().cast_signed(),
+            self.pidfd_socket,
+            self.pid_file,
+        )?;
+        // The slave is the machine process's alone: the terminal hangs up when the process ends.
+        let master = self.terminal.and_then(|terminal| terminal.master);
+        let relay = master.map(Relay::start).transpose();
+        let relay = relay.system("lend the terminal")?;
+        let resize = || relay.as_ref().and_then(Relay::resize);
+        let resized = relay.is_some().then_some(&resize as &dyn Fn() -> _);
+        let exit = stub::attend(&self.connection, &signals, resized, signals::is_passed_on);
+        let exit = exit.system("wait for the process")?;
+        if let Some(relay) = relay {
+            relay.finish();
+        }
+        pid_file.keep();
+        Ok(match exit {
+            Exit::Code(code) => code,
+            Exit::Signal(number) => u8::try_from(128 + number).unwrap_or(u8::MAX),
+        })
+    }
+
+    /// Leaves the process to a stub.
+    fn detach(
+        self,
+        cgroup: Option<BorrowedFd<'_>>,
+        oom_score_adj: Option<i32>,
+    ) -> Result<u8, Error> {
+        let slave = self.terminal.map(|terminal| terminal.slave);
+        let stub = Stub::new(self.connection, slave, cgroup, oom_score_adj);
+        let stub = stub.system("start the process that stands for it")?;
+        let pid_file = publish(stub.pid(), self.pidfd_socket, self.pid_file)?;
+        stub.commit()
+            .system("commit the process that stands for it")?;
+        pid_file.keep();
+        Ok(0)
+    }
+}
+
+/// A pid file that goes when its process has come to nothing.
+struct PidFile<'a>(Option<&'a Path>);
+
+impl PidFile<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for PidFile<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Tells the caller which process stands for the one executed.
+fn publish<'a>(
+    pid: i32,
+    socket: Option<DescriptorSocket>,
+    pid_file: Option<&'a Path>,
+) -> Result<PidFile<'a>, Error> {
+    if let Some(socket) = socket {
+        let pid = Pid::from_raw(pid).ok_or(Error::NotRunning)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).system("open the process")?;
+        socket.send(pidfd, PIDFD_TEXT)?;
+    }
+    if let Some(path) = pid_file {
+        write_atomically(path, pid.to_string().as_bytes()).file("write", path)?;
+    }
+    Ok(PidFile(pid_file))
 }

@@ -1,12 +1,11 @@
 //! `run`: create and start; in the foreground also wait, pass signals on, and delete.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::SigSet;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -17,6 +16,8 @@ use crate::cli;
 use crate::error::{Error, SystemContext};
 use crate::machine::{Entry, read_journal};
 use crate::process::Identity;
+use crate::relay::Relay;
+use crate::signals;
 use crate::state::{Record, StateDir};
 use crate::sys;
 
@@ -31,13 +32,14 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         record,
         machine,
         lock,
-    } = created(context, &args.create)?;
-    let code = match start(&dir, &record, args.detach) {
+        master,
+    } = created(context, &args.create, args.detach)?;
+    let code = match start(&dir, &record, args.detach, master.is_some()) {
         Ok(None) => return Ok(0),
         // Others may delete the container while it runs.
         Ok(Some(signals)) => {
             drop(lock);
-            let code = attend(machine, &signals);
+            let code = lend(master).and_then(|relay| attend(machine, &signals, relay));
             if let Some(reason) = lost(&dir) {
                 context.report.error(&reason);
             }
@@ -72,21 +74,26 @@ fn lost(dir: &StateDir) -> Option<String> {
 }
 
 /// Starts the container; with the caller's signals as events unless it is left alone.
-fn start(dir: &StateDir, record: &Record, detach: bool) -> Result<Option<SignalFd>, Error> {
-    if detach {
-        start_created(dir, record)?;
-        return Ok(None);
-    }
-    let signals = SigSet::all();
-    signals.thread_block().system("block signals")?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&signals, flags).system("create a signalfd")?;
+fn start(
+    dir: &StateDir,
+    record: &Record,
+    detach: bool,
+    terminal: bool,
+) -> Result<Option<SignalFd>, Error> {
+    let signals = (!detach).then(|| signals::take(terminal));
+    let signals = signals.transpose().system("take the signals")?;
     start_created(dir, record)?;
-    Ok(Some(signals))
+    Ok(signals)
+}
+
+/// Lends the caller's terminal to a container that has one of its own.
+fn lend(master: Option<OwnedFd>) -> Result<Option<Relay>, Error> {
+    let relay = master.map(Relay::start).transpose();
+    relay.system("lend the terminal")
 }
 
 /// Passes signals on to the container until it ends; its exit code, or 128 and the number of the signal that ended it.
-fn attend(machine: Identity, signals: &SignalFd) -> Result<u8, Error> {
+fn attend(machine: Identity, signals: &SignalFd, relay: Option<Relay>) -> Result<u8, Error> {
     let pid = Pid::from_raw(machine.pid);
     let raw = rustix::process::Pid::from_raw(machine.pid).ok_or(Error::NotRunning)?;
     // A child that has ended keeps its pid until it is waited for: this is the machine.
@@ -102,26 +109,24 @@ fn attend(machine: Identity, signals: &SignalFd) -> Result<u8, Error> {
             result => result.system("wait for the container")?,
         };
         if polled[0].any() == Some(true) {
-            return reap(pid);
+            let code = reap(pid);
+            if let Some(relay) = relay {
+                relay.finish();
+            }
+            return code;
         }
         while let Some(info) = signals.read_signal().system("read a signal")? {
-            // The machine process does to the container what is done to itself. It may have ended just now.
-            if let Some(signal) = i32::try_from(info.ssi_signo)
-                .ok()
-                .filter(|n| is_passed_on(*n))
-            {
-                sys::kill(machine.pid, signal);
+            match (i32::try_from(info.ssi_signo), &relay) {
+                // The machine process hears of it by the pseudo-terminal.
+                (Ok(libc::SIGWINCH), Some(relay)) => drop(relay.resize()),
+                // The machine process does to the container what is done to itself. It may have ended just now.
+                (Ok(signal), _) if signals::is_passed_on(signal) => {
+                    sys::kill(machine.pid, signal);
+                }
+                _ => {}
             }
         }
     }
-}
-
-/// All but those that are about this process itself.
-fn is_passed_on(signal: i32) -> bool {
-    !matches!(
-        signal,
-        libc::SIGCHLD | libc::SIGWINCH | libc::SIGURG | libc::SIGPIPE
-    )
 }
 
 fn reap(pid: Pid) -> Result<u8, Error> {

@@ -1,0 +1,276 @@
+//! The process of this host that stands for an exec'd process of the guest: callers signal it, wait for it and read its exit status.
+//!
+//! ```text
+//!  exec verb                                  machine process
+//!   exec ───────────────────────────────────────> executes the program; from now on the connection stands for it
+//!   clone into the container's cgroup ──> stub
+//!         <──────────ready───────────────   its own session, no privilege, none of the caller's descriptors
+//!   pid file
+//!         ───────────commit──────────────>  attends: signals and window sizes to the machine process, until
+//!   ends                                      <──────────────────────────────────── Exited
+//!                                           ends the same way
+//! ```
+//! Invariants: the machine process kills the program when the connection ends, so it dies with whoever holds the connection: with the
+//! verb until the stub is cloned, with the stub from then on. A stub that is not committed ends when its verb does. A verb that waits
+//! for the process is its stub itself.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setsid};
+use protocol::{Exit, TerminalSize};
+use rustix::process::ioctl_tiocsctty;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+
+use crate::machine::{
+    Cloned, Connection, ControlReply, ExecControl, clone_process, close_all_but, end_as, exit_now,
+};
+use crate::terminal;
+
+/// What a stub says when it is ready. Anything else is the text of an error.
+const READY: &[u8] = b"ready";
+
+/// Longest text of an error that a stub has to tell, in bytes.
+const TEXT_MAX: u64 = 4096;
+
+/// Attends a process that runs until it ends; how it ended. `resized` sees to the window and returns its size, for a process with a
+/// terminal; `passes` says which signals the process gets.
+pub(crate) fn attend(
+    connection: &Connection,
+    signals: &SignalFd,
+    resized: Option<&dyn Fn() -> Option<TerminalSize>>,
+    passes: impl Fn(i32) -> bool,
+) -> io::Result<Exit> {
+    let resize = || {
+        if let Some(size) = resized.and_then(|resized| resized()) {
+            tell(connection, &ExecControl::Resize(size));
+        }
+    };
+    resize();
+    loop {
+        let mut polled = [
+            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result?,
+        };
+        if polled[0].any() == Some(true) {
+            match connection.receive() {
+                Ok(Some(ControlReply::Exited(exit))) => return Ok(exit),
+                // Nothing else is said while a process runs.
+                Ok(Some(_)) => {}
+                // The container has ended, and with it all of its processes.
+                Ok(None) | Err(_) => return Ok(Exit::Signal(libc::SIGKILL)),
+            }
+        }
+        while let Some(info) = signals.read_signal()? {
+            match i32::try_from(info.ssi_signo) {
+                Ok(libc::SIGWINCH) if resized.is_some() => resize(),
+                Ok(signal) if passes(signal) => tell(connection, &ExecControl::Kill(signal)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A machine process that has gone is heard of by the connection.
+fn tell(connection: &Connection, request: &ExecControl) {
+    let _ = connection.send(request);
+}
+
+/// A stub that ends with this value unless it is committed.
+pub(crate) struct Stub {
+    pid: Pid,
+    sync: Option<UnixStream>,
+}
+
+impl Stub {
+    /// Makes a stub for the process that `connection` stands for. It lives in `cgroup`, and `terminal`, the slave of the process's
+    /// terminal, is its controlling terminal.
+    pub(crate) fn new(
+        connection: Connection,
+        terminal: Option<OwnedFd>,
+        cgroup: Option<BorrowedFd<'_>>,
+        oom_score_adj: Option<i32>,
+    ) -> io::Result<Stub> {
+        let (ours, theirs) = UnixStream::pair()?;
+        match clone_process(cgroup)? {
+            Cloned::Child => {
+                drop(ours);
+                main(&connection, terminal.as_ref(), oom_score_adj, theirs)
+            }
+            Cloned::Parent(pid) => {
+                drop(theirs);
+                let stub = Stub {
+                    pid: Pid::from_raw(pid),
+                    sync: Some(ours),
+                };
+                stub.await_ready()?;
+                Ok(stub)
+            }
+        }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    /// From here on the stub lives until its process ends.
+    pub(crate) fn commit(mut self) -> io::Result<()> {
+        if let Some(mut sync) = self.sync.as_ref() {
+            sync.write_all(&[0])?;
+        }
+        self.sync = None;
+        Ok(())
+    }
+
+    fn await_ready(&self) -> io::Result<()> {
+        let Some(sync) = self.sync.as_ref() else {
+            return Ok(());
+        };
+        let mut word = [0; READY.len()];
+        let mut text = Vec::new();
+        match (&mut &*sync).read_exact(&mut word) {
+            Ok(()) if word == READY => return Ok(()),
+            Ok(()) => text.extend(word),
+            Err(_) => return Err(io::Error::other("it ended unexpectedly")),
+        }
+        sync.take(TEXT_MAX).read_to_end(&mut text)?;
+        Err(io::Error::other(
+            String::from_utf8_lossy(&text).into_owned(),
+        ))
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        if self.sync.is_some() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            while waitpid(self.pid, None) == Err(Errno::EINTR) {}
+        }
+    }
+}
+
+/// The life of a stub.
+fn main(
+    connection: &Connection,
+    terminal: Option<&OwnedFd>,
+    oom_score_adj: Option<i32>,
+    mut sync: UnixStream,
+) -> ! {
+    let signals = match settle(connection, terminal, oom_score_adj, &sync) {
+        Ok(signals) => signals,
+        Err(e) => {
+            // Long enough to be told from the word for readiness.
+            let _ = write!(sync, "cannot {e}");
+            exit_now(1)
+        }
+    };
+    let committed = sync
+        .write_all(READY)
+        .and_then(|()| sync.read_exact(&mut [0]));
+    if committed.is_err() {
+        // The verb has gone, and with it the wish for the process.
+        exit_now(1);
+    }
+    drop(sync);
+    let size = || terminal.and_then(terminal::size);
+    let resized = terminal.is_some().then_some(&size as &dyn Fn() -> _);
+    match attend(connection, &signals, resized, |_| true) {
+        Ok(exit) => end_as(exit),
+        Err(_) => exit_now(1),
+    }
+}
+
+/// Adds what was being done to an error.
+trait Doing<T> {
+    fn doing(self, doing: &str) -> Result<T, String>;
+}
+
+impl<T, E: std::fmt::Display> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &str) -> Result<T, String> {
+        self.map_err(|e| format!("{doing}: {e}"))
+    }
+}
+
+/// Leaves the caller: its session, directory, descriptors and privileges. Every signal that can be caught is an event from now on.
+fn settle(
+    connection: &Connection,
+    terminal: Option<&OwnedFd>,
+    oom_score_adj: Option<i32>,
+    sync: &UnixStream,
+) -> Result<SignalFd, String> {
+    setsid().doing("start a session")?;
+    chdir("/").doing("leave the directory")?;
+    replace_standard_streams().doing("open /dev/null")?;
+    if let Some(score) = oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
+    }
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let mut keep = vec![
+        stdin.as_fd(),
+        stdout.as_fd(),
+        stderr.as_fd(),
+        connection.as_fd(),
+        sync.as_fd(),
+    ];
+    keep.extend(terminal.map(AsFd::as_fd));
+    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
+    // of the arguments the descriptors are kept.
+    unsafe { close_all_but(&keep) }.doing("close inherited descriptors")?;
+
+    let mut caught = SigSet::all();
+    caught.remove(Signal::SIGCHLD);
+    caught.remove(Signal::SIGPIPE);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&caught), None).doing("block signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&caught, flags).doing("create a signalfd")?;
+    match terminal.map(ioctl_tiocsctty) {
+        // Whoever shows the terminal has gone already: the process hears of it by the machine process.
+        None | Some(Ok(()) | Err(rustix::io::Errno::IO)) => {}
+        Some(Err(e)) => return Err(e).doing("take the terminal"),
+    }
+    drop_privileges().doing("drop privileges")?;
+    Ok(signals)
+}
+
+fn replace_standard_streams() -> io::Result<()> {
+    let null = File::from(open(
+        "/dev/null",
+        OFlag::O_RDWR | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?);
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    Ok(())
+}
+
+fn drop_privileges() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    setgroups(&[])?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none)?;
+    set_no_new_privs(true)?;
+    // The signal that ends the stub leaves no dump of it.
+    Ok(nix::sys::prctl::set_dumpable(false)?)
+}

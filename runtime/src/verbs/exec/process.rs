@@ -1,0 +1,205 @@
+//! From the arguments of exec to the `process` object that the guest is given; the rules are runc's (exec.go, newInitConfig).
+
+use std::path::{Component, Path};
+
+use oci_spec::runtime::Process;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::cli;
+use crate::config;
+use crate::error::Error;
+use crate::plan;
+
+/// The process to execute.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// As JSON, for the guest.
+    pub(super) json: String,
+    /// As it is understood.
+    pub(super) process: Process,
+    /// What the caller should know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own process. What
+/// went wrong with the JSON is said of `path`.
+pub(super) fn wanted(
+    args: &cli::Exec,
+    file: Option<Value>,
+    own: &Value,
+    path: &Path,
+) -> Result<Wanted, Error> {
+    let mut process = match file {
+        Some(process) => process,
+        None => from_flags(args, own.clone())?,
+    };
+    inherit(&mut process, own);
+    check(&process)?;
+    let mut config = json!({ "process": process });
+    let mut warnings = Vec::from_iter(config::take_unknown_capabilities(&mut config));
+    warnings.extend(plan::check_exec(&config)?);
+    let process = &config["process"];
+    Ok(Wanted {
+        json: process.to_string(),
+        process: Process::deserialize(process).map_err(|source| config::Error::Json {
+            path: path.to_owned(),
+            source,
+        })?,
+        warnings,
+    })
+}
+
+/// The container's own process with what the flags say in place.
+fn from_flags(args: &cli::Exec, mut process: Value) -> Result<Value, Error> {
+    let Some(properties) = process.as_object_mut() else {
+        return Err(invalid("process property must not be empty"));
+    };
+    if args.command.is_empty() {
+        return Err(invalid("process args cannot be empty"));
+    }
+    properties.insert("args".into(), json!(args.command));
+    properties.insert("terminal".into(), json!(args.tty));
+    for (name, text) in [
+        ("cwd", &args.cwd),
+        ("apparmorProfile", &args.apparmor),
+        ("selinuxLabel", &args.process_label),
+    ] {
+        if let Some(text) = text.as_ref().filter(|text| !text.is_empty()) {
+            properties.insert(name.into(), json!(text));
+        }
+    }
+    if args.no_new_privs {
+        properties.insert("noNewPrivileges".into(), json!(true));
+    }
+    for set in ["bounding", "effective", "permitted"] {
+        for capability in &args.cap {
+            append(&mut process["capabilities"][set], json!(capability));
+        }
+    }
+    for entry in &args.env {
+        append(&mut process["env"], json!(entry));
+    }
+    if let Some(user) = args.user.as_ref().filter(|user| !user.is_empty()) {
+        let (uid, gid) = match user.split_once(':') {
+            Some((uid, gid)) => (uid, Some(gid)),
+            None => (user.as_str(), None),
+        };
+        if let Some(gid) = gid {
+            process["user"]["gid"] = json!(id(gid, "gid")?);
+        }
+        process["user"]["uid"] = json!(id(uid, "uid")?);
+    }
+    for gid in &args.additional_gids {
+        append(&mut process["user"]["additionalGids"], json!(gid));
+    }
+    Ok(process)
+}
+
+/// Appends to an array, which is made if there is none.
+fn append(array: &mut Value, element: Value) {
+    match array {
+        Value::Array(elements) => elements.push(element),
+        // Anything else is of the wrong type, and was when the container was created.
+        _ => *array = json!([element]),
+    }
+}
+
+fn id(text: &str, what: &str) -> Result<u32, Error> {
+    text.parse()
+        .map_err(|e| invalid(format!("parsing {text} as int for {what} failed: {e}")))
+}
+
+/// What a process does not say is as for the container's own.
+fn inherit(process: &mut Value, own: &Value) {
+    let Some(properties) = process.as_object_mut() else {
+        return;
+    };
+    let says_nothing = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Array(elements)) => elements.is_empty(),
+        Some(_) => false,
+    };
+    for name in [
+        "capabilities",
+        "rlimits",
+        "ioPriority",
+        "scheduler",
+        "oomScoreAdj",
+    ] {
+        if says_nothing(properties.get(name))
+            && let Some(value) = own.get(name)
+        {
+            properties.insert(name.into(), value.clone());
+        }
+    }
+    properties.entry("user").or_insert_with(|| json!({}));
+}
+
+/// What runc demands of a process.
+fn check(process: &Value) -> Result<(), Error> {
+    if !process.is_object() {
+        return Err(invalid("process property must not be empty"));
+    }
+    // A property of the wrong type is told of when all of it is parsed.
+    match process.get("cwd") {
+        None | Some(Value::Null) => return Err(invalid("Cwd property must not be empty")),
+        Some(Value::String(cwd)) if cwd.is_empty() => {
+            return Err(invalid("Cwd property must not be empty"));
+        }
+        Some(Value::String(cwd)) if !cwd.starts_with('/') => {
+            return Err(invalid("Cwd must be an absolute path"));
+        }
+        Some(_) => {}
+    }
+    match process.get("args") {
+        None | Some(Value::Null) => Err(invalid("args must not be empty")),
+        Some(Value::Array(args)) if args.is_empty() => Err(invalid("args must not be empty")),
+        Some(_) => Ok(()),
+    }
+}
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::Invalid(text.into())
+}
+
+/// The cgroup below the container's own that `--cgroup` names, relative; empty if none is named. Controllers are cgroup v1's: the guest
+/// has version 2, where a process is in one cgroup for all.
+pub(super) fn sub_cgroup(args: &[String]) -> Result<String, Error> {
+    let Some(first) = args.first() else {
+        return Ok(String::new());
+    };
+    for arg in args {
+        match arg.split(':').count() {
+            1 if args.len() == 1 => {}
+            1 => {
+                return Err(invalid(format!(
+                    "invalid --cgroup argument: {arg} (missing <controller>: prefix)"
+                )));
+            }
+            2 => {}
+            _ => return Err(invalid(format!("invalid --cgroup argument: {arg}"))),
+        }
+    }
+    if let Some((controllers, _)) = first.split_once(':') {
+        let controller = controllers.split(',').next().unwrap_or_default();
+        return Err(invalid(format!(
+            "unknown controller {controller} in SubCgroupPaths"
+        )));
+    }
+    let mut below = Vec::new();
+    for component in Path::new(first).components() {
+        match component {
+            Component::Normal(name) => below.push(name.to_string_lossy()),
+            Component::ParentDir => {
+                return Err(invalid(format!("{first} is not a sub cgroup path")));
+            }
+            _ => {}
+        }
+    }
+    Ok(below.join("/"))
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
