@@ -12,6 +12,7 @@ use std::io::{self, Read, Seek};
 
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+    ScmpVersion,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{
@@ -52,6 +53,20 @@ pub(crate) enum Error {
     Read(#[from] io::Error),
     #[error("linux.seccomp: the filter has {0} instructions, the kernel takes {PROGRAM_MAX}")]
     TooLong(usize),
+}
+
+/// The version of the linked libseccomp, for instance `2.5.4`.
+pub(crate) fn version() -> String {
+    ScmpVersion::current()
+        .map(|version| version.to_string())
+        .unwrap_or_default()
+}
+
+/// Whether a profile may name an architecture: the linked libseccomp must know it and be able to filter it beside this one.
+pub(crate) fn combines(arch: Arch) -> bool {
+    ScmpFilterContext::new(ScmpAction::Allow)
+        .and_then(|mut filter| filter.add_arch(architecture(arch)).map(drop))
+        .is_ok()
 }
 
 /// What a profile asks for and no guest does: a process outside that decides about system calls.

@@ -1,6 +1,373 @@
-//! `features`.
+//! `features`: what this runtime supports, as the specification has it (features.md, features-linux.md).
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::{
+    Apparmor, Arch, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, LinuxNamespaceType,
+    LinuxSeccompAction, MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
+};
+
+use crate::{SPEC_VERSION, seccomp};
+
+/// The lowest version of the specification whose configurations are accepted.
+const SPEC_VERSION_MIN: &str = "1.0.0";
+
+/// Hooks of all kinds, in the order in which they run.
+const HOOKS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
+/// What the guest makes of options of mounts, without those that the plan refuses on bind mounts.
+#[rustfmt::skip]
+const MOUNT_OPTIONS: [&str; 55] = [
+    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
+    "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
+    "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime",
+    "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate",
+    "rrelatime", "rro", "rrw", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "silent", "strictatime",
+    "suid", "symfollow", "sync", "tmpcopyup", "unbindable",
+];
+
+const NAMESPACES: [LinuxNamespaceType; 8] = [
+    LinuxNamespaceType::Cgroup,
+    LinuxNamespaceType::Ipc,
+    LinuxNamespaceType::Mount,
+    LinuxNamespaceType::Network,
+    LinuxNamespaceType::Pid,
+    LinuxNamespaceType::Time,
+    LinuxNamespaceType::User,
+    LinuxNamespaceType::Uts,
+];
+
+/// Capabilities by number (linux/capability.h); the guest's kernel has them all.
+const CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+const SECCOMP_ACTIONS: [LinuxSeccompAction; 8] = [
+    LinuxSeccompAction::ScmpActAllow,
+    LinuxSeccompAction::ScmpActErrno,
+    LinuxSeccompAction::ScmpActKill,
+    LinuxSeccompAction::ScmpActKillProcess,
+    LinuxSeccompAction::ScmpActKillThread,
+    LinuxSeccompAction::ScmpActLog,
+    LinuxSeccompAction::ScmpActTrace,
+    LinuxSeccompAction::ScmpActTrap,
+];
+
+const SECCOMP_OPERATORS: [&str; 7] = [
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_MASKED_EQ",
+    "SCMP_CMP_NE",
+];
+
+/// The architectures that a profile can name; those that the linked libseccomp cannot combine with this one are not reported.
+const SECCOMP_ARCHITECTURES: [Arch; 24] = [
+    Arch::ScmpArchNative,
+    Arch::ScmpArchX86,
+    Arch::ScmpArchX86_64,
+    Arch::ScmpArchX32,
+    Arch::ScmpArchArm,
+    Arch::ScmpArchAarch64,
+    Arch::ScmpArchMips,
+    Arch::ScmpArchMips64,
+    Arch::ScmpArchMips64n32,
+    Arch::ScmpArchMipsel,
+    Arch::ScmpArchMipsel64,
+    Arch::ScmpArchMipsel64n32,
+    Arch::ScmpArchPpc,
+    Arch::ScmpArchPpc64,
+    Arch::ScmpArchPpc64le,
+    Arch::ScmpArchS390,
+    Arch::ScmpArchS390x,
+    Arch::ScmpArchParisc,
+    Arch::ScmpArchParisc64,
+    Arch::ScmpArchRiscv64,
+    Arch::ScmpArchLoongarch64,
+    Arch::ScmpArchM68k,
+    Arch::ScmpArchSh,
+    Arch::ScmpArchSheb,
+];
+
+/// Without a listener the last one means nothing, and listeners are refused.
+const SECCOMP_FLAGS: [&str; 4] = [
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+const SECCOMP_FLAGS_SUPPORTED: usize = 3;
 
 /// What this runtime supports, as JSON.
 pub(crate) fn features() -> String {
-    "{}\n".to_owned()
+    // By way of a value: annotations come in the same order each time.
+    serde_json::to_value(supported())
+        .and_then(|value| serde_json::to_string_pretty(&value))
+        .map(|text| text + "\n")
+        .unwrap_or_default()
+}
+
+fn supported() -> Features {
+    let annotations = BTreeMap::from([
+        ("dev.chiton.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("dev.chiton.commit", env!("CHITON_COMMIT").to_owned()),
+        ("io.github.seccomp.libseccomp.version", seccomp::version()),
+    ]);
+    let annotations = annotations
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value));
+    let mut features = Features::default();
+    features
+        .set_oci_version_min(SPEC_VERSION_MIN.to_owned())
+        .set_oci_version_max(SPEC_VERSION.to_owned())
+        .set_hooks(names(&HOOKS))
+        .set_mount_options(names(&MOUNT_OPTIONS))
+        .set_linux(Some(linux()))
+        .set_annotations(Some(annotations.collect()))
+        .set_potentially_unsafe_config_annotations(Some(Vec::new()));
+    features
+}
+
+fn linux() -> LinuxFeature {
+    let mut cgroup = Cgroup::default();
+    cgroup
+        .set_v1(Some(false))
+        .set_v2(Some(true))
+        .set_systemd(Some(false))
+        .set_systemd_user(Some(false))
+        .set_rdma(Some(false));
+    let mut apparmor = Apparmor::default();
+    apparmor.set_enabled(Some(false));
+    let mut selinux = Selinux::default();
+    selinux.set_enabled(Some(false));
+    let mut intel_rdt = IntelRdt::default();
+    intel_rdt
+        .set_enabled(Some(false))
+        .set_schemata(Some(false))
+        .set_monitoring(Some(false));
+    let mut memory_policy = MemoryPolicy::default();
+    memory_policy.set_modes(names(&[])).set_flags(names(&[]));
+    let mut id_map = IDMap::default();
+    id_map.set_enabled(Some(false));
+    let mut mount_extensions = MountExtensions::default();
+    mount_extensions.set_idmap(Some(id_map));
+    let mut net_devices = NetDevices::default();
+    net_devices.set_enabled(Some(false));
+    let mut linux = LinuxFeature::default();
+    linux
+        .set_namespaces(Some(NAMESPACES.to_vec()))
+        .set_capabilities(names(&CAPABILITIES))
+        .set_cgroup(Some(cgroup))
+        .set_seccomp(Some(seccomp_features()))
+        .set_apparmor(Some(apparmor))
+        .set_selinux(Some(selinux))
+        .set_intel_rdt(Some(intel_rdt))
+        .set_memory_policy(Some(memory_policy))
+        .set_mount_extensions(Some(mount_extensions))
+        .set_net_devices(Some(net_devices));
+    linux
+}
+
+fn seccomp_features() -> Seccomp {
+    let mut architectures = SECCOMP_ARCHITECTURES.to_vec();
+    architectures.retain(|arch| seccomp::combines(*arch));
+    let mut features = Seccomp::default();
+    features
+        .set_enabled(Some(true))
+        .set_actions(Some(SECCOMP_ACTIONS.to_vec()))
+        .set_operators(names(&SECCOMP_OPERATORS))
+        .set_archs(Some(architectures))
+        .set_known_flags(names(&SECCOMP_FLAGS))
+        .set_supported_flags(names(&SECCOMP_FLAGS[..SECCOMP_FLAGS_SUPPORTED]));
+    features
+}
+
+fn names(names: &[&str]) -> Option<Vec<String>> {
+    Some(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use oci_spec::runtime::{Capability, LinuxSeccomp};
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::plan::{Facts, FileKind, plan};
+
+    /// The guest's reader of mount options.
+    const GUEST: &str = include_str!("../../../agent/src/stage/options.rs");
+
+    /// The first strings of the pairs in a table of the guest's source.
+    fn table(name: &str) -> Vec<&'static str> {
+        let start = GUEST.find(&format!("const {name}: ")).unwrap();
+        let text = &GUEST[start..];
+        let lines = text[..text.find("];").unwrap()].lines();
+        let names = lines.filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next());
+        names.collect()
+    }
+
+    /// What the guest understands.
+    fn understood() -> BTreeSet<String> {
+        let (attributes, propagation) = (table("ATTRIBUTES"), table("PROPAGATION"));
+        let plain = [&attributes, &propagation, &table("SUPERBLOCK")];
+        let plain = plain.into_iter().flatten().map(|name| (*name).to_owned());
+        let recursive = attributes.iter().chain(&propagation);
+        let body = &GUEST[GUEST.find("fn add(&mut self").unwrap()..];
+        let body = &body[..body.find("_ => self.add_from_tables").unwrap()];
+        // The arms of its match: "" or "defaults", "bind" and so on.
+        let arms = body.split('"').skip(1).step_by(2).filter(|s| !s.is_empty());
+        plain
+            .chain(recursive.map(|name| format!("r{name}")))
+            .chain(arms.map(str::to_owned))
+            .collect()
+    }
+
+    fn refuses(mount: Value) -> bool {
+        let config = json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "mounts": [mount],
+            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]}});
+        let facts = Facts {
+            bundle: Path::new("/b"),
+            memory: 8 << 30,
+            kind: &|_| Ok(FileKind::Directory),
+        };
+        let spec = serde_json::from_value(config.clone()).unwrap();
+        plan(&spec, &config, &facts).is_err()
+    }
+
+    #[test]
+    fn mount_options_are_those_that_the_guest_understands_and_no_plan_refuses() {
+        let understood = understood();
+        assert!(understood.len() > 50, "{understood:?}");
+        let accepted = understood.iter().filter(|option| {
+            ["bind", "tmpfs"].into_iter().all(|kind| {
+                !refuses(
+                    json!({"destination": "/m", "type": kind, "source": "s", "options": [option]}),
+                )
+            })
+        });
+        let accepted: Vec<_> = accepted.collect();
+        assert_eq!(accepted, MOUNT_OPTIONS);
+    }
+
+    fn compiles(profile: Value) -> bool {
+        let Ok(profile) = serde_json::from_value::<LinuxSeccomp>(profile) else {
+            return false;
+        };
+        seccomp::unsupported(&profile).is_empty() && seccomp::compile(&profile).is_ok()
+    }
+
+    #[test]
+    fn seccomp_is_what_compiles() {
+        let features = serde_json::to_value(seccomp_features()).unwrap();
+        let list = |key: &str| features[key].as_array().unwrap().clone();
+        let rule = |action: &Value, operator: &Value| {
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"],
+                "action": action, "args": [{"index": 0, "value": 1, "op": operator}]}]})
+        };
+        let (errno, equal) = (json!("SCMP_ACT_ERRNO"), json!("SCMP_CMP_EQ"));
+        let actions = list("actions");
+        assert_eq!(actions.len(), 8);
+        for action in actions.iter().filter(|action| **action != "SCMP_ACT_ALLOW") {
+            assert!(compiles(rule(action, &equal)), "{action}");
+        }
+        assert!(!compiles(rule(&json!("SCMP_ACT_NOTIFY"), &equal)));
+        assert_eq!(list("operators").len(), 7);
+        for operator in list("operators") {
+            assert!(compiles(rule(&errno, &operator)), "{operator}");
+        }
+        let with = |key: &str, value: &Value| {
+            json!({"defaultAction": "SCMP_ACT_ERRNO", key: [value],
+            "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]})
+        };
+        let architectures = list("archs");
+        assert!(architectures.contains(&json!("SCMP_ARCH_X86_64")));
+        for arch in SECCOMP_ARCHITECTURES {
+            let arch = serde_json::to_value(arch).unwrap();
+            let listed = architectures.contains(&arch);
+            assert_eq!(compiles(with("architectures", &arch)), listed, "{arch}");
+        }
+        for flag in list("knownFlags") {
+            let listed = list("supportedFlags").contains(&flag);
+            assert_eq!(compiles(with("flags", &flag)), listed, "{flag}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_different_ones_of_the_specification() {
+        let parsed = CAPABILITIES.map(|name| Capability::deserialize(json!(name)).unwrap());
+        assert_eq!(BTreeSet::from(parsed.map(|c| c.to_string())).len(), 41);
+    }
+
+    #[test]
+    fn nothing_is_unknown() {
+        fn check(value: &Value, name: &str) {
+            assert!(!value.is_null(), "{name}");
+            for (key, value) in value.as_object().into_iter().flatten() {
+                check(value, key);
+            }
+        }
+        let text = features();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        check(&value, "");
+        assert_eq!(value["ociVersionMax"], "1.3.0");
+        assert_eq!(value["linux"]["namespaces"][5], "time");
+        assert_eq!(
+            value["annotations"]["dev.chiton.version"],
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(text, features());
+    }
 }
