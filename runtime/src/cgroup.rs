@@ -207,6 +207,18 @@ impl Cgroup {
         }
     }
 
+    /// The processes in the cgroup and below it, in order; a cgroup that is not there has none.
+    pub(crate) fn processes(&self) -> Result<Vec<i32>, Error> {
+        let mut pids = Vec::new();
+        match processes(&self.path, &mut pids) {
+            Err(e) if !is_gone(&e) => return Err(file("list the processes of", &self.path)(e)),
+            _ => {}
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
     /// Ends every process in the cgroup and waits until they have ended; a cgroup that is not there has none.
     pub(crate) fn kill(&self) -> Result<(), Error> {
         let path = self.path.join("cgroup.kill");
@@ -297,6 +309,23 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         .write_all(text.as_bytes())
 }
 
+fn processes(path: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
+    let text = fs::read_to_string(path.join("cgroup.procs"))?;
+    // 0 stands for a process of another pid namespace.
+    let listed = text.lines().filter_map(|line| line.parse::<i32>().ok());
+    pids.extend(listed.filter(|pid| *pid > 0));
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            match processes(&entry.path(), pids) {
+                Err(e) if !is_gone(&e) => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 fn remove_tree(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -356,14 +385,18 @@ mod tests {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
+        assert!(cgroup.processes().unwrap().is_empty());
         fs::create_dir(path.join("below")).unwrap();
         fs::write(path.join("below/cgroup.procs"), child.id().to_string()).unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert_eq!(cgroup.processes().unwrap(), [pid]);
         assert!(matches!(
             Cgroup::create(&root, path.clone(), &[]),
             Err(Error::NotEmpty(_))
         ));
         cgroup.remove().unwrap();
         assert!(!path.exists());
+        assert!(cgroup.processes().unwrap().is_empty());
         child.wait().unwrap();
         cgroup.remove().unwrap();
         cgroup.kill().unwrap();

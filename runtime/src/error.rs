@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::plan::Refused;
 use crate::state::Status;
+use crate::verbs::PsError;
 use crate::{cgroup, config, hooks, machine};
 
 /// Why a verb failed.
@@ -77,6 +78,8 @@ pub(crate) enum Error {
     Hook(#[from] hooks::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Ps(#[from] PsError),
     #[error("invalid rootfs: stat {}", path.display())]
     Rootfs { path: PathBuf, source: io::Error },
     #[error("invalid rootfs: {} is not a directory", .0.display())]

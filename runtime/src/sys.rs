@@ -21,6 +21,16 @@ pub(crate) fn received(fd: i32) -> std::os::fd::OwnedFd {
     unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }
 
+/// A moment, in seconds since 1970-01-01T00:00:00Z, in this host's time zone; all zero if its year cannot be told.
+pub(crate) fn local_time(seconds: u64) -> libc::tm {
+    let seconds = libc::time_t::try_from(seconds).unwrap_or(libc::time_t::MAX);
+    // SAFETY: a tm is numbers and a pointer that may be null, so all zero is one.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to values that outlive the call; the time zone's name that it points the result to lives as long as the program.
+    unsafe { libc::localtime_r(&raw const seconds, &raw mut local) };
+    local
+}
+
 /// KVM by its open device.
 pub(crate) fn kvm(device: File) -> Kvm {
     // SAFETY: the descriptor is open and owned by nobody else from here on.

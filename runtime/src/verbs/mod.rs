@@ -27,7 +27,7 @@ pub(crate) use features::features;
 pub(crate) use kill::kill;
 pub(crate) use list::list;
 pub(crate) use pause::{pause, resume};
-pub(crate) use ps::ps;
+pub(crate) use ps::{PsError, ps};
 pub(crate) use run::run;
 pub(crate) use spec::spec;
 pub(crate) use start::start;

@@ -1,11 +1,89 @@
-//! `ps`.
+//! `ps`: the container's processes: those of its cgroup on this host by number, or those of the guest as ps(1) shows processes.
 
+mod columns;
+mod layout;
+mod process;
+
+use std::fs;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use crate::cli;
-use crate::error::Error;
+use super::{done, open};
+use crate::cgroup::Cgroup;
+use crate::cli::{self, ListFormat};
+use crate::error::{Error, SystemContext};
+use crate::machine::{Control, ControlReply, control};
+use crate::state::{Record, StateDir, Status, Verb};
+use columns::View;
+use layout::Layout;
+use process::Process;
+
+/// What is wrong with the options or with what the guest says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PsError {
+    #[error("ps option {0:?} is not supported")]
+    Option(String),
+    #[error("ps: conflicting format options")]
+    Conflict,
+    #[error("ps: format specification must follow {0}")]
+    NoFormat(&'static str),
+    #[error("ps: improper format list {0:?}")]
+    List(String),
+    #[error("ps: column width {0:?} is not 1 to {max}", max = layout::WIDTH_MAX)]
+    Width(String),
+    #[error("ps: unknown user-defined format specifier {0:?}")]
+    Column(String),
+    /// The kernel of a sane guest writes these files.
+    #[error("the guest gives an invalid /proc/{pid}/{file}")]
+    Guest { pid: i32, file: &'static str },
+}
 
 /// The processes of a container, as text.
-pub(crate) fn ps(_root: &Path, _args: &cli::Ps) -> Result<String, Error> {
-    Err(Error::Unsupported("ps"))
+pub(crate) fn ps(root: &Path, args: &cli::Ps) -> Result<String, Error> {
+    let layout = Layout::parse(&args.options)?;
+    let dir = open(root, &args.id)?;
+    let record = dir.record()?;
+    let status = dir.status(record.as_ref())?;
+    status.allows(Verb::Ps, dir.id())?;
+    let record = record.filter(|_| status != Status::Stopped);
+    match args.format {
+        ListFormat::Json => {
+            let pids = record.as_ref().map_or(Ok(Vec::new()), pids)?;
+            Ok(serde_json::to_string(&pids).unwrap_or_default() + "\n")
+        }
+        ListFormat::Table => match record {
+            Some(_) => table(&dir, &layout),
+            None => Ok(layout.table(&[], &View::default())),
+        },
+    }
+}
+
+/// The processes of this host that are the container: those of its cgroup, or the machine process where it has none.
+fn pids(record: &Record) -> Result<Vec<i32>, Error> {
+    Ok(match &record.cgroup {
+        Some(path) => Cgroup::existing(path.clone()).processes()?,
+        None => record.machine.iter().map(|machine| machine.pid).collect(),
+    })
+}
+
+fn table(dir: &StateDir, layout: &Layout) -> Result<String, Error> {
+    let (now, processes) = match control(dir.path(), &Control::Processes)? {
+        ControlReply::Processes { now, processes } => (Duration::from_nanos(now), processes),
+        reply => return done(reply).map(|()| String::new()),
+    };
+    let processes = processes.iter().map(Process::parse);
+    let processes = processes.collect::<Result<Vec<_>, _>>()?;
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let view = View {
+        now,
+        time: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+        memory: nix::sys::sysinfo::sysinfo()
+            .system("read the host's memory size")?
+            .ram_total(),
+        users: read("/etc/passwd"),
+        groups: read("/etc/group"),
+    };
+    Ok(layout.table(&processes, &view))
 }

@@ -64,8 +64,8 @@ fn owner(uid: u32) -> String {
     name_in(&users, &number).unwrap_or(&number).to_owned()
 }
 
-/// The name of the user with this number (passwd(5)).
-fn name_in<'a>(users: &'a str, number: &str) -> Option<&'a str> {
+/// The name of the user or group with this number (passwd(5), group(5)).
+pub(super) fn name_in<'a>(users: &'a str, number: &str) -> Option<&'a str> {
     users.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
