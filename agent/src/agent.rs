@@ -4,21 +4,26 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use protocol::{Create, Failure, FailureKind, Message, Reply, Request, RequestBody};
+use protocol::{
+    Create, Exec, Failure, FailureKind, INIT, Message, ProcessId, Reply, Request, RequestBody,
+};
 
 use crate::boot::{Booted, now, since_boot};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Event};
 use crate::error::{During, Error, Result};
-use crate::stream::{Stream, Turn};
+use crate::process::Process;
+use crate::stream::Stream;
 use crate::sys;
 
-/// What an epoll event is about.
-const CONTROL: u64 = 0;
-const SIGNALS: u64 = 1;
-const WIRE: u64 = 2;
-/// The streams follow: two numbers each, for the socket and for the container's end.
-const STREAMS: u64 = 3;
+/// What an epoll event is about: one of these, or a part of a process.
+const CONTROL: u64 = u64::MAX;
+const SIGNALS: u64 = u64::MAX - 1;
+
+/// A process's parts are its wire, and for each of its streams the socket and its own end.
+const PARTS: u64 = 8;
+const WIRE: u64 = 0;
+const STREAMS: u64 = 1;
 
 /// The files of the container's cgroup, beyond all streams.
 const FREEZING: u64 = u64::MAX - 2;
@@ -93,37 +98,24 @@ impl Agent {
             self.out_of_memory = false;
             self.booted.control.send(&Message::OutOfMemory)?;
         }
-        let mut more = false;
         let Some(container) = &mut self.container else {
             return self.update_interest(false);
         };
-        let mut ended = container.has_ended();
-        loop {
-            for stream in container.streams() {
-                more |= stream.pump(ended) == Turn::More;
+        let (events, more) = container.turn();
+        for event in events {
+            if matches!(event, Event::Answer(_, Ok(Reply::Created { .. }))) {
+                let config = std::mem::take(&mut self.config);
+                let cgroup = Cgroup::open(container.cgroup(), config)?;
+                watch_cgroup(&self.epoll, &cgroup)?;
+                self.cgroup = Some(cgroup);
             }
-            while let Some(event) = container.advance() {
-                if matches!(event, Event::Answer(_, Ok(Reply::Created { .. }))) {
-                    let config = std::mem::take(&mut self.config);
-                    let cgroup = Cgroup::open(container.cgroup(), config)?;
-                    watch_cgroup(&self.epoll, &cgroup)?;
-                    self.cgroup = Some(cgroup);
-                }
-                let message = match event {
-                    Event::Answer(id, result) => Message::Response { id, result },
-                    Event::Exited(exit) => Message::Exited {
-                        process: protocol::INIT,
-                        exit,
-                    },
-                };
-                self.booted.control.send(&message)?;
-            }
-            // The end of init is news to the streams: what is empty now is done.
-            if container.has_ended() == ended {
-                return self.update_interest(more);
-            }
-            ended = true;
+            let message = match event {
+                Event::Answer(id, result) => Message::Response { id, result },
+                Event::Exited(process, exit) => Message::Exited { process, exit },
+            };
+            self.booted.control.send(&message)?;
         }
+        self.update_interest(more)
     }
 
     fn update_interest(&mut self, more: bool) -> Result<bool> {
@@ -142,10 +134,9 @@ impl Agent {
         match token {
             CONTROL => self.control_ready(events),
             SIGNALS => self.reap(),
-            WIRE => self.wire_ready(),
             FREEZING => self.settle(),
             MEMORY => self.look_at_memory(),
-            token => self.stream_ready(token - STREAMS, events),
+            token => self.process_ready(token / PARTS, token % PARTS, events),
         }
     }
 
@@ -170,7 +161,11 @@ impl Agent {
         let none = || Failure::message(FailureKind::NotRunning, "there is no container");
         let result = match request.body {
             // The answers come when the work is done.
-            RequestBody::Create(create) => match self.create(id, &create) {
+            RequestBody::Create(create) => match self.create(id, create) {
+                Ok(()) => return Ok(()),
+                Err(failure) => Err(failure),
+            },
+            RequestBody::Exec(exec) => match self.exec(id, exec) {
                 Ok(()) => return Ok(()),
                 Err(failure) => Err(failure),
             },
@@ -181,8 +176,16 @@ impl Agent {
                 },
                 None => Err(none()),
             },
-            RequestBody::Kill { signal, all, .. } => match &self.container {
-                Some(container) => container.kill(signal, all).map(|()| Reply::Done),
+            RequestBody::Kill {
+                process,
+                signal,
+                all,
+            } => match &mut self.container {
+                Some(container) => container.kill(process, signal, all).map(|()| Reply::Done),
+                None => Err(none()),
+            },
+            RequestBody::Resize { process, size } => match &self.container {
+                Some(container) => container.resize(process, size).map(|()| Reply::Done),
                 None => Err(none()),
             },
             body => match self.serve_cgroup(id, body) {
@@ -239,16 +242,28 @@ impl Agent {
         Ok(())
     }
 
-    fn create(&mut self, id: u64, create: &Create) -> std::result::Result<(), Failure> {
+    fn create(&mut self, id: u64, create: Create) -> std::result::Result<(), Failure> {
         if self.container.is_some() {
             let text = "this guest has its container already";
             return Err(Failure::message(FailureKind::Other, text));
         }
         self.config.clone_from(&create.config);
-        let mut container = Container::create(id, create).map_err(|error| error.failure())?;
-        let watched = watch_container(&self.epoll, &mut container);
+        let container = Container::create(id, create).map_err(|error| error.failure())?;
+        let watched = watch_process(&self.epoll, INIT, container.process(INIT));
         self.container = Some(container);
         watched.map_err(|error| error.failure())
+    }
+
+    fn exec(&mut self, id: u64, exec: Exec) -> std::result::Result<(), Failure> {
+        let container = self.container.as_mut();
+        let container = container.ok_or_else(crate::process::not_running)?;
+        let name = exec.process;
+        container.exec(id, exec)?;
+        let watched = watch_process(&self.epoll, name, container.process(name));
+        watched.map_err(|error| {
+            container.forget(name);
+            error.failure()
+        })
     }
 
     fn reap(&mut self) -> Result<()> {
@@ -260,7 +275,9 @@ impl Agent {
         // The kernel may be late to say why a process ended; the host wants to know before the end.
         self.look_at_memory()?;
         // A pid is told before its process may end, so hearing comes before reaping.
-        self.wire_ready()?;
+        for (name, process) in self.container.iter_mut().flat_map(Container::processes) {
+            hear(&self.epoll, name, process)?;
+        }
         while let Some(child) = sys::reap().during(|| "wait for a child")? {
             if let Some(container) = &mut self.container {
                 container.reaped(&child);
@@ -269,31 +286,30 @@ impl Agent {
         Ok(())
     }
 
-    fn wire_ready(&mut self) -> Result<()> {
-        let Some(container) = &mut self.container else {
+    fn process_ready(&mut self, name: ProcessId, part: u64, events: EpollFlags) -> Result<()> {
+        let container = self.container.as_mut();
+        let Some(process) = container.and_then(|container| container.process_mut(name)) else {
             return Ok(());
         };
-        if container.wire_ready()? {
-            for (index, stream) in (0..).zip(container.streams()) {
-                watch_end(&self.epoll, stream, index)?;
-            }
+        if part == WIRE {
+            return hear(&self.epoll, name, process);
         }
-        Ok(())
-    }
-
-    fn stream_ready(&mut self, number: u64, events: EpollFlags) -> Result<()> {
+        let number = part - STREAMS;
         let index = usize::try_from(number / 2).unwrap_or(usize::MAX);
-        let stream = self
-            .container
-            .as_mut()
-            .and_then(|c| c.streams().get_mut(index));
-        let Some(stream) = stream else { return Ok(()) };
-        if number & 1 == 0 {
-            return stream.socket_ready(events);
+        if number.is_multiple_of(2) {
+            process.socket_ready(index, events);
+        } else {
+            process.end_ready(index, events);
         }
-        stream.end_ready(events);
         Ok(())
     }
+}
+
+fn hear(epoll: &Epoll, name: ProcessId, process: &mut Process) -> Result<()> {
+    if process.hear()? {
+        watch_ends(epoll, name, process)?;
+    }
+    Ok(())
 }
 
 fn watch(epoll: &Epoll, fd: BorrowedFd<'_>, events: EpollFlags, token: u64) -> Result<()> {
@@ -302,15 +318,28 @@ fn watch(epoll: &Epoll, fd: BorrowedFd<'_>, events: EpollFlags, token: u64) -> R
         .during(|| "watch a descriptor")
 }
 
-fn watch_container(epoll: &Epoll, container: &mut Container) -> Result<()> {
-    if let Some(wire) = container.wire() {
-        watch(epoll, wire, EpollFlags::EPOLLIN, WIRE)?;
+fn watch_process(epoll: &Epoll, name: ProcessId, process: Option<&Process>) -> Result<()> {
+    let Some(process) = process else {
+        return Ok(());
+    };
+    if let Some(wire) = process.wire() {
+        watch(epoll, wire, EpollFlags::EPOLLIN, name * PARTS + WIRE)?;
     }
-    for (index, stream) in (0..).zip(container.streams()) {
+    for (index, stream) in (0..).zip(process.streams()) {
         if let Some(socket) = stream.socket() {
-            watch(epoll, socket, Stream::interest(), STREAMS + 2 * index)?;
+            let token = name * PARTS + STREAMS + 2 * index;
+            watch(epoll, socket, Stream::interest(), token)?;
         }
-        watch_end(epoll, stream, index)?;
+    }
+    watch_ends(epoll, name, process)
+}
+
+fn watch_ends(epoll: &Epoll, name: ProcessId, process: &Process) -> Result<()> {
+    for (index, stream) in (0..).zip(process.streams()) {
+        if let Some(end) = stream.end() {
+            let token = name * PARTS + STREAMS + 2 * index + 1;
+            watch(epoll, end, Stream::interest(), token)?;
+        }
     }
     Ok(())
 }
@@ -320,11 +349,4 @@ fn watch_cgroup(epoll: &Epoll, cgroup: &Cgroup) -> Result<()> {
         watch(epoll, file, EpollFlags::EPOLLPRI, token)?;
     }
     Ok(())
-}
-
-fn watch_end(epoll: &Epoll, stream: &Stream, index: u64) -> Result<()> {
-    match stream.end() {
-        Some(end) => watch(epoll, end, Stream::interest(), STREAMS + 2 * index + 1),
-        None => Ok(()),
-    }
 }

@@ -24,6 +24,9 @@ pub(crate) struct Booted {
     pub(crate) signals: SignalFd,
 }
 
+/// Descriptors of PID 1: at most ten for each of some thousand processes.
+const FILES: u64 = 16 << 10;
+
 /// CLOCK_MONOTONIC in ns.
 pub(crate) fn now() -> u64 {
     read_clock(ClockId::CLOCK_MONOTONIC)
@@ -53,6 +56,8 @@ pub(crate) fn boot() -> Result<Booted> {
     mask.thread_block().during(|| "block SIGCHLD")?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .during(|| "create a signalfd")?;
+    // For the streams of all processes that there may be at a time.
+    sys::set_rlimit(libc::RLIMIT_NOFILE, FILES, FILES).during(|| "raise RLIMIT_NOFILE")?;
     leave_initial_root()?;
     mounts()?;
     sys::loopback_up().during(|| "bring the loopback interface up")?;

@@ -1,88 +1,61 @@
-//! The container as PID 1 sees it.
+//! The container as PID 1 sees it: its cgroup, and the table of its processes.
 //!
-//! ```text
-//! Preparing ──Prepared, streams connected──> Created ──start──> Starting ──wire ends──> Running
-//!     │                                         │                  │                      │
-//!     │ Failed, init dead                       └──init reaped─────┴──────────────────────┤
-//!     v                                                                                   v
-//!  (create fails)                                     Gone <──streams drained── Draining(exit)
-//! ```
-//! Invariants: create, start and exit are each answered exactly once; the exit is told only when
-//! all that the container wrote has been handed to the vsock.
+//! Invariants: each request is answered exactly once; the end of a process is told only when it has
+//! been created or executed, and that of the init comes last; an entry stays no longer than its
+//! process, except while other processes hold its outputs.
 
-use std::fs::{self, File};
-use std::io::{Seek, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, send, socketpair};
-use nix::unistd::pipe2;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use protocol::{Create, Decoder, Exit, Failure, FailureKind, Reply};
+use oci_spec::runtime::{LinuxNamespaceType, Process as Configuration, Spec};
+use protocol::{Create, Exec, Exit, Failure, FailureKind, INIT, ProcessId, Reply, TerminalSize};
 
 use crate::boot::now;
-use crate::control::dial;
-use crate::error::{During, Error, Result};
-use crate::stage::{self, Report};
-use crate::stream::{Direction, Stream};
+use crate::error::{Error, Result};
+use crate::process::{Process, Step, not_running};
+use crate::stage::{self, Join, Task};
 use crate::sys::{self, Reaped};
 
 /// Passes over a cgroup while processes keep appearing in it.
 const KILL_PASSES: usize = 64;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Preparing,
-    Created,
-    Starting,
-    Running,
-    Draining(Exit),
-    Gone,
-}
+/// Processes at a time beside the init; and, of those that have ended, how many may leave outputs
+/// to others.
+const MAX_EXECS: usize = 512;
+
+/// The largest name of a process, so that names fit into the events of the loop.
+pub(crate) const MAX_ID: ProcessId = u64::MAX >> 8;
 
 /// What the host must be told.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The answer to create or start.
+    /// The answer to a create, start or exec.
     Answer(u64, std::result::Result<Reply, Failure>),
-    /// The end.
-    Exited(Exit),
+    /// The end of a process.
+    Exited(ProcessId, Exit),
 }
 
 /// The container.
 pub(crate) struct Container {
-    state: State,
-    /// The request that waits for its answer.
-    request: Option<u64>,
+    create: Create,
     started: u64,
-    /// To the stage and init; None when its end has been seen.
-    wire: Option<OwnedFd>,
-    decoder: Decoder,
-    failure: Option<Failure>,
-    /// Whether init has reported that it waits for the start.
-    prepared: bool,
-    pid: Option<i32>,
-    /// What became of init, until the state takes account of it.
-    exit: Option<Exit>,
     cgroup: PathBuf,
     own_pids: bool,
-    streams: Vec<Stream>,
-    /// A terminal whose output nobody wants.
-    _terminal: Option<OwnedFd>,
+    processes: BTreeMap<ProcessId, Entry>,
+    /// The last that was executed.
+    last: ProcessId,
 }
 
-/// The agent's and the container's end of a standard stream.
-struct Ends {
-    ours: Option<Stream>,
-    theirs: Stdio,
+/// A process and the request that waits for it.
+struct Entry {
+    process: Process,
+    request: Option<u64>,
 }
 
 impl Container {
     /// Begins to create a container, for the request `id`.
-    pub(crate) fn create(id: u64, create: &Create) -> Result<Container> {
+    pub(crate) fn create(id: u64, create: Create) -> Result<Container> {
         let started = now();
         let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
         let cgroup = stage::cgroup_directory(&spec, &create.id)?;
@@ -96,63 +69,63 @@ impl Container {
             .process()
             .as_ref()
             .is_some_and(|p| p.terminal() == Some(true));
-        let ports = create.stdio;
-        let [stdin, stdout, stderr] = [
-            ends(ports.stdin, Direction::ToContainer, terminal)?,
-            ends(ports.stdout, Direction::ToHost, terminal)?,
-            ends(
-                ports.stderr.filter(|_| !terminal),
-                Direction::ToHost,
-                terminal,
-            )?,
-        ];
-        let (wire, far) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .during(|| "create a socket pair")?;
-        fcntl(&wire, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-        let request = request_file(create)?;
-        for inherited in [&far, &request] {
-            fcntl(inherited, FcntlArg::F_SETFD(FdFlag::empty())).during(|| "pass a descriptor")?;
-        }
-        // Waited for by the agent's loop, as every child.
-        Command::new("/proc/self/exe")
-            .env_clear()
-            .arg("stage")
-            .arg(request.as_raw_fd().to_string())
-            .arg(far.as_raw_fd().to_string())
-            .stdin(stdin.theirs)
-            .stdout(stdout.theirs)
-            .stderr(stderr.theirs)
-            .spawn()
-            .during(|| "start the stage process")?;
-        let streams = [stdin.ours, stdout.ours, stderr.ours]
-            .into_iter()
-            .flatten()
-            .collect();
-        Ok(Container {
-            state: State::Preparing,
+        let stdio = create.stdio;
+        let task = Task::Create(create);
+        let process = Process::spawn(&task, stdio, terminal)?;
+        let Task::Create(create) = task else {
+            unreachable!("made just above")
+        };
+        let init = Entry {
+            process,
             request: Some(id),
+        };
+        Ok(Container {
+            create,
             started,
-            wire: Some(wire),
-            decoder: Decoder::new(),
-            failure: None,
-            prepared: false,
-            pid: None,
-            exit: None,
             cgroup,
             own_pids,
-            streams,
-            _terminal: None,
+            processes: BTreeMap::from([(INIT, init)]),
+            last: INIT,
         })
     }
 
-    /// The wire, to be watched.
-    pub(crate) fn wire(&self) -> Option<BorrowedFd<'_>> {
-        self.wire.as_ref().map(std::os::fd::AsFd::as_fd)
+    /// Begins to execute one more process, for the request `id`.
+    pub(crate) fn exec(&mut self, id: u64, exec: Exec) -> std::result::Result<(), Failure> {
+        let init = self.process(INIT).ok_or_else(not_running)?;
+        let pid = init
+            .pid()
+            .filter(|_| !init.has_ended() && (init.is_ready() || init.is_released()))
+            .ok_or_else(not_running)?;
+        let refuse = |text: &str| Err(Failure::message(FailureKind::Other, text));
+        if exec.process <= self.last || exec.process > MAX_ID {
+            return refuse("the process id has been used before, or is out of range");
+        }
+        let execs = self.processes.values().filter(|e| !e.process.is_gone());
+        // One of them is the init.
+        if execs.count() > MAX_EXECS {
+            return refuse("too many processes are executed at a time");
+        }
+        let configuration: std::result::Result<Configuration, _> =
+            serde_json::from_str(&exec.config);
+        let configuration = configuration
+            .map_err(|e| Error::Config(format!("process is not valid: {e}")).failure())?;
+        let terminal = configuration.terminal() == Some(true);
+        let (name, stdio) = (exec.process, exec.stdio);
+        let task = Task::Exec(Box::new(Join {
+            create: self.create.clone(),
+            exec,
+            init: pid,
+        }));
+        let process = Process::spawn(&task, stdio, terminal).map_err(|error| error.failure())?;
+        let request = Some(id);
+        self.last = name;
+        self.processes.insert(name, Entry { process, request });
+        Ok(())
+    }
+
+    /// Gives up a process that cannot be served.
+    pub(crate) fn forget(&mut self, name: ProcessId) {
+        self.processes.remove(&name);
     }
 
     /// The directory of its cgroup.
@@ -160,168 +133,161 @@ impl Container {
         &self.cgroup
     }
 
-    /// The standard streams.
-    pub(crate) fn streams(&mut self) -> &mut [Stream] {
-        &mut self.streams
+    /// A process.
+    pub(crate) fn process(&self, name: ProcessId) -> Option<&Process> {
+        self.processes.get(&name).map(|entry| &entry.process)
     }
 
-    /// Reads what the stage and init report. Returns whether the terminal has come, so that the
-    /// streams have to be watched at their new ends.
-    pub(crate) fn wire_ready(&mut self) -> Result<bool> {
-        let mut terminal_came = false;
-        while let Some(wire) = &self.wire {
-            let mut piece = [0; 4096];
-            let (count, descriptor) = match receive(wire, &mut piece) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error).during(|| "read from the stage"),
-            };
-            if let Some(master) = descriptor {
-                self.take_terminal(master)?;
-                terminal_came = true;
-            }
-            if count == 0 {
-                self.wire = None;
-                break;
-            }
-            self.decoder.push(&piece[..count]);
-            while let Some(report) = self.decoder.take().map_err(|e| Error::Stream("stage", e))? {
-                match report {
-                    Report::Child(pid) => self.pid = Some(pid),
-                    Report::Prepared => self.prepared = true,
-                    Report::Failed(failure) => self.failure = Some(failure),
-                }
-            }
-        }
-        Ok(terminal_came)
+    /// A process, to be told what has happened.
+    pub(crate) fn process_mut(&mut self, name: ProcessId) -> Option<&mut Process> {
+        self.processes
+            .get_mut(&name)
+            .map(|entry| &mut entry.process)
     }
 
-    fn take_terminal(&mut self, master: OwnedFd) -> Result<()> {
-        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-        for stream in &mut self.streams {
-            stream.set_terminal(master.try_clone().during(|| "copy a descriptor")?);
-        }
-        if !self.streams.iter().any(Stream::is_output) {
-            self._terminal = Some(master);
-        }
-        Ok(())
+    /// All processes, to be told what has happened.
+    pub(crate) fn processes(&mut self) -> impl Iterator<Item = (ProcessId, &mut Process)> {
+        self.processes
+            .iter_mut()
+            .map(|(name, entry)| (*name, &mut entry.process))
     }
 
-    /// Notes the end of a child, if it is this container's init.
+    /// Notes the end of a child, if it is one of the container's.
     pub(crate) fn reaped(&mut self, child: &Reaped) {
-        if Some(child.pid) != self.pid {
-            return;
-        }
-        self.exit = Some(child.exit());
-        if !self.own_pids {
-            // Nothing else ends what init leaves behind. Gone already is as good.
-            let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
-        }
-    }
-
-    /// Whether init has ended, so that what is in the pipes is all that will come.
-    pub(crate) fn has_ended(&self) -> bool {
-        matches!(self.state, State::Draining(_) | State::Gone)
-    }
-
-    /// Takes the steps that have become possible. One event at a time, until None.
-    pub(crate) fn advance(&mut self) -> Option<Event> {
-        match self.state {
-            State::Preparing => self.advance_preparing(),
-            State::Created if self.exit.is_some() => self.drain(),
-            State::Starting => self.advance_starting(),
-            State::Running if self.exit.is_some() => self.drain(),
-            State::Draining(exit) if self.streams.iter().all(Stream::is_done) => {
-                self.state = State::Gone;
-                Some(Event::Exited(exit))
+        let found = self
+            .processes()
+            .find(|(_, process)| process.pid() == Some(child.pid) && !process.has_ended());
+        let Some((name, process)) = found else { return };
+        process.reaped(child.exit());
+        if name == INIT {
+            if !self.own_pids {
+                // Nothing else ends what init leaves behind. Gone already is as good.
+                let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
             }
-            _ => None,
+            for (_, process) in self.processes().filter(|(name, _)| *name != INIT) {
+                process.abandon();
+            }
         }
     }
 
-    fn drain(&mut self) -> Option<Event> {
-        self.state = State::Draining(self.exit?);
-        self.advance()
+    /// Moves what can be moved and takes the steps that have become possible. Returns what the host
+    /// must be told of them, and whether there is more to move at once.
+    pub(crate) fn turn(&mut self) -> (Vec<Event>, bool) {
+        let mut events = Vec::new();
+        let mut more = false;
+        let awake = |(name, entry): (&ProcessId, &Entry)| entry.process.is_awake().then_some(*name);
+        // The init is the first of the table, and the last to be told of.
+        let awake: Vec<ProcessId> = self.processes.iter().rev().filter_map(awake).collect();
+        for name in awake {
+            more |= self.turn_of(name, &mut events);
+        }
+        let lingering = self.processes.iter().filter(|(_, e)| e.process.lingers());
+        let lingering: Vec<ProcessId> = lingering.map(|(name, _)| *name).collect();
+        for name in lingering.iter().rev().skip(MAX_EXECS) {
+            self.processes.remove(name);
+        }
+        (events, more)
     }
 
-    fn answer(&mut self, result: std::result::Result<Reply, Failure>) -> Option<Event> {
-        Some(Event::Answer(self.request.take()?, result))
+    fn turn_of(&mut self, name: ProcessId, events: &mut Vec<Event>) -> bool {
+        loop {
+            let others = self
+                .processes
+                .iter()
+                .any(|(n, e)| *n != INIT && !e.process.is_gone());
+            let Some(entry) = self.processes.get_mut(&name) else {
+                return false;
+            };
+            if name == INIT && others && entry.process.has_ended() {
+                return false;
+            }
+            let (step, more) = entry.process.turn();
+            let Some(step) = step else {
+                if name != INIT && entry.process.is_gone() && !entry.process.lingers() {
+                    self.processes.remove(&name);
+                }
+                return more;
+            };
+            events.extend(self.news(name, step));
+        }
     }
 
-    fn advance_preparing(&mut self) -> Option<Event> {
-        if self.prepared && self.streams.iter().all(Stream::is_connected) {
-            self.state = State::Created;
-            let pid = self.pid.unwrap_or(0);
-            let times = (self.started, now());
-            return self.answer(Ok(Reply::Created {
-                pid,
-                started: times.0,
-                prepared: times.1,
-            }));
+    /// What a step means to the host.
+    fn news(&mut self, name: ProcessId, step: Step) -> Option<Event> {
+        let entry = self.processes.get_mut(&name)?;
+        let result = match step {
+            Step::Ready if name == INIT => Ok(Reply::Created {
+                pid: entry.process.pid().unwrap_or(0),
+                started: self.started,
+                prepared: now(),
+            }),
+            Step::Ready => match entry.process.release() {
+                Ok(()) => return None,
+                Err(error) => Err(error.failure()),
+            },
+            Step::Executed if name == INIT => {
+                let executed = now();
+                Ok(Reply::Started {
+                    executed,
+                    sent: now(),
+                })
+            }
+            Step::Executed => Ok(Reply::Executed {
+                pid: entry.process.pid().unwrap_or(0),
+            }),
+            Step::Failed(failure) => Err(failure),
+            Step::Exited(exit) => return Some(Event::Exited(name, exit)),
+        };
+        let answer = Event::Answer(entry.request.take()?, result);
+        if name != INIT && matches!(answer, Event::Answer(_, Err(_))) {
+            self.processes.remove(&name);
         }
-        if self.wire.is_none() && !self.prepared {
-            self.state = State::Gone;
-            let failure = self.failure.take();
-            return self.answer(Err(failure.unwrap_or_else(|| died("set up", self.exit))));
-        }
-        None
-    }
-
-    fn advance_starting(&mut self) -> Option<Event> {
-        if let Some(failure) = self.failure.take() {
-            // Its end follows, and is told as such.
-            self.state = State::Running;
-            return self.answer(Err(failure));
-        }
-        if self.wire.is_none() {
-            self.state = State::Running;
-            let executed = now();
-            return self.answer(Ok(Reply::Started {
-                executed,
-                sent: now(),
-            }));
-        }
-        None
+        Some(answer)
     }
 
     /// Lets init execute the program, for the request `id`. The answer comes as an event.
     pub(crate) fn start(&mut self, id: u64) -> std::result::Result<(), Failure> {
-        let wire = match (&self.wire, self.state, self.exit) {
-            (Some(wire), State::Created, None) => wire,
-            (_, State::Starting | State::Running, _) => {
-                let text = "the container has been started already";
-                return Err(Failure::message(FailureKind::Other, text));
-            }
-            _ => return Err(not_running()),
-        };
-        send(wire.as_raw_fd(), &[0], MsgFlags::MSG_NOSIGNAL)
-            .during(|| "release init")
-            .map_err(|error| error.failure())?;
-        self.request = Some(id);
-        self.state = State::Starting;
+        let init = self.processes.get_mut(&INIT).ok_or_else(not_running)?;
+        if init.process.is_released() {
+            let text = "the container has been started already";
+            return Err(Failure::message(FailureKind::Other, text));
+        }
+        if !init.process.is_ready() || init.process.has_ended() {
+            return Err(not_running());
+        }
+        init.process.release().map_err(|error| error.failure())?;
+        init.request = Some(id);
         Ok(())
     }
 
-    /// Sends a signal to init, or to all in the container's cgroup.
-    pub(crate) fn kill(&self, signal: i32, all: bool) -> std::result::Result<(), Failure> {
-        let alive = matches!(
-            self.state,
-            State::Created | State::Starting | State::Running
-        );
-        // Only this process reaps, so the pid is init's as long as no exit is known.
-        let pid = self
-            .pid
-            .filter(|_| alive && self.exit.is_none())
-            .ok_or_else(not_running)?;
-        let result = if all {
+    /// Sends a signal to a process, or to all in the container's cgroup.
+    pub(crate) fn kill(
+        &mut self,
+        name: ProcessId,
+        signal: i32,
+        all: bool,
+    ) -> std::result::Result<(), Failure> {
+        let process = self.process_mut(name).ok_or_else(not_running)?;
+        let result = if !all {
+            process.kill(signal).ok_or_else(not_running)?
+        } else if process.pid().is_some() && !process.has_ended() {
             self.kill_all(signal)
         } else {
-            sys::kill(pid, signal)
+            return Err(not_running());
         };
-        result
-            .during(|| format!("send signal {signal}"))
-            .map_err(|error| error.failure())
+        result.map_err(|source| {
+            let what = format!("send signal {signal}");
+            Error::Os { what, source }.failure()
+        })
+    }
+
+    /// Sets the window size of a process's terminal.
+    pub(crate) fn resize(
+        &self,
+        name: ProcessId,
+        size: TerminalSize,
+    ) -> std::result::Result<(), Failure> {
+        self.process(name).ok_or_else(not_running)?.resize(size)
     }
 
     fn kill_all(&self, signal: i32) -> std::io::Result<()> {
@@ -351,22 +317,6 @@ impl Container {
     }
 }
 
-fn not_running() -> Failure {
-    Failure::message(FailureKind::NotRunning, "container not running")
-}
-
-fn died(what: &str, exit: Option<Exit>) -> Failure {
-    let how = match exit {
-        Some(Exit::Signal(signal)) => format!("was killed by signal {signal}"),
-        Some(Exit::Code(code)) => format!("exited with {code}"),
-        None => "ended".to_owned(),
-    };
-    Failure::message(
-        FailureKind::Other,
-        format!("the process that was to {what} the container {how}"),
-    )
-}
-
 /// The processes of a cgroup and of those below it.
 pub(crate) fn processes(cgroup: &Path, pids: &mut Vec<i32>) -> std::io::Result<()> {
     let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
@@ -383,59 +333,4 @@ pub(crate) fn processes(cgroup: &Path, pids: &mut Vec<i32>) -> std::io::Result<(
         }
     }
     Ok(())
-}
-
-/// The request in a file of its own: a pipe could fill up and block the agent.
-fn request_file(create: &Create) -> Result<OwnedFd> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    let what = || "pass the request on";
-    let text = serde_json::to_vec(create).map_err(Error::Parse)?;
-    let mut file = File::from(memfd_create(c"request", MFdFlags::MFD_CLOEXEC).during(what)?);
-    file.write_all(&text)
-        .and_then(|()| file.rewind())
-        .during(what)?;
-    Ok(file.into())
-}
-
-/// Dials the port of a standard stream and makes the pipe behind it. Terminals come later.
-fn ends(port: Option<u32>, direction: Direction, terminal: bool) -> Result<Ends> {
-    let Some(port) = port else {
-        return Ok(Ends {
-            ours: None,
-            theirs: Stdio::null(),
-        });
-    };
-    let socket = dial(port)?;
-    if terminal {
-        return Ok(Ends {
-            ours: Some(Stream::new(direction, socket, None)),
-            theirs: Stdio::null(),
-        });
-    }
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).during(|| "create a pipe")?;
-    let (ours, theirs) = match direction {
-        Direction::ToContainer => (writer, reader),
-        Direction::ToHost => (reader, writer),
-    };
-    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-    Ok(Ends {
-        ours: Some(Stream::new(direction, socket, Some(ours))),
-        theirs: theirs.into(),
-    })
-}
-
-/// Receives bytes and perhaps one descriptor.
-fn receive(wire: &OwnedFd, piece: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
-    use nix::sys::socket::ControlMessageOwned;
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let mut slices = [std::io::IoSliceMut::new(piece)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<()>(wire.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-    let mut descriptor = None;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(received) = control {
-            descriptor = received.first().map(|fd| sys::received(*fd));
-        }
-    }
-    Ok((message.bytes, descriptor))
 }

@@ -9,6 +9,7 @@ mod cgroup;
 mod container;
 mod control;
 mod error;
+mod process;
 mod stage;
 mod stream;
 mod sys;

@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! Connecting ──writable──> Flowing ──end of input, or output closed──> Done
-//!                             └──init has ended, source is empty──> Done
+//!                             └──its process has ended, source is empty──> Done
 //! ```
+//! The output of a process that has ended may still be held by others: then the agent keeps its end
+//! of the pipe and discards what comes, until they are gone too.
+//!
 //! Invariants: both descriptors are non-blocking and watched edge-triggered, so every wake-up pumps
 //! until one side would block; at most [`BUFFER`] bytes are held here, and none with splice(2).
 
@@ -63,6 +66,8 @@ pub(crate) struct Stream {
     connected: bool,
     /// None while splice(2) does it.
     copy: Option<Copy>,
+    /// Once the process has ended: the bytes that may still come from it.
+    rest: Option<usize>,
 }
 
 #[derive(Default)]
@@ -81,6 +86,7 @@ impl Stream {
             end,
             connected: false,
             copy: None,
+            rest: None,
         }
     }
 
@@ -98,6 +104,11 @@ impl Stream {
     /// Whether it carries output of the container.
     pub(crate) fn is_output(&self) -> bool {
         self.direction == Direction::ToHost
+    }
+
+    /// Whether its output is discarded because others than its process still hold it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_done() && self.end.is_some()
     }
 
     /// Whether the stream is finished.
@@ -140,16 +151,23 @@ impl Stream {
         }
     }
 
-    /// Pumps. With `ended`, the container's init is gone: what is there is all that will come.
+    /// Pumps. With `ended`, the process is gone: what is there is all that is wanted of it.
     pub(crate) fn pump(&mut self, ended: bool) -> Turn {
         if ended && self.direction == Direction::ToContainer {
             self.finish();
         }
         if self.is_done() {
-            return Turn::Done;
+            return self.discard();
         }
-        if !self.connected || self.end.is_none() {
+        let (true, Some(end)) = (self.connected, &self.end) else {
             return Turn::Waits;
+        };
+        if ended && self.rest.is_none() {
+            // Others may write on for ever. A terminal holds less than this.
+            self.rest = Some(match self.copy {
+                None => sys::pipe_level(end).unwrap_or(0),
+                Some(_) => BUFFER,
+            });
         }
         for _ in 0..TURN {
             match self.step() {
@@ -157,6 +175,10 @@ impl Stream {
                 Step::SinkFull => return Turn::Waits,
                 Step::SourceEmpty if !(ended && self.direction == Direction::ToHost) => {
                     return Turn::Waits;
+                }
+                Step::SourceEmpty if self.copy.is_none() => {
+                    self.disconnect();
+                    return self.discard();
                 }
                 Step::SourceEmpty | Step::End | Step::Broken => {
                     self.finish();
@@ -167,9 +189,34 @@ impl Stream {
         Turn::More
     }
 
+    /// Reads on what nobody wants.
+    fn discard(&mut self) -> Turn {
+        let Some(end) = &self.end else {
+            return Turn::Done;
+        };
+        let mut piece = [0; 4096];
+        for _ in 0..TURN {
+            match read(end, &mut piece) {
+                Err(Errno::EAGAIN) => return Turn::Waits,
+                Ok(1..) | Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => {
+                    self.end = None;
+                    return Turn::Done;
+                }
+            }
+        }
+        Turn::More
+    }
+
     /// Ends the stream both ways: the container sees end of file or a closed pipe, the host a
     /// half-closed connection, after all that was sent.
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
+        self.disconnect();
+        self.end = None;
+        self.copy = None;
+    }
+
+    fn disconnect(&mut self) {
         if let Some(socket) = self.socket.take() {
             let how = match self.direction {
                 Direction::ToHost => Shutdown::Write,
@@ -178,8 +225,6 @@ impl Stream {
             // A connection that is gone already needs no closing.
             let _ = shutdown(socket.as_raw_fd(), how);
         }
-        self.end = None;
-        self.copy = None;
     }
 
     fn step(&mut self) -> Step {
@@ -191,12 +236,20 @@ impl Stream {
             Direction::ToContainer => (socket, end),
         };
         if let Some(copy) = &mut self.copy {
-            return copy.step(source, sink);
+            return copy.step(source, sink, &mut self.rest);
+        }
+        let length = self.rest.map_or(BUFFER, |rest| rest.min(BUFFER));
+        if length == 0 {
+            return Step::SourceEmpty;
         }
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        match splice(source, None, sink, None, BUFFER, flags) {
+        match splice(source, None, sink, None, length, flags) {
             Ok(0) => Step::End,
-            Ok(_) | Err(Errno::EINTR) => Step::Moved,
+            Ok(count) => {
+                self.rest = self.rest.map(|rest| rest - count);
+                Step::Moved
+            }
+            Err(Errno::EINTR) => Step::Moved,
             // Which side it is only a pipe's level can tell.
             Err(Errno::EAGAIN) if self.direction == Direction::ToHost => {
                 if sys::pipe_level(source).is_ok_and(|level| level > 0) {
@@ -216,16 +269,20 @@ impl Stream {
 }
 
 impl Copy {
-    fn step(&mut self, source: &OwnedFd, sink: &OwnedFd) -> Step {
+    fn step(&mut self, source: &OwnedFd, sink: &OwnedFd, rest: &mut Option<usize>) -> Step {
         if self.sent == self.buffer.len() {
+            let length = rest.map_or(BUFFER, |rest| rest.min(BUFFER));
+            if length == 0 {
+                return Step::SourceEmpty;
+            }
             self.sent = 0;
-            self.buffer.resize(BUFFER, 0);
+            self.buffer.resize(length, 0);
             let result = read(source, &mut self.buffer);
             self.buffer.truncate(*result.as_ref().unwrap_or(&0));
             match result {
                 // A terminal that nobody has open any more reads as EIO.
                 Ok(0) | Err(Errno::EIO) => return Step::End,
-                Ok(_) => {}
+                Ok(count) => *rest = rest.map(|rest| rest - count),
                 Err(Errno::EINTR) => return Step::Moved,
                 Err(Errno::EAGAIN) => return Step::SourceEmpty,
                 Err(_) => return Step::Broken,
@@ -299,7 +356,17 @@ mod tests {
             copying(stream(Direction::ToHost)),
         ] {
             container.write_all(&[b'x'; 60_000]).unwrap();
-            assert_eq!(stream.pump(true), Turn::Done);
+            stream.pump(true);
+            assert!(stream.is_done());
+            // Who holds the pipe on is neither stopped nor heard.
+            if stream.is_held() {
+                container.write_all(&[b'y'; 60_000]).unwrap();
+                assert_eq!(stream.pump(true), Turn::Waits);
+                container.write_all(&[b'y'; 60_000]).unwrap();
+                drop(container);
+                assert_eq!(stream.pump(true), Turn::Done);
+                assert!(!stream.is_held());
+            }
             let mut text = Vec::new();
             host.read_to_end(&mut text).unwrap();
             assert_eq!(text.len(), 60_000);

@@ -49,6 +49,17 @@ pub(crate) fn unsupported_resources(resources: &LinuxResources) -> Vec<String> {
     found
 }
 
+/// The properties of the process of an exec that are not supported.
+pub(crate) fn unsupported_process(process: &Process) -> Vec<String> {
+    let mut found = Vec::new();
+    of_process(process, &mut |present, name: &str| {
+        if present {
+            found.push(name.to_owned());
+        }
+    });
+    found
+}
+
 fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
     let label = |label: &Option<String>| label.as_ref().is_some_and(|l| !l.is_empty());
     let profile = process.apparmor_profile();

@@ -95,7 +95,7 @@ pub struct TerminalSize {
 /// A process to execute in the container that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
-    /// Its name from now on: not [`INIT`], and never used before on this stream.
+    /// Its name from now on: greater than every one used before on this stream, and below 2^56.
     pub process: ProcessId,
     /// The JSON of a `process` object as in `config.json`. The container's seccomp filter applies.
     pub config: String,

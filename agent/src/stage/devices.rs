@@ -9,7 +9,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::FchmodatFlags;
 use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, major, makedev, minor, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
-use oci_spec::runtime::{LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
 
 use super::mounts::guest_device;
 use super::tree::{Kind, Tree, clone_mount};
@@ -204,28 +204,28 @@ pub(crate) struct Terminal {
     pub(crate) slave: OwnedFd,
 }
 
-/// Opens a terminal pair and mounts its slave at `/dev/console`.
-pub(crate) fn terminal(spec: &Spec, tree: &Tree) -> Result<Terminal> {
+/// Opens a terminal pair of the container. Returns it and its number.
+pub(crate) fn open_terminal(tree: &Tree, process: &Process) -> Result<(Terminal, u32)> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY;
     let master = tree
         .open(Path::new("/dev/ptmx"), flags)
         .during(|| "open /dev/ptmx of the container (process.terminal needs a devpts mount)")?;
     let (number, slave) = sys::open_slave(&master).during(|| "open the terminal")?;
-    if let Some(size) = spec
-        .process()
-        .as_ref()
-        .and_then(|process| process.console_size())
-    {
+    if let Some(size) = process.console_size() {
         let cut = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
         sys::set_window_size(&slave, cut(size.height()), cut(size.width()))
             .during(|| "set the size of the terminal")?;
     }
+    Ok((Terminal { master, slave }, number))
+}
+
+/// Mounts a terminal's slave at `/dev/console`.
+pub(crate) fn mount_console(tree: &Tree, number: u32) -> Result<()> {
     let path = PathBuf::from(format!("/dev/pts/{number}"));
     let node = tree
         .open(&path, OFlag::O_PATH)
         .during(|| format!("open {}", path.display()))?;
     let copy = clone_mount(&node, Path::new(""), false)?;
     let console = tree.create(Path::new("/dev/console"), Kind::File)?;
-    sys::attach(copy, console).during(|| "mount /dev/console")?;
-    Ok(Terminal { master, slave })
+    sys::attach(copy, console).during(|| "mount /dev/console")
 }

@@ -1,26 +1,24 @@
 //! The container's init, from its birth in the new namespaces to its program.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, fstat, stat};
+use nix::sys::stat::Mode;
 use nix::unistd::{
-    Gid, Uid, chdir, chroot, fchdir, fchown, pivot_root, setgroups, sethostname, setresgid,
-    setresuid, setsid,
+    Gid, Uid, chdir, chroot, fchdir, pivot_root, setgroups, sethostname, setresgid, setresuid,
+    setsid,
 };
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::devices::{self, Terminal};
+use super::devices;
 use super::hooks;
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
-use super::seccomp;
 use super::tree::{Kind, Tree};
-use super::{Plan, Report, Wire};
+use super::{Plan, Wire};
 use crate::error::{During, Error, Result};
 use crate::sys;
 
@@ -41,33 +39,22 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     sysctl(spec)?;
     let tree = mounts::mount_all(spec, sources)?;
     devices::create(spec, &tree)?;
-    let wants_terminal = process.terminal() == Some(true);
-    let terminal = wants_terminal
-        .then(|| devices::terminal(spec, &tree))
-        .transpose()?;
+    let terminal = if process.terminal() == Some(true) {
+        let (terminal, number) = devices::open_terminal(&tree, process)?;
+        devices::mount_console(&tree, number)?;
+        Some(terminal)
+    } else {
+        None
+    };
     tree.create(process.cwd(), Kind::Directory)?;
     mounts::protect(spec, &tree)?;
     mounts::seal(spec, &tree)?;
     process::limit(spec, process)?;
     change_root(&tree, plan.has(LinuxNamespaceType::Mount))?;
-    match &terminal {
-        Some(terminal) => take_terminal(terminal, process)?,
-        None => own_null()?,
-    }
+    drop(tree);
     let seccomp = plan.create.overlay.seccomp.as_ref();
-    let (early, late) = seccomp::moment(process, seccomp);
-    early.map_or(Ok(()), seccomp::load)?;
-    process::become_user(process)?;
-    let program = Program::find(process)?;
-    wire.send(
-        &Report::Prepared,
-        terminal.as_ref().map(|terminal| &terminal.master),
-    )?;
-    drop((terminal, tree));
-    wire.wait()?;
-    sys::reset_signals().during(|| "reset the signals")?;
-    sys::close_on_exec_from_3().during(|| "close the descriptors")?;
-    late.map_or(Ok(()), seccomp::load)?;
+    let (program, seccomp) = process::assume(process, terminal, seccomp, wire)?;
+    process::settle(seccomp)?;
     hooks::run(spec, &plan.create)?;
     Ok(program)
 }
@@ -75,10 +62,7 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
 /// Completes the namespaces that init was born into.
 fn enter(plan: &Plan) -> Result<()> {
     if plan.has(LinuxNamespaceType::User) {
-        setgroups(&[]).during(|| "drop groups in the user namespace")?;
-        let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-        setresgid(gid, gid, gid).during(|| "become group 0 of the user namespace")?;
-        setresuid(uid, uid, uid).during(|| "become root of the user namespace")?;
+        become_root()?;
     }
     setsid().during(|| "create a session")?;
     if plan.has(LinuxNamespaceType::Cgroup) {
@@ -89,6 +73,14 @@ fn enter(plan: &Plan) -> Result<()> {
         sys::loopback_up().during(|| "bring the loopback interface up")?;
     }
     Ok(())
+}
+
+/// Becomes root of the user namespace.
+pub(super) fn become_root() -> Result<()> {
+    setgroups(&[]).during(|| "drop groups in the user namespace")?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid).during(|| "become group 0 of the user namespace")?;
+    setresuid(uid, uid, uid).during(|| "become root of the user namespace")
 }
 
 fn name(spec: &Spec) -> Result<()> {
@@ -154,32 +146,4 @@ fn change_root(tree: &Tree, own_mounts: bool) -> Result<()> {
         chroot(".").during(|| "make the container's root the root")?;
     }
     chdir("/").during(|| "enter the root")
-}
-
-fn take_terminal(terminal: &Terminal, process: &Process) -> Result<()> {
-    let what = || "take the terminal";
-    let uid = Uid::from_raw(process.user().uid());
-    fchown(&terminal.slave, Some(uid), None).during(what)?;
-    for number in 0..=2 {
-        sys::replace_stdio(&terminal.slave, number).during(what)?;
-    }
-    sys::set_controlling_terminal(&terminal.slave).during(what)
-}
-
-/// Replaces the guest's /dev/null by the container's, as runc does: the container may have made
-/// changes to it that it expects to see.
-fn own_null() -> Result<()> {
-    // Of the container; without one there is nothing to replace by.
-    let Ok(null) = stat("/dev/null") else {
-        return Ok(());
-    };
-    for number in 0..=2 {
-        let what = || "open /dev/null of the container";
-        if fstat(sys::standard(number)).during(what)?.st_rdev == null.st_rdev {
-            let own: OwnedFd =
-                open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).during(what)?;
-            sys::replace_stdio(own.as_fd(), number).during(what)?;
-        }
-    }
-    Ok(())
 }

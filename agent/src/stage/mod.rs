@@ -11,6 +11,9 @@
 //!   ├─── one byte: start ───────────────────────────────────>│
 //!   │<── end of stream: executed; or Failed ─────────────────┤
 //! ```
+//! A process that is executed in the container comes to be in the same way, except that the stage
+//! and the process join what is there ([`exec`]), and that the agent sends the byte at once.
+//!
 //! Invariants: init is a child of PID 1 from its birth, so its exit status is exact; its pid is
 //! told before it may run, so it cannot end unknown; the wire is close-on-exec, so its end with
 //! nothing said is the success of execve.
@@ -19,6 +22,7 @@ mod cgroup;
 mod copy_up;
 mod device_filter;
 mod devices;
+mod exec;
 mod hooks;
 mod init;
 mod mounts;
@@ -30,15 +34,15 @@ mod tree;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{IoSlice, Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
-use protocol::{Create, Failure};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Spec};
+use protocol::{Create, Exec, Failure, Stdio};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use cgroup::{
@@ -50,12 +54,32 @@ use crate::error::{self, During, Error, Result};
 use crate::sys;
 use crate::unsupported::unsupported;
 
+/// What the agent asks of a stage process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// To set the container up.
+    Create(Create),
+    /// To execute one more process in it.
+    Exec(Box<Join>),
+}
+
+/// A process and the container that it joins.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Join {
+    /// How the container was created.
+    pub(crate) create: Create,
+    /// The process.
+    pub(crate) exec: Exec,
+    /// The container's init, in the guest's root pid namespace.
+    pub(crate) init: i32,
+}
+
 /// What the stage and init tell the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// Init exists, with this pid.
+    /// The process exists, with this pid.
     Child(i32),
-    /// Init waits for the start. With a terminal its master comes along as SCM_RIGHTS.
+    /// It waits for its release. With a terminal its master comes along as SCM_RIGHTS.
     Prepared,
     /// What could not be done.
     Failed(Failure),
@@ -147,22 +171,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn read(request: OwnedFd) -> Result<Plan> {
-        let mut text = Vec::new();
-        let mut file = File::from(request);
-        file.rewind()
-            .and_then(|()| file.read_to_end(&mut text))
-            .during(|| "read the request")?;
-        let create: Create = serde_json::from_slice(&text).map_err(Error::Parse)?;
+    fn new(create: Create) -> Result<Plan> {
         let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
-        let found = unsupported(&spec, &create.overlay);
-        if !found.is_empty() {
-            return Err(Error::Config(format!(
-                "not supported: {}",
-                found.join(", ")
-            )));
-        }
-        let plan = Plan { create, spec };
+        Ok(Plan { create, spec })
+    }
+
+    fn checked(create: Create) -> Result<Plan> {
+        let plan = Plan::new(create)?;
+        refuse(&unsupported(&plan.spec, &plan.create.overlay))?;
         plan.check()?;
         Ok(plan)
     }
@@ -230,52 +246,101 @@ impl Plan {
     }
 }
 
+fn refuse(unsupported: &[String]) -> Result<()> {
+    if unsupported.is_empty() {
+        return Ok(());
+    }
+    let text = format!("not supported: {}", unsupported.join(", "));
+    Err(Error::Config(text))
+}
+
+/// The descriptors that a process may have unless it is configured, which PID 1 has more of:
+/// INR_OPEN_CUR and INR_OPEN_MAX of linux/fs.h.
+const FILES: (u64, u64) = (1024, 4096);
+
 fn run(arguments: &[String], wire: &Wire) -> Result<()> {
-    let plan = Plan::read(adopt(arguments.first())?)?;
+    sys::set_rlimit(libc::RLIMIT_NOFILE, FILES.0, FILES.1).during(|| "set RLIMIT_NOFILE")?;
+    let mut text = Vec::new();
+    let mut file = File::from(adopt(arguments.first())?);
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut text))
+        .during(|| "read the request")?;
+    drop(file);
+    match serde_json::from_slice(&text).map_err(Error::Parse)? {
+        Task::Create(create) => set_up(create, wire),
+        Task::Exec(join) => exec::set_up(*join, wire),
+    }
+}
+
+fn set_up(create: Create, wire: &Wire) -> Result<()> {
+    let plan = Plan::checked(create)?;
+    let process = plan.spec.process().as_ref();
+    let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
     let directory = cgroup::directory(&plan.spec, &plan.create.id)?;
     let cgroup = cgroup::create(&plan.spec, &directory)?;
     let sources = mounts::Sources::take(&plan.spec, &plan.create.overlay)?;
-    give_stdio(&plan)?;
+    give_stdio(&plan.spec, process, plan.create.stdio)?;
     if plan.has(LinuxNamespaceType::Time) {
         new_time(&plan.spec)?;
     }
-    let (go_reader, go_writer) = pipe2(OFlag::O_CLOEXEC).during(|| "create a pipe")?;
-    let pid = sys::clone_sibling(plan.clone_flags(), Some(cgroup.as_fd()))
-        .during(|| "clone the container's init")?;
+    let born = clone(plan.clone_flags(), cgroup.as_fd(), wire, || {
+        init::run(&plan, sources, wire)
+    })?;
+    if plan.has(LinuxNamespaceType::User) {
+        write_maps(&plan.spec, born.pid)?;
+    }
+    born.go()
+}
+
+/// A process that waits for the stage.
+struct Born {
+    pid: i32,
+    go: OwnedFd,
+}
+
+impl Born {
+    fn go(self) -> Result<()> {
+        nix::unistd::write(&self.go, &[0])
+            .during(|| "release the process")
+            .map(drop)
+    }
+}
+
+/// Clones the process into its cgroup and tells the agent of it. The process runs `run`, which
+/// returns only to fail, when the stage lets it go.
+fn clone(
+    namespaces: i32,
+    cgroup: BorrowedFd<'_>,
+    wire: &Wire,
+    run: impl FnOnce() -> Error,
+) -> Result<Born> {
+    let (reader, go) = pipe2(OFlag::O_CLOEXEC).during(|| "create a pipe")?;
+    let pid =
+        sys::clone_sibling(namespaces, Some(cgroup)).during(|| "clone the container's process")?;
     if pid == 0 {
-        drop((go_writer, cgroup));
+        drop(go);
         // A stage that fails has said so itself.
-        if wait_for_byte(&go_reader, "the stage").is_err() {
+        if wait_for_byte(&reader, "the stage").is_err() {
             sys::exit(1);
         }
-        drop(go_reader);
-        let error = init::run(&plan, sources, wire);
-        wire.fail(&error);
+        drop(reader);
+        wire.fail(&run());
         sys::exit(1);
     }
     wire.send(&Report::Child(pid), None)?;
-    if plan.has(LinuxNamespaceType::User) {
-        write_maps(&plan.spec, pid)?;
-    }
-    nix::unistd::write(&go_writer, &[0])
-        .during(|| "release init")
-        .map(drop)
+    Ok(Born { pid, go })
 }
 
 /// Makes the pipes the user's, so that it can open /dev/stdin and its like.
-fn give_stdio(plan: &Plan) -> Result<()> {
-    let Some(process) = plan.spec.process() else {
+fn give_stdio(spec: &Spec, process: &Process, stdio: Stdio) -> Result<()> {
+    if process.terminal() == Some(true) {
         return Ok(());
-    };
-    let linux = plan.spec.linux().as_ref();
+    }
+    let linux = spec.linux().as_ref();
     let uid = mapped(
         linux.and_then(|l| l.uid_mappings().as_ref()),
         process.user().uid(),
     )?;
-    let stdio = plan.create.stdio;
-    if process.terminal() == Some(true) {
-        return Ok(());
-    }
     for (number, port) in (0..).zip([stdio.stdin, stdio.stdout, stdio.stderr]) {
         if port.is_some() {
             // Only the user, as runc: the group stays.

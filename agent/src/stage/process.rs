@@ -4,18 +4,24 @@ use std::collections::HashSet;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
+use nix::sys::stat::{Mode, fstat, stat, umask};
+use nix::unistd::{Gid, Uid, chdir, fchown, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{
     Capabilities, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, Spec,
 };
+use protocol::Seccomp;
 
+use super::devices::Terminal;
+use super::seccomp;
 use super::tree::c_path;
+use super::{Report, Wire};
 use crate::error::{During, Error, Result};
 use crate::sys::{self, CapabilitySets, SchedulerAttributes};
 
@@ -193,6 +199,63 @@ fn attributes(scheduler: &Scheduler) -> Result<SchedulerAttributes> {
         period: scheduler.period().unwrap_or(0),
         ..SchedulerAttributes::default()
     })
+}
+
+/// Becomes what the process is to be, short of executing its program: waits for the agent's word.
+/// `/` is already the container's root. Returns the filter that is still to be loaded, too.
+pub(super) fn assume<'a>(
+    process: &Process,
+    terminal: Option<Terminal>,
+    filter: Option<&'a Seccomp>,
+    wire: &Wire,
+) -> Result<(Program, Option<&'a Seccomp>)> {
+    match &terminal {
+        Some(terminal) => take_terminal(terminal, process)?,
+        None => own_null()?,
+    }
+    let (early, late) = seccomp::moment(process, filter);
+    early.map_or(Ok(()), seccomp::load)?;
+    become_user(process)?;
+    let program = Program::find(process)?;
+    wire.send(&Report::Prepared, terminal.as_ref().map(|t| &t.master))?;
+    drop(terminal);
+    wire.wait()?;
+    Ok((program, late))
+}
+
+/// The last steps of a process before its program, `filter` being what [`assume`] has left.
+pub(super) fn settle(filter: Option<&Seccomp>) -> Result<()> {
+    sys::reset_signals().during(|| "reset the signals")?;
+    sys::close_on_exec_from_3().during(|| "close the descriptors")?;
+    filter.map_or(Ok(()), seccomp::load)
+}
+
+fn take_terminal(terminal: &Terminal, process: &Process) -> Result<()> {
+    let what = || "take the terminal";
+    let uid = Uid::from_raw(process.user().uid());
+    fchown(&terminal.slave, Some(uid), None).during(what)?;
+    for number in 0..=2 {
+        sys::replace_stdio(&terminal.slave, number).during(what)?;
+    }
+    sys::set_controlling_terminal(&terminal.slave).during(what)
+}
+
+/// Replaces the guest's /dev/null by the container's, as runc does: the container may have made
+/// changes to it that it expects to see.
+fn own_null() -> Result<()> {
+    // Of the container; without one there is nothing to replace by.
+    let Ok(null) = stat("/dev/null") else {
+        return Ok(());
+    };
+    for number in 0..=2 {
+        let what = || "open /dev/null of the container";
+        if fstat(sys::standard(number)).during(what)?.st_rdev == null.st_rdev {
+            let own: OwnedFd =
+                open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).during(what)?;
+            sys::replace_stdio(own.as_fd(), number).during(what)?;
+        }
+    }
+    Ok(())
 }
 
 /// Becomes the container's user, with its capabilities, in its working directory. `/` is already

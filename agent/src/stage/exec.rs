@@ -1,0 +1,183 @@
+//! A process that is executed in a container that runs.
+//!
+//! The stage enters the pid namespace and clones the process into its cgroup. The process takes its
+//! limits while it has the guest's own privileges and /proc, and joins the other namespaces then.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{Mode, stat};
+use nix::unistd::{chdir, chroot, fchdir, setsid};
+use oci_spec::runtime::Process;
+
+use super::tree::Tree;
+use super::{Born, Join, Plan, Wire, cgroup, clone, devices, give_stdio, init, process, refuse};
+use crate::error::{During, Error, Result};
+use crate::sys;
+use crate::unsupported::unsupported_process;
+
+/// The namespaces by their names in /proc/<pid>/ns. All but that of pids are the process's own
+/// doing: that one is for children only (setns(2)).
+const NAMESPACES: [(&str, i32); 7] = [
+    ("user", libc::CLONE_NEWUSER),
+    ("mnt", libc::CLONE_NEWNS),
+    ("uts", libc::CLONE_NEWUTS),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("net", libc::CLONE_NEWNET),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("time", libc::CLONE_NEWTIME),
+];
+
+/// What leads into the container.
+struct Door {
+    /// A pidfd of its init.
+    init: OwnedFd,
+    /// Its root directory.
+    root: OwnedFd,
+    /// The namespaces to join, as CLONE_NEW* bits.
+    namespaces: i32,
+}
+
+/// The stage process: makes the process and lets it go.
+pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
+    let Join { create, exec, init } = join;
+    let plan = Plan::new(create)?;
+    let process: Process = serde_json::from_str(&exec.config)
+        .map_err(|e| Error::Config(format!("process is not valid: {e}")))?;
+    refuse(&unsupported_process(&process))?;
+    if !process.cwd().is_absolute() {
+        return Err(Error::Config("process.cwd is not an absolute path".into()));
+    }
+    let pidfd = sys::pidfd_open(init).during(|| "open the container's init")?;
+    let directory = cgroup::directory(&plan.spec, &plan.create.id)?;
+    let directory = below(&directory, &exec.cgroup)?;
+    let cgroup = open_cgroup(&directory)?;
+    let door = Door {
+        root: open(
+            format!("/proc/{init}/root").as_str(),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .during(|| "open the container's root")?,
+        namespaces: different(init)?,
+        init: pidfd,
+    };
+    give_stdio(&plan.spec, &process, exec.stdio)?;
+    if differs("pid", init)? {
+        setns(&door.init, CloneFlags::CLONE_NEWPID).during(|| "join the pid namespace")?;
+    }
+    let born = |cgroup: &OwnedFd| {
+        clone(0, cgroup.as_fd(), wire, || {
+            run(&plan, &process, &door, wire)
+        })
+    };
+    match born(&cgroup) {
+        // The container has put its init into a cgroup of its own and passes controllers on: there
+        // are no processes in between (cgroup-v2.rst). Beside the init is then the place, as runc.
+        Err(Error::Os { source, .. })
+            if source.kind() == io::ErrorKind::ResourceBusy && exec.cgroup.is_empty() =>
+        {
+            born(&open_cgroup(&cgroup_of(init)?)?)
+        }
+        result => result,
+    }
+    .and_then(Born::go)
+}
+
+/// The cgroup `path` below the container's own.
+fn below(cgroup: &Path, path: &str) -> Result<PathBuf> {
+    let mut directory = cgroup.to_owned();
+    for component in Path::new(path).components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => directory.push(name),
+            _ => return Err(Error::Config(format!("the cgroup {path:?} leads out"))),
+        }
+    }
+    Ok(directory)
+}
+
+fn open_cgroup(directory: &Path) -> Result<OwnedFd> {
+    File::open(directory)
+        .during(|| format!("open the cgroup {}", directory.display()))
+        .map(OwnedFd::from)
+}
+
+/// The cgroup that a process is in (cgroups(7)).
+fn cgroup_of(pid: i32) -> Result<PathBuf> {
+    let file = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&file).during(|| format!("read {file}"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let path = path.ok_or_else(|| Error::Config("the container's init has no cgroup".into()))?;
+    Ok(Path::new(cgroup::ROOT).join(path))
+}
+
+fn differs(name: &str, init: i32) -> Result<bool> {
+    let identity = |pid: &str| {
+        let path = format!("/proc/{pid}/ns/{name}");
+        stat(path.as_str())
+            .during(|| format!("look at {path}"))
+            .map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    Ok(identity("self")? != identity(&init.to_string())?)
+}
+
+/// The namespaces of the init that are not the guest's own.
+fn different(init: i32) -> Result<i32> {
+    let mut flags = 0;
+    for (name, flag) in NAMESPACES {
+        if differs(name, init)? {
+            flags |= flag;
+        }
+    }
+    Ok(flags)
+}
+
+/// The process. Returns what failed.
+fn run(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Error {
+    match prepare(plan, process, door, wire) {
+        Ok(program) => program.execute(),
+        Err(error) => error,
+    }
+}
+
+fn prepare(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Result<process::Program> {
+    setsid().during(|| "create a session")?;
+    process::limit(&plan.spec, process)?;
+    enter(door)?;
+    let terminal = if process.terminal() == Some(true) {
+        let root = open(
+            "/",
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .during(|| "open the root")?;
+        Some(devices::open_terminal(&Tree::new(root), process)?.0)
+    } else {
+        None
+    };
+    let seccomp = plan.create.overlay.seccomp.as_ref();
+    let (program, seccomp) = process::assume(process, terminal, seccomp, wire)?;
+    process::settle(seccomp)?;
+    Ok(program)
+}
+
+fn enter(door: &Door) -> Result<()> {
+    if door.namespaces != 0 {
+        // All at once: the kernel takes the user namespace first, for its rights in the others.
+        setns(&door.init, CloneFlags::from_bits_retain(door.namespaces))
+            .during(|| "join the container's namespaces")?;
+    }
+    if door.namespaces & libc::CLONE_NEWUSER != 0 {
+        init::become_root()?;
+    }
+    if door.namespaces & libc::CLONE_NEWNS == 0 {
+        fchdir(&door.root).during(|| "enter the container's root")?;
+        chroot(".").during(|| "make the container's root the root")?;
+    }
+    chdir("/").during(|| "enter the root")
+}
