@@ -38,6 +38,8 @@ pub(crate) enum Error {
         property: &'static str,
         file: PathBuf,
     },
+    #[error("{0} cannot be applied: --cgroup-manager=disabled")]
+    Disabled(&'static str),
     #[error("set {property} in {}", file.display())]
     Limit {
         property: &'static str,

@@ -44,8 +44,8 @@ pub(crate) struct Cli {
     /// Accepted for compatibility
     #[arg(long, value_name = "PATH", hide = true)]
     criu: Option<PathBuf>,
-    /// crun's name for --systemd-cgroup
-    #[arg(long, value_name = "NAME", hide = true, value_parser = ["cgroupfs", "systemd"], default_value = "cgroupfs")]
+    /// crun's name for --systemd-cgroup, and for no cgroup on this host
+    #[arg(long, value_name = "NAME", hide = true, value_parser = ["cgroupfs", "systemd", "disabled"], default_value = "cgroupfs")]
     pub(crate) cgroup_manager: String,
     /// File to which the times of the start are written as JSON
     #[arg(long, value_name = "FILE")]

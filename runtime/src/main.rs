@@ -90,13 +90,14 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         root,
         report,
         systemd_cgroup: cli.systemd_cgroup || cli.cgroup_manager == "systemd",
+        no_cgroup: cli.cgroup_manager == "disabled",
         rootless: cli.rootless == Rootless::True,
         timeline: cli.timeline.as_deref(),
         begun,
     };
     match verb {
         Verb::Create(args) => verbs::create(&context, args)?,
-        Verb::Start(args) => verbs::start(root, &args.id)?,
+        Verb::Start(args) => verbs::start(&context, &args.id)?,
         Verb::Run(args) => return Ok(verbs::run(&context, args)?),
         Verb::State(args) => return print(&(verbs::state(root, &args.id)? + "\n")),
         Verb::Kill(args) => verbs::kill(root, args)?,

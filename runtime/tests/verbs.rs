@@ -255,6 +255,7 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
             "--rootless is not supported yet",
         ),
         (&["spec", "--rootless"], "--rootless is not supported yet"),
+        (&["--cgroup-manager", "frob", "create", "x"], "frob"),
         (
             &["create"],
             "chiton: \"create\" requires exactly 1 argument(s)",
@@ -278,6 +279,69 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
     );
     let done = self::done(Command::new(env!("CARGO_BIN_EXE_chiton")).args(["--root", "/", "list"]));
     assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""));
+}
+
+#[test]
+fn what_needs_a_cgroup_is_refused_without_one() {
+    let place = Place::new();
+    let mut config = config();
+    config["linux"]["resources"] = json!({"cpu": {"cpus": "0"}});
+    place.write(&config);
+    place.refused(
+        &["--cgroup-manager=disabled", "create", "x"],
+        "linux.resources.cpu.cpus cannot be applied: --cgroup-manager=disabled",
+    );
+}
+
+/// The hook that fails is run after all of that and before the guest's first instruction.
+#[test]
+fn the_steps_of_create_are_logged_on_demand() {
+    let place = Place::new();
+    let mut config = config();
+    config["hooks"] = json!({"prestart": [{"path": "/x"}]});
+    place.write(&config);
+    let log = place.dir.path().join("log");
+    let arguments = ["--log", log.to_str().unwrap(), "--log-format", "json"];
+    let messages = |flags: &[&str]| -> Vec<(String, String)> {
+        let _ = fs::remove_file(&log);
+        place.refused(
+            &[&arguments, flags, &["create", "x"]].concat(),
+            "prestart hook",
+        );
+        let text = fs::read_to_string(&log).unwrap();
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        lines
+            .map(|line| (text(&line["level"]), text(&line["msg"])))
+            .collect()
+    };
+    let with_cgroup = messages(&["--debug"]);
+    let levels: Vec<_> = with_cgroup
+        .iter()
+        .map(|(level, _)| level.as_str())
+        .collect();
+    assert_eq!(levels, ["debug", "debug", "debug", "error"]);
+    for ((_, message), (start, end)) in with_cgroup.iter().zip([
+        ("configuration of ", "/bundle loaded"),
+        ("cgroup /sys/fs/cgroup/", "/x made"),
+        ("machine process ", " is in its namespaces"),
+    ]) {
+        assert!(
+            message.starts_with(start) && message.ends_with(end),
+            "{message}"
+        );
+    }
+    let without = messages(&["--debug", "--cgroup-manager=disabled"]);
+    assert!(
+        !without
+            .iter()
+            .any(|(_, message)| message.starts_with("cgroup ")),
+        "{without:?}"
+    );
+    assert_eq!(without.len(), 3);
+    assert_eq!(messages(&[]).len(), 1);
 }
 
 #[test]
@@ -311,7 +375,14 @@ fn a_container_that_has_stopped() {
     });
     assert_eq!(state, expected);
     assert_eq!(place.run(&["list", "-q"]).stdout, "c\n");
+    assert_eq!(place.run(&["ps", "--format", "json", "c"]).stdout, "[]\n");
+    let header = "UID        PID  PPID  C STIME TTY          TIME CMD\n";
+    assert_eq!(place.run(&["ps", "c"]).stdout, header);
     for (args, text) in [
+        (
+            &["ps", "c", "-e", "--forest"][..],
+            "ps option \"--forest\" is not supported\n",
+        ),
         (
             &["start", "c"][..],
             "cannot start a container that has stopped\n",

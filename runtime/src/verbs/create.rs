@@ -27,6 +27,8 @@ pub(crate) struct Context<'a> {
     pub(crate) root: &'a Path,
     pub(crate) report: &'a Report,
     pub(crate) systemd_cgroup: bool,
+    /// The container is to have no cgroup on this host.
+    pub(crate) no_cgroup: bool,
     pub(crate) rootless: bool,
     pub(crate) timeline: Option<&'a Path>,
     /// CLOCK_MONOTONIC at the start of the program.
@@ -64,6 +66,8 @@ pub(super) fn created(
     let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
     let config = Config::load(&bundle)?;
     let plan = make_plan(&config, &bundle)?;
+    let debug = |text: String| context.report.debug(&text);
+    debug(format!("configuration of {} loaded", bundle.display()));
     for warning in config.warnings.iter().chain(&plan.warnings) {
         context.report.warn(warning);
     }
@@ -118,6 +122,7 @@ pub(super) fn created(
     attempt.dir()?.write_record(&record)?;
     if let (Some(root), Some(path)) = (&root, &record.cgroup) {
         attempt.cgroup = Some(Cgroup::create(root, path.clone(), &plan.limits)?);
+        debug(format!("cgroup {} made", path.display()));
     }
 
     let cgroup = attempt.cgroup.as_ref().map(Cgroup::open).transpose()?;
@@ -139,6 +144,7 @@ pub(super) fn created(
     };
     let hooks = Hooks::of(&config.spec, &record);
     let mut ready = |pid| {
+        debug(format!("machine process {pid} is in its namespaces"));
         hooks.run(Kind::Prestart, pid)?;
         hooks.run(Kind::CreateRuntime, pid)?;
         Ok(hooks.run(Kind::CreateContainer, pid)?)
@@ -153,8 +159,10 @@ pub(super) fn created(
         }
     };
     let machine = Identity::of(spawned.pid()).ok_or(machine::Error::NotRunning)?;
+    debug(format!("container prepared in machine {}", machine.pid));
     record.machine = Some(machine);
     attempt.dir()?.write_record(&record)?;
+    debug("container on record".to_owned());
     if let Some(path) = &args.pid_file {
         write_atomically(path, machine.pid.to_string().as_bytes()).file("write", path)?;
         attempt.pid_file = Some(path.clone());
@@ -264,9 +272,15 @@ fn check_rootfs(plan: &Plan) -> Result<PathBuf, Error> {
     }
 }
 
-/// The cgroup v2 hierarchy for the container. Where it has no controllers, the caller is told what that means.
+/// The cgroup v2 hierarchy for the container, unless it is to have no cgroup. Where it has no controllers, the caller is told what that means.
 fn cgroup_root(context: &Context<'_>, plan: &Plan) -> Result<Option<PathBuf>, Error> {
     let asked = plan.limits.iter().find_map(|limit| limit.property);
+    if context.no_cgroup {
+        return match asked {
+            Some(property) => Err(cgroup::Error::Disabled(property).into()),
+            None => Ok(None),
+        };
+    }
     match cgroup::hierarchy() {
         Some((root, Layout::Unified)) => Ok(Some(root)),
         Some((root, Layout::Hybrid)) => {

@@ -17,6 +17,7 @@ use crate::error::{Error, SystemContext};
 use crate::machine::{Entry, read_journal};
 use crate::process::Identity;
 use crate::relay::Relay;
+use crate::report::Report;
 use crate::signals;
 use crate::state::{Record, StateDir};
 use crate::sys;
@@ -34,7 +35,7 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         lock,
         master,
     } = created(context, &args.create, args.detach)?;
-    let code = match start(&dir, &record, args.detach, master.is_some()) {
+    let code = match start(&dir, &record, context.report, args.detach, master.is_some()) {
         Ok(None) => return Ok(0),
         // Others may delete the container while it runs.
         Ok(Some(signals)) => {
@@ -77,12 +78,13 @@ fn lost(dir: &StateDir) -> Option<String> {
 fn start(
     dir: &StateDir,
     record: &Record,
+    report: &Report,
     detach: bool,
     terminal: bool,
 ) -> Result<Option<SignalFd>, Error> {
     let signals = (!detach).then(|| signals::take(terminal));
     let signals = signals.transpose().system("take the signals")?;
-    start_created(dir, record)?;
+    start_created(dir, record, report)?;
     Ok(signals)
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use crate::cli;
 use crate::error::{Error, FileContext};
 
-/// A configuration to start from: runc's, without a terminal.
+/// A configuration to start from: runc's.
 const TEMPLATE: &str = include_str!("spec.json");
 
 /// Writes a config.json.

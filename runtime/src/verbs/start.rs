@@ -1,30 +1,31 @@
 //! `start`.
 
-use std::path::Path;
-
+use super::create::Context;
 use super::{done, open};
 use crate::error::Error;
 use crate::hooks::{Hooks, Kind};
 use crate::machine::{Control, control};
 use crate::process;
+use crate::report::Report;
 use crate::state::{Record, StateDir, Verb};
 
 /// Executes the program of a created container.
-pub(crate) fn start(root: &Path, id: &str) -> Result<(), Error> {
-    let dir = open(root, id)?;
+pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
+    let dir = open(context.root, id)?;
     let _lock = dir.lock()?;
     let record = dir.record()?;
     dir.status(record.as_ref())?.allows(Verb::Start, dir.id())?;
     let Some(record) = record else {
         return Err(Error::NotFound);
     };
-    start_created(&dir, &record)
+    start_created(&dir, &record, context.report)
 }
 
 /// Executes the program of a container whose status and lock the caller has seen to.
-pub(super) fn start_created(dir: &StateDir, record: &Record) -> Result<(), Error> {
+pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) -> Result<(), Error> {
     let hooks = Hooks::stored(dir, record)?;
     done(control(dir.path(), &Control::Start)?)?;
+    report.debug("container started");
     let Some(machine) = record.machine else {
         return Ok(());
     };
