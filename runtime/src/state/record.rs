@@ -31,6 +31,12 @@ pub(crate) struct Record {
     pub(crate) owner: u32,
     /// The container's cgroup v2 directory.
     pub(crate) cgroup: Option<PathBuf>,
+    /// Guest RAM in bytes, from the machine's boot to its end.
+    #[serde(default)]
+    pub(crate) memory: u64,
+    /// Number of vCPUs, from the machine's boot to its end.
+    #[serde(default)]
+    pub(crate) vcpus: u8,
     /// The machine process; `None` while create is at work.
     pub(crate) machine: Option<Identity>,
 }
@@ -48,6 +54,8 @@ impl Record {
             annotations: BTreeMap::new(),
             owner: 0,
             cgroup: None,
+            memory: 0,
+            vcpus: 0,
             machine: None,
         }
     }
@@ -81,6 +89,7 @@ mod tests {
             boot: "1f".to_owned().try_into().unwrap(),
         });
         record.cgroup = Some("/sys/fs/cgroup/a".into());
+        (record.memory, record.vcpus) = (64 << 20, 2);
         record.annotations.insert("k".into(), "v".into());
         assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);
     }

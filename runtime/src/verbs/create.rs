@@ -108,6 +108,7 @@ pub(super) fn created(
         .collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
+    (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     let root = cgroup_root(context, &plan)?;
     if let Some(root) = &root {
         let own = cgroup::own()?;
