@@ -35,7 +35,7 @@ pub(crate) struct Cli {
     /// Log what is done as well
     #[arg(long)]
     pub(crate) debug: bool,
-    /// Refused by create and run: cgroups are made directly
+    /// Have systemd make the cgroup: linux.cgroupsPath is "slice:prefix:name"
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// Refused by create and run if "true"

@@ -17,7 +17,6 @@ mod report;
 mod seccomp;
 mod signals;
 mod state;
-mod statistics;
 mod stub;
 mod sys;
 mod terminal;
@@ -90,7 +89,10 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
     let context = Context {
         root,
         report,
-        systemd_cgroup: cli.systemd_cgroup || cli.cgroup_manager == "systemd",
+        systemd_cgroup: match cli.cgroup_manager.as_str() {
+            "disabled" => false,
+            manager => cli.systemd_cgroup || manager == "systemd",
+        },
         no_cgroup: cli.cgroup_manager == "disabled",
         rootless: cli.rootless == Rootless::True,
         timeline: cli.timeline.as_deref(),
@@ -108,8 +110,8 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Pause(args) => verbs::pause(root, &args.id)?,
         Verb::Resume(args) => verbs::resume(root, &args.id)?,
         Verb::Ps(args) => return print(&verbs::ps(root, args)?),
-        Verb::Update(args) => verbs::update(root, args, report)?,
-        Verb::Events(args) => verbs::events(root, args, report)?,
+        Verb::Update(args) => verbs::update(root, args)?,
+        Verb::Events(args) => verbs::events(root, args)?,
         Verb::Features => return print(&verbs::features()),
         Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
         Verb::Restore(args) => verbs::restore(args)?,

@@ -247,10 +247,6 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
             "cannot use console socket if chiton will not detach or allocate tty",
         ),
         (
-            &["--systemd-cgroup", "create", "x"],
-            "--systemd-cgroup is not supported yet",
-        ),
-        (
             &["--rootless", "true", "create", "x"],
             "--rootless is not supported yet",
         ),

@@ -127,7 +127,6 @@ fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
             initramfs: b"",
             memory,
             vcpus,
-            net: &[],
         },
         Arc::new(NoFiles),
     )

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::unistd::geteuid;
 
+use crate::cgroup::systemd::{self, Scope};
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::cli;
 use crate::clock::{self, Precision};
@@ -72,6 +73,13 @@ pub(super) fn created(
         context.report.warn(warning);
     }
     let rootfs = check_rootfs(&plan)?;
+    let scope = if context.systemd_cgroup {
+        let annotations = config.spec.annotations().iter().flatten();
+        let scope = Scope::parse(plan.cgroups_path.as_deref(), id.as_str(), annotations);
+        Some(scope.map_err(cgroup::Error::from)?)
+    } else {
+        None
+    };
     let timeline = context
         .timeline
         .map(|path| File::create(path).file("create", path))
@@ -108,21 +116,29 @@ pub(super) fn created(
         .collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
-    (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     let root = cgroup_root(context, &plan)?;
-    if let Some(root) = &root {
-        let own = cgroup::own()?;
-        record.cgroup = Some(cgroup::locate(
-            root,
-            &own,
-            plan.cgroups_path.as_deref(),
-            id.as_str(),
-        )?);
-    }
+    record.scope = scope.as_ref().map(|scope| scope.name().to_owned());
+    record.cgroup = match (&root, &scope) {
+        (Some(root), Some(scope)) => Some(scope.directory(root)),
+        (Some(root), None) => {
+            let (own, path) = (cgroup::own()?, plan.cgroups_path.as_deref());
+            Some(cgroup::locate(root, &own, path, id.as_str())?)
+        }
+        (None, Some(_)) => return Err(cgroup::Error::from(systemd::Error::NoHierarchy).into()),
+        (None, None) => None,
+    };
     // From here on a create that is killed leaves enough for delete to find everything.
     attempt.dir()?.write_record(&record)?;
+    let mut placeholder = None;
     if let (Some(root), Some(path)) = (&root, &record.cgroup) {
-        attempt.cgroup = Some(Cgroup::create(root, path.clone(), &plan.limits)?);
+        attempt.cgroup = Some(match &scope {
+            Some(scope) => {
+                let (cgroup, process) = Cgroup::of_scope(root, scope, &plan.limits)?;
+                placeholder = Some(process);
+                cgroup
+            }
+            None => Cgroup::create(root, path.clone(), &plan.limits)?,
+        });
         debug(format!("cgroup {} made", path.display()));
     }
 
@@ -159,6 +175,7 @@ pub(super) fn created(
             return Err(e.into());
         }
     };
+    drop(placeholder);
     let machine = Identity::of(spawned.pid()).ok_or(machine::Error::NotRunning)?;
     debug(format!("container prepared in machine {}", machine.pid));
     record.machine = Some(machine);
@@ -228,7 +245,6 @@ impl Drop for Attempt {
 fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
     let own_sockets = env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     for (asked, what) in [
-        (context.systemd_cgroup, "--systemd-cgroup"),
         (context.rootless, "--rootless"),
         (args.preserve_fds > 0, "--preserve-fds"),
         (own_sockets, "socket activation (LISTEN_FDS)"),
@@ -243,6 +259,9 @@ fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
     }
     if !geteuid().is_root() {
         return Err(Error::NotRoot);
+    }
+    if context.systemd_cgroup {
+        systemd::check_running().map_err(cgroup::Error::from)?;
     }
     Ok(())
 }

@@ -71,8 +71,12 @@ pub(super) fn destroy(
     if let Some(machine) = record.and_then(|record| record.machine) {
         end(machine)?;
     }
-    if let Some(path) = record.and_then(|record| record.cgroup.clone()) {
-        Cgroup::existing(path).remove()?;
+    if let Some(record) = record
+        && let Some(path) = record.cgroup.clone()
+    {
+        Cgroup::existing(path)
+            .of_unit(record.scope.clone())
+            .remove()?;
     }
     dir.remove()?;
     match hooks {

@@ -182,7 +182,7 @@ fn linux() -> LinuxFeature {
     cgroup
         .set_v1(Some(false))
         .set_v2(Some(true))
-        .set_systemd(Some(false))
+        .set_systemd(Some(true))
         .set_systemd_user(Some(false))
         .set_rdma(Some(false));
     let mut apparmor = Apparmor::default();

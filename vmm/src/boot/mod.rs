@@ -146,7 +146,6 @@ mod tests {
                 initramfs: &[],
                 memory: 8 << 20,
                 vcpus: 1,
-                net: &[],
             };
             load(&memory, &extent, config, 3)
         };

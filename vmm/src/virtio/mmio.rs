@@ -162,7 +162,8 @@ impl Transport {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
+            // No device changes its configuration.
+            VIRTIO_MMIO_CONFIG_GENERATION => 0,
             _ => 0,
         }
     }

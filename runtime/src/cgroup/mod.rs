@@ -3,6 +3,12 @@
 //!
 //! Only the cgroup v2 hierarchy is used. Where the host has it beside v1 hierarchies (systemd's hybrid layout), it has no controllers:
 //! the container gets its cgroup there, and limits of the host cannot be set. Where there is none, the container gets no cgroup.
+//!
+//! A cgroup is made directly, or by systemd as that of a scope ([`systemd`]).
+
+mod dbus;
+mod property;
+pub(crate) mod systemd;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,6 +19,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use systemd::{Placeholder, Scope};
 
 /// Where the hierarchy is mounted: alone, or beside v1 (systemd's "unified" and "hybrid" layouts).
 const MOUNTS: [(&str, Layout); 2] = [
@@ -48,6 +55,8 @@ pub(crate) enum Error {
     },
     #[error("the processes in cgroup {} do not end", .0.display())]
     Unkillable(PathBuf),
+    #[error(transparent)]
+    Systemd(#[from] systemd::Error),
     #[error("{doing} {}", path.display())]
     File {
         doing: &'static str,
@@ -87,6 +96,8 @@ pub(crate) struct Limit {
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    /// The systemd unit that it belongs to.
+    scope: Option<String>,
 }
 
 /// The directory of a container's cgroup.
@@ -152,7 +163,7 @@ impl Cgroup {
             .to_owned();
         let mut made = Vec::new();
         let result = make(root, &below, &mut made).and_then(|()| {
-            let cgroup = Cgroup { path: path.clone() };
+            let cgroup = Cgroup::existing(path.clone());
             if !made.contains(&path) && cgroup.is_populated()? {
                 return Err(Error::NotEmpty(path));
             }
@@ -167,47 +178,40 @@ impl Cgroup {
         result
     }
 
+    /// Has systemd make the cgroup of `scope` below `root`, with `limits`. It exists while there is a process in it: until the
+    /// container has one, the placeholder. On an error nothing that was made is left.
+    pub(crate) fn of_scope(
+        root: &Path,
+        scope: &Scope,
+        limits: &[Limit],
+    ) -> Result<(Cgroup, Placeholder), Error> {
+        let placeholder = scope.start(limits)?;
+        let unit = Some(scope.name().to_owned());
+        let cgroup = Cgroup::existing(scope.directory(root)).of_unit(unit);
+        // As runc: exactly what is asked for, where systemd rounds; and an error where a controller is missing, where systemd is silent.
+        match limits.iter().try_for_each(|limit| cgroup.set(limit)) {
+            Ok(()) => Ok((cgroup, placeholder)),
+            Err(e) => {
+                drop(placeholder);
+                let _ = cgroup.remove();
+                Err(e)
+            }
+        }
+    }
+
     /// The cgroup of a container that has been created.
     pub(crate) fn existing(path: PathBuf) -> Cgroup {
-        Cgroup { path }
+        Cgroup { path, scope: None }
+    }
+
+    /// The same one, belonging to a systemd unit if there is a name of one.
+    pub(crate) fn of_unit(self, scope: Option<String>) -> Cgroup {
+        Cgroup { scope, ..self }
     }
 
     /// Opens the directory, for clone3.
     pub(crate) fn open(&self) -> Result<File, Error> {
         File::open(&self.path).map_err(file("open", &self.path))
-    }
-
-    /// Writes those of `limits` that are not what the files say; gives the files written and what they said. On an error all is as before.
-    pub(crate) fn update(&self, limits: &[Limit]) -> Result<Vec<(&'static str, String)>, Error> {
-        let mut former = Vec::new();
-        for limit in limits {
-            let path = self.path.join(limit.file);
-            let result = match fs::read_to_string(&path) {
-                Ok(text) if text.trim_end() == limit.value => continue,
-                Ok(text) => {
-                    former.push((limit.file, text));
-                    self.set(limit)
-                }
-                // Writing to it says which property needs it, if one does.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => self.set(limit),
-                Err(e) => Err(file("read", path)(e)),
-            };
-            if let Err(e) = result {
-                // Why the limits cannot be changed matters more than that they cannot be changed back.
-                let _ = self.restore(&former);
-                return Err(e);
-            }
-        }
-        Ok(former)
-    }
-
-    /// Writes what [`Cgroup::update`] has given.
-    pub(crate) fn restore(&self, former: &[(&'static str, String)]) -> Result<(), Error> {
-        for (name, text) in former.iter().rev() {
-            let path = self.path.join(name);
-            write(&path, text).map_err(file("write", path))?;
-        }
-        Ok(())
     }
 
     fn set(&self, limit: &Limit) -> Result<(), Error> {
@@ -285,6 +289,10 @@ impl Cgroup {
 
     /// Ends what runs in the cgroup, then removes it and what is below it; what is gone already is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
+        if let Some(scope) = &self.scope {
+            self.kill()?;
+            systemd::stop(scope);
+        }
         match fs::remove_dir(&self.path) {
             Ok(()) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -436,44 +444,6 @@ mod tests {
         cgroup.remove().unwrap();
         cgroup.kill().unwrap();
         fs::remove_dir(&parent).unwrap();
-    }
-
-    /// The files of a cgroup as plain files.
-    #[test]
-    fn limits_change_all_or_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        let get = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
-        put("cpu.max", "max 100000\n");
-        put("cpu.weight", "100\n");
-        put("memory.max", "4096\n");
-        let limit = |file, value: &str, property| Limit {
-            file,
-            value: value.to_owned(),
-            property,
-        };
-        let cgroup = Cgroup::existing(dir.path().to_owned());
-        let mut limits = vec![
-            limit("cpu.max", "50000 100000", Some("q")),
-            limit("memory.max", "4096", None),
-            limit("cpu.weight", "7", Some("s")),
-            limit("not.there", "1", None),
-        ];
-        let former = cgroup.update(&limits).unwrap();
-        let names: Vec<_> = former.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, ["cpu.max", "cpu.weight"]);
-        // The kernel replaces what is written; a plain file is overwritten from its beginning.
-        assert!(get("cpu.max").starts_with("50000 100000"));
-        assert!(get("cpu.weight").starts_with('7'));
-        cgroup.restore(&former).unwrap();
-        assert!(get("cpu.max").starts_with("max 100000\n"));
-        assert!(get("cpu.weight").starts_with("100\n"));
-
-        limits.push(limit("not.there.either", "1", Some("linux.x")));
-        let error = cgroup.update(&limits).unwrap_err();
-        assert!(error.to_string().starts_with("linux.x cannot be applied"));
-        assert!(get("cpu.max").starts_with("max 100000\n"));
-        assert!(get("cpu.weight").starts_with("100\n"));
     }
 
     #[test]
