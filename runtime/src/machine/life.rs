@@ -33,7 +33,7 @@ use super::control::ControlReply;
 use super::execs::{Execs, Executed};
 use super::journal::{Entry, Journal};
 use super::process::{MACHINE_LOST, give_up};
-use super::requests::{answer, failed, start_failure};
+use super::requests::{answer, exec_failure, failed, start_failure};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
 use super::{Doing, Error, sys};
@@ -365,7 +365,7 @@ impl Life {
                 None => {}
             },
             (Some(Waiting::Exec(process)), Err(failure)) => {
-                self.exec_failed(process, &failed(&failure));
+                self.exec_failed(process, &exec_failure(&failure));
             }
             (Some(Waiting::Pause(client)), Ok(_)) => {
                 self.paused = true;

@@ -178,6 +178,14 @@ pub(super) fn start_failure(failure: &Failure) -> String {
     format!("unable to start container process: {}", words(failure))
 }
 
+/// The failure of an exec, likewise.
+pub(super) fn exec_failure(failure: &Failure) -> ControlReply {
+    match failure.kind {
+        FailureKind::NotRunning => ControlReply::NotRunning,
+        _ => ControlReply::Failed(start_failure(failure)),
+    }
+}
+
 /// The agent's failure as a client is told.
 pub(super) fn failed(failure: &Failure) -> ControlReply {
     match failure.kind {
