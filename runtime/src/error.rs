@@ -2,11 +2,12 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::plan::Refused;
 use crate::state::Status;
 use crate::verbs::PsError;
-use crate::{cgroup, config, hooks, machine};
+use crate::{cgroup, config, hooks, machine, statistics};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,20 @@ pub(crate) enum Error {
     /// The machine process's own words.
     #[error("{0}")]
     Reply(String),
+    #[error("the guest does not answer within {} seconds", .0.as_secs())]
+    Unanswered(Duration),
+    #[error("duration interval must be greater than 0")]
+    Interval,
+    #[error(transparent)]
+    Statistics(#[from] statistics::Invalid),
+    /// A flag or a file of `update`.
+    #[error("invalid value for {0}: {1}")]
+    Value(&'static str, String),
+    #[error("invalid resources in {from}")]
+    Resources {
+        from: String,
+        source: serde_json::Error,
+    },
     #[error("machine process {0} does not end")]
     Unkillable(i32),
     #[error("unknown signal {0:?}")]

@@ -17,6 +17,7 @@ mod report;
 mod seccomp;
 mod signals;
 mod state;
+mod statistics;
 mod stub;
 mod sys;
 mod terminal;
@@ -110,8 +111,8 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Pause(args) => verbs::pause(root, &args.id)?,
         Verb::Resume(args) => verbs::resume(root, &args.id)?,
         Verb::Ps(args) => return print(&verbs::ps(root, args)?),
-        Verb::Update(args) => verbs::update(root, args)?,
-        Verb::Events(args) => verbs::events(root, args)?,
+        Verb::Update(args) => verbs::update(root, args, report)?,
+        Verb::Events(args) => verbs::events(root, args, report)?,
         Verb::Features => return print(&verbs::features()),
         Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
         Verb::Restore(args) => verbs::restore(args)?,

@@ -32,6 +32,7 @@ fn main() -> Result<()> {
         initramfs: &initramfs,
         memory: memory.parse::<u64>()? << 20,
         vcpus: vcpus.parse()?,
+        net: &[],
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;
     machine.start()?;

@@ -1,18 +1,17 @@
-//! The bus of virtio-mmio devices: a fixed table, one page each. Only configuration accesses come here; a device's mutex is held for
+//! The bus of virtio-mmio devices: a table that does not change, one page each. Only configuration accesses come here; a device's mutex is held for
 //! the time of one register access.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::layout::{MMIO, PAGE};
-use crate::machine::DEVICES;
 use crate::virtio::Transport;
 
 /// All devices, by page from [`MMIO`] on.
-pub(crate) struct Bus([Mutex<Transport>; DEVICES]);
+pub(crate) struct Bus(Vec<Mutex<Transport>>);
 
 impl Bus {
-    pub(crate) fn new(devices: [Transport; DEVICES]) -> Bus {
-        Bus(devices.map(Mutex::new))
+    pub(crate) fn new(devices: Vec<Transport>) -> Bus {
+        Bus(devices.into_iter().map(Mutex::new).collect())
     }
 
     /// A read by a vCPU. Where no device is, all bits are ones.

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -28,15 +28,21 @@ use crate::gate::Gate;
 use crate::layout::MAX_VCPUS;
 use crate::memory::Extent;
 use crate::vcpu::Report;
-use crate::virtio::{FileServer, Fs, Rng, RngWork};
+use crate::virtio::{FileServer, Fs, Net, NetError, Rng, RngWork, Tap};
 use crate::vsock::{self, GUEST_CID, Port, Vsock};
 use crate::{boot, kvm, last_words, memory, sys, vcpu};
 
 /// The tag the guest mounts its file system by.
 const SHARE_TAG: &str = "chiton";
 
-/// Number of devices.
-pub(crate) const DEVICES: usize = 3;
+/// Number of devices that every machine has.
+const DEVICES: u8 = 3;
+
+/// Most network slots: the devices' interrupts are below 16, those of an ISA bus.
+pub const MAX_NET_SLOTS: usize = 8;
+
+/// Most events taken at a time; the rest stays in epoll.
+const MAX_EVENTS: usize = 16;
 
 /// How long a vCPU may take to get out of `KVM_RUN`. It is a matter of microseconds, unless the host is short of memory or processors.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
@@ -52,6 +58,8 @@ pub struct MachineConfig<'a> {
     pub memory: u64,
     /// Number of vCPUs, 1 to 254.
     pub vcpus: u8,
+    /// The network slots, by their Ethernet addresses. Each is a device of the guest whose link is down until [`Machine::attach_net`].
+    pub net: &'a [[u8; 6]],
 }
 
 /// Why there is no machine, or it cannot go on.
@@ -75,6 +83,18 @@ pub enum Error {
     /// Too few or too many vCPUs.
     #[error("{0} vCPUs asked for; 1 to {MAX_VCPUS} are possible")]
     Vcpus(u8),
+    /// Too many network slots.
+    #[error("{0} network slots asked for; {MAX_NET_SLOTS} are possible")]
+    NetSlots(usize),
+    /// A network slot cannot be connected.
+    #[error("network slot {slot}")]
+    Net {
+        /// The slot.
+        slot: usize,
+        /// Why.
+        #[source]
+        source: NetError,
+    },
     /// No guest memory.
     #[error("guest memory")]
     Memory(#[source] memory::Error),
@@ -198,22 +218,45 @@ pub struct Machine {
     epoll: Epoll,
     rng: RngWork,
     vsock: Vsock,
+    /// By slot.
+    nets: Vec<Net>,
 }
 
 /// What the event loop waits for.
-#[derive(Clone, Copy)]
-#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Ended,
     Rng,
     Vsock,
+    /// The queues of a network slot.
+    NetQueues(u8),
+    /// The tap of a network slot.
+    Tap(u8),
 }
 
 impl Token {
+    /// Event data: what it is in the second byte, the slot in the first.
+    fn data(self) -> u64 {
+        match self {
+            Token::Ended => 0,
+            Token::Rng => 1 << 8,
+            Token::Vsock => 2 << 8,
+            Token::NetQueues(slot) => 3 << 8 | u64::from(slot),
+            Token::Tap(slot) => 4 << 8 | u64::from(slot),
+        }
+    }
+
     fn from_data(data: u64) -> Option<Token> {
-        [Token::Ended, Token::Rng, Token::Vsock]
-            .into_iter()
-            .find(|&token| token as u64 == data)
+        let [slot, ..] = data.to_le_bytes();
+        [
+            Token::Ended,
+            Token::Rng,
+            Token::Vsock,
+            Token::NetQueues(slot),
+            Token::Tap(slot),
+        ]
+        .into_iter()
+        .find(|token| token.data() == data)
     }
 }
 
@@ -232,10 +275,14 @@ impl Machine {
         let MachineConfig {
             memory: size,
             vcpus: count,
+            net: addresses,
             ..
         } = config;
         if !(1..=MAX_VCPUS).contains(&count) {
             return Err(Error::Vcpus(count));
+        }
+        if addresses.len() > MAX_NET_SLOTS {
+            return Err(Error::NetSlots(addresses.len()));
         }
         let device = sys::kvm(device);
         let vm = kvm::create_vm(&device)?;
@@ -253,40 +300,69 @@ impl Machine {
         let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), &memory)?;
         let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
 
-        let entry = boot::load(&memory, &extent, config, DEVICES).map_err(Error::Boot)?;
+        let mut devices = vec![fs_device, vsock_device, rng_device];
+        let mut nets = Vec::with_capacity(addresses.len());
+        for (place, &address) in (DEVICES..).zip(addresses) {
+            let (front, net) = Net::new(address);
+            devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
+            nets.push(net);
+        }
+
+        let entry = boot::load(&memory, &extent, config, devices.len()).map_err(Error::Boot)?;
         boot::configure_boot_vcpu(&vcpus[0], entry).map_err(kvm::error("KVM_SET_SREGS"))?;
 
         let report = Report::new(kvm::event()?);
         let epoll = Epoll::new().map_err(kvm::system("epoll"))?;
         watch(&epoll, report.ended(), EventSet::IN, Token::Ended)?;
         watch(&epoll, &vsock.epoll_fd(), EventSet::IN, Token::Vsock)?;
-        // Edge-triggered: it need not be read, and may be raised while the driver has no device running.
-        for kick in rng_device.kicks() {
-            watch(
-                &epoll,
-                kick,
-                EventSet::IN | EventSet::EDGE_TRIGGERED,
-                Token::Rng,
-            )?;
+        let tokens = (0..).map(Token::NetQueues);
+        for (device, token) in devices[2..]
+            .iter()
+            .zip([Token::Rng].into_iter().chain(tokens))
+        {
+            // Edge-triggered: it need not be read, and may be raised while the driver has no device running.
+            for kick in device.kicks() {
+                watch(&epoll, kick, EventSet::IN | EventSet::EDGE_TRIGGERED, token)?;
+            }
         }
         Ok(Machine {
             _vm: vm,
             vcpus,
             threads: Vec::new(),
             gate: Arc::default(),
-            bus: Arc::new(Bus::new([fs_device, vsock_device, rng_device])),
+            bus: Arc::new(Bus::new(devices)),
             memory,
             log_ring: extent.log_ring(),
             report: Arc::new(report),
             epoll,
             rng,
             vsock,
+            nets,
         })
     }
 
     /// The host's end of the vsock device: what the guest may dial is registered here.
     pub fn vsock(&mut self) -> &mut Vsock {
         &mut self.vsock
+    }
+
+    /// Connects a network slot with a tap, made with `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`: its link goes up, for good. It is possible at
+    /// any time.
+    ///
+    /// # Errors
+    /// [`Error::Net`] or [`Error::System`]; the slot is as before then, and the descriptor closed.
+    pub fn attach_net(&mut self, slot: usize, tap: OwnedFd) -> Result<(), Error> {
+        let error = |source| Error::Net { slot, source };
+        let net = self.nets.get(slot);
+        let net = net.ok_or_else(|| error(NetError::NoSlot(self.nets.len())))?;
+        if net.is_attached() {
+            return Err(error(NetError::Attached));
+        }
+        let tap = Tap::new(tap).map_err(error)?;
+        let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let [number, ..] = slot.to_le_bytes();
+        watch(&self.epoll, &tap, set, Token::Tap(number))?;
+        net.attach(tap).map_err(error)
     }
 
     /// Starts the vCPUs, each in a thread of its own. A second call does nothing.
@@ -339,7 +415,7 @@ impl Machine {
     /// # Errors
     /// The event loop cannot go on.
     pub fn handle_events(&mut self) -> Result<Vec<Event>, Error> {
-        let mut ready = [EpollEvent::default(); 3];
+        let mut ready = [EpollEvent::default(); MAX_EVENTS];
         let count = match self.epoll.wait(0, &mut ready) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             other => other.map_err(kvm::system("epoll"))?,
@@ -357,6 +433,8 @@ impl Machine {
                             .map(Event::StreamClosed),
                     );
                 }
+                Some(Token::NetQueues(slot)) => self.net(slot, Net::kicked),
+                Some(Token::Tap(slot)) => self.net(slot, Net::tap_ready),
                 None => {}
             }
         }
@@ -369,10 +447,17 @@ impl Machine {
         self.report.first_run()
     }
 
+    fn net(&self, slot: u8, work: impl FnOnce(&Net)) {
+        if let Some(net) = self.nets.get(usize::from(slot)) {
+            work(net);
+        }
+    }
+
     /// What is left to tell when a vCPU has ended.
     fn end(&mut self) -> Vec<Event> {
         // Cannot fail: the event is raised. It is not raised again.
         let _ = self.report.ended().read();
+        self.nets.iter().for_each(Net::drain);
         let mut events: Vec<_> = self
             .vsock
             .drain()
@@ -388,8 +473,31 @@ impl Machine {
 }
 
 fn watch(epoll: &Epoll, fd: &impl AsRawFd, set: EventSet, token: Token) -> Result<(), Error> {
-    let event = EpollEvent::new(set, token as u64);
+    let event = EpollEvent::new(set, token.data());
     epoll
         .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
         .map_err(kvm::system("epoll"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_data_names_one_token() {
+        for token in [
+            Token::Ended,
+            Token::Rng,
+            Token::Vsock,
+            Token::NetQueues(0),
+            Token::NetQueues(255),
+            Token::Tap(0),
+            Token::Tap(7),
+        ] {
+            assert_eq!(Token::from_data(token.data()), Some(token));
+        }
+        for data in [1, 0x101, 0x500, 0x1_0000, u64::MAX] {
+            assert_eq!(Token::from_data(data), None);
+        }
+    }
 }

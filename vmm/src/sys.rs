@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
@@ -11,7 +12,9 @@ use std::time::Duration;
 use kvm_bindings::{KVMIO, kvm_signal_mask, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+use vm_memory::{
+    GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, VolatileSlice,
+};
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
@@ -113,6 +116,111 @@ pub(crate) fn random(buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is valid for writes of its length.
     let read = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Memory a system call may read for as long as `'a`.
+pub(crate) struct Outgoing<'a>(Vec<libc::iovec>, PhantomData<&'a [u8]>);
+
+impl<'a> Outgoing<'a> {
+    /// The first `limit` bytes of slices of guest memory.
+    pub(crate) fn from_guest(slices: &'a [VolatileSlice<'_>], limit: usize) -> Outgoing<'a> {
+        Outgoing(guest_iovecs(slices, limit), PhantomData)
+    }
+
+    /// The first `limit` bytes of two pieces of host memory.
+    pub(crate) fn from_host(pieces: (&'a [u8], &'a [u8]), limit: usize) -> Outgoing<'a> {
+        let first = &pieces.0[..pieces.0.len().min(limit)];
+        let second = &pieces.1[..pieces.1.len().min(limit - first.len())];
+        let iovecs = [first, second].map(|piece| libc::iovec {
+            iov_base: piece.as_ptr().cast_mut().cast(),
+            iov_len: piece.len(),
+        });
+        Outgoing(iovecs.into(), PhantomData)
+    }
+
+    /// The vectors.
+    pub(crate) fn iovecs(&self) -> &[libc::iovec] {
+        &self.0
+    }
+}
+
+/// Memory a system call may write for as long as `'a`.
+pub(crate) struct Incoming<'a>(Vec<libc::iovec>, PhantomData<&'a mut [u8]>);
+
+impl<'a> Incoming<'a> {
+    /// The first `limit` bytes of slices of guest memory.
+    pub(crate) fn from_guest(slices: &'a [VolatileSlice<'_>], limit: usize) -> Incoming<'a> {
+        Incoming(guest_iovecs(slices, limit), PhantomData)
+    }
+
+    /// The same, and behind it host memory.
+    pub(crate) fn from_guest_and_host(
+        slices: &'a [VolatileSlice<'_>],
+        limit: usize,
+        rest: &'a mut [u8],
+    ) -> Incoming<'a> {
+        let mut iovecs = guest_iovecs(slices, limit);
+        iovecs.push(libc::iovec {
+            iov_base: rest.as_mut_ptr().cast(),
+            iov_len: rest.len(),
+        });
+        Incoming(iovecs, PhantomData)
+    }
+
+    /// The vectors.
+    pub(crate) fn iovecs(&self) -> &[libc::iovec] {
+        &self.0
+    }
+}
+
+/// Vectors over the first `limit` bytes of `slices`.
+fn guest_iovecs(slices: &[VolatileSlice<'_>], limit: usize) -> Vec<libc::iovec> {
+    let mut iovecs = Vec::with_capacity(slices.len() + 1);
+    let mut left = limit;
+    for slice in slices {
+        let iov_len = slice.len().min(left);
+        if iov_len == 0 {
+            break;
+        }
+        left -= iov_len;
+        // The guard only pins lazily mapped (Xen) memory; ours is mapped for as long as the slice lives.
+        let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+        iovecs.push(libc::iovec { iov_base, iov_len });
+    }
+    iovecs
+}
+
+/// The length of a vector for system calls that want a C int; no device gives more than 1024 pieces, so nothing is cut.
+fn int_len(iovecs: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX)
+}
+
+/// Makes a call until no signal interrupts it.
+pub(crate) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        let result = call();
+        if let Ok(count) = usize::try_from(result) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// writev(2).
+pub(crate) fn write(fd: BorrowedFd<'_>, from: &Outgoing<'_>) -> io::Result<usize> {
+    // SAFETY: `Outgoing` is only made from slices that stay mapped for its lifetime; the kernel reads no more than they hold. That
+    // the guest may change guest memory meanwhile is no matter to the kernel.
+    retry(|| unsafe { libc::writev(fd.as_raw_fd(), from.0.as_ptr(), int_len(&from.0)) })
+}
+
+/// readv(2).
+pub(crate) fn read(fd: BorrowedFd<'_>, to: &Incoming<'_>) -> io::Result<usize> {
+    // SAFETY: `Incoming` is only made from volatile slices of guest memory that stay mapped for its lifetime and to which no Rust
+    // reference exists, and from a buffer that it borrows alone; the kernel writes no more than they hold.
+    retry(|| unsafe { libc::readv(fd.as_raw_fd(), to.0.as_ptr(), int_len(&to.0)) })
 }
 
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);

@@ -127,6 +127,7 @@ fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
             initramfs: b"",
             memory,
             vcpus,
+            net: &[],
         },
         Arc::new(NoFiles),
     )

@@ -214,6 +214,39 @@ impl Cgroup {
         File::open(&self.path).map_err(file("open", &self.path))
     }
 
+    /// Writes those of `limits` that are not what the files say; gives the files written and what they said. On an error all is as before.
+    pub(crate) fn update(&self, limits: &[Limit]) -> Result<Vec<(&'static str, String)>, Error> {
+        let mut former = Vec::new();
+        for limit in limits {
+            let path = self.path.join(limit.file);
+            let result = match fs::read_to_string(&path) {
+                Ok(text) if text.trim_end() == limit.value => continue,
+                Ok(text) => {
+                    former.push((limit.file, text));
+                    self.set(limit)
+                }
+                // Writing to it says which property needs it, if one does.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => self.set(limit),
+                Err(e) => Err(file("read", path)(e)),
+            };
+            if let Err(e) = result {
+                // Why the limits cannot be changed matters more than that they cannot be changed back.
+                let _ = self.restore(&former);
+                return Err(e);
+            }
+        }
+        Ok(former)
+    }
+
+    /// Writes what [`Cgroup::update`] has given.
+    pub(crate) fn restore(&self, former: &[(&'static str, String)]) -> Result<(), Error> {
+        for (name, text) in former.iter().rev() {
+            let path = self.path.join(name);
+            write(&path, text).map_err(file("write", path))?;
+        }
+        Ok(())
+    }
+
     fn set(&self, limit: &Limit) -> Result<(), Error> {
         let path = self.path.join(limit.file);
         match (write(&path, &limit.value), limit.property) {
@@ -444,6 +477,44 @@ mod tests {
         cgroup.remove().unwrap();
         cgroup.kill().unwrap();
         fs::remove_dir(&parent).unwrap();
+    }
+
+    /// The files of a cgroup as plain files.
+    #[test]
+    fn limits_change_all_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        let get = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        put("cpu.max", "max 100000\n");
+        put("cpu.weight", "100\n");
+        put("memory.max", "4096\n");
+        let limit = |file, value: &str, property| Limit {
+            file,
+            value: value.to_owned(),
+            property,
+        };
+        let cgroup = Cgroup::existing(dir.path().to_owned());
+        let mut limits = vec![
+            limit("cpu.max", "50000 100000", Some("q")),
+            limit("memory.max", "4096", None),
+            limit("cpu.weight", "7", Some("s")),
+            limit("not.there", "1", None),
+        ];
+        let former = cgroup.update(&limits).unwrap();
+        let names: Vec<_> = former.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["cpu.max", "cpu.weight"]);
+        // The kernel replaces what is written; a plain file is overwritten from its beginning.
+        assert!(get("cpu.max").starts_with("50000 100000"));
+        assert!(get("cpu.weight").starts_with('7'));
+        cgroup.restore(&former).unwrap();
+        assert!(get("cpu.max").starts_with("max 100000\n"));
+        assert!(get("cpu.weight").starts_with("100\n"));
+
+        limits.push(limit("not.there.either", "1", Some("linux.x")));
+        let error = cgroup.update(&limits).unwrap_err();
+        assert!(error.to_string().starts_with("linux.x cannot be applied"));
+        assert!(get("cpu.max").starts_with("max 100000\n"));
+        assert!(get("cpu.weight").starts_with("100\n"));
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(crate) use control::{
 };
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
 pub(crate) use process::end_as;
-pub(crate) use sys::{Cloned, clone_process, close_all_but, default_action, exit_now};
+pub(crate) use sys::{Cloned, clone_process, close_all_but, exit_now};
 pub(crate) use timeline::now;
 
 /// All that a machine is made from.

@@ -156,6 +156,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         initramfs: guest::INITRAMFS,
         memory: launch.memory,
         vcpus: launch.vcpus,
+        net: &[],
     };
     let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;

@@ -8,6 +8,7 @@ mod mounts;
 mod size;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
 use protocol::Overlay;
 use serde_json::Value;
+
+pub(crate) use update::{MachineSize, update};
 
 use crate::cgroup::Limit;
 use crate::machine::{Network, Share};

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use super::{Facts, Refused, invalid};
+use super::{Facts, MachineSize, Refused, invalid};
 use crate::cgroup::Limit;
 
 const KIB: u64 = 1 << 10;
@@ -46,13 +46,7 @@ pub(super) struct Size {
 pub(super) fn size(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<Size, Refused> {
     let memory = memory(resources, facts)?;
     let (vcpus, mut limits) = cpu(resources)?;
-    let host = memory + memory / PAGE_TABLES + HOST_OVERHEAD;
-    let value = host.to_string();
-    limits.push(Limit {
-        file: "memory.max",
-        value,
-        property: None,
-    });
+    limits.push(host_memory(memory));
     Ok(Size {
         memory,
         vcpus,
@@ -60,20 +54,72 @@ pub(super) fn size(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Res
     })
 }
 
+/// The limits of a machine that has its size already, when the container's resources change.
+pub(super) fn resize(
+    old: Option<&LinuxResources>,
+    new: Option<&LinuxResources>,
+    machine: MachineSize,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Limit>, Refused> {
+    let had = memory_limit(old)?;
+    match memory_limit(new)? {
+        limit if limit == had => {}
+        None => warnings.push(format!(
+            "the machine has {} bytes of memory, limit or not",
+            machine.memory
+        )),
+        Some((property, limit)) => {
+            check_least(property, limit)?;
+            let most = machine.memory.saturating_sub(GUEST_OVERHEAD);
+            if limit > most {
+                let problem = format!(
+                    "the machine was given {} bytes of memory, which allow a limit of {most} bytes at most",
+                    machine.memory
+                );
+                return Err(invalid(property, problem));
+            }
+        }
+    }
+    let ((had, _), (wanted, mut limits)) = (cpu(old)?, cpu(new)?);
+    if wanted != had && wanted > machine.vcpus {
+        warnings.push(format!(
+            "the machine has {} vCPU{} and gets no more, where a new one would have {wanted}",
+            machine.vcpus,
+            if machine.vcpus == 1 { "" } else { "s" }
+        ));
+    }
+    limits.push(host_memory(machine.memory));
+    Ok(limits)
+}
+
+/// What the host allows a machine with this much RAM.
+fn host_memory(memory: u64) -> Limit {
+    Limit {
+        file: "memory.max",
+        value: (memory + memory / PAGE_TABLES + HOST_OVERHEAD).to_string(),
+        property: None,
+    }
+}
+
 /// Guest RAM in bytes.
 fn memory(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<u64, Refused> {
     let Some((property, limit)) = memory_limit(resources)? else {
         return Ok(DEFAULT_MEMORY);
     };
-    if limit < LIMIT_MIN {
-        let problem =
-            format!("{limit} bytes are less than the {LIMIT_MIN} bytes that a container needs");
-        return Err(invalid(property, problem));
-    }
+    check_least(property, limit)?;
     let wanted = limit.saturating_add(GUEST_OVERHEAD);
     // A limit beyond the host's memory limits nothing.
     let memory = wanted.min(facts.memory).max(MACHINE_MIN);
     Ok(memory.div_ceil(GRANULE) * GRANULE)
+}
+
+fn check_least(property: &str, limit: u64) -> Result<(), Refused> {
+    if limit >= LIMIT_MIN {
+        return Ok(());
+    }
+    let problem =
+        format!("{limit} bytes are less than the {LIMIT_MIN} bytes that a container needs");
+    Err(invalid(property, problem))
 }
 
 /// The limit of the container's memory in bytes, and the property that sets it.
@@ -107,29 +153,34 @@ fn cpu(resources: Option<&LinuxResources>) -> Result<(u8, Vec<Limit>), Refused> 
     };
     let mut wanted = None;
     let mut limits = Vec::new();
+    let period = cpu
+        .period()
+        .filter(|period| *period > 0)
+        .unwrap_or(DEFAULT_PERIOD);
+    match cpu.quota().map(u64::try_from) {
+        None | Some(Ok(0)) => {}
+        Some(Ok(quota)) => {
+            wanted = Some(quota.div_ceil(period));
+            limits.push(Limit {
+                file: "cpu.max",
+                value: format!("{quota} {period}"),
+                property: Some("linux.resources.cpu.quota"),
+            });
+        }
+        // No quota, which is what holds where there is no file to say so.
+        Some(Err(_)) => limits.push(Limit {
+            file: "cpu.max",
+            value: format!("max {period}"),
+            property: None,
+        }),
+    }
     let mut limit = |file, value, property| {
         limits.push(Limit {
             file,
             value,
             property: Some(property),
-        })
+        });
     };
-    let period = cpu
-        .period()
-        .filter(|period| *period > 0)
-        .unwrap_or(DEFAULT_PERIOD);
-    if let Some(quota) = cpu
-        .quota()
-        .and_then(|q| u64::try_from(q).ok())
-        .filter(|q| *q > 0)
-    {
-        wanted = Some(quota.div_ceil(period));
-        limit(
-            "cpu.max",
-            format!("{quota} {period}"),
-            "linux.resources.cpu.quota",
-        );
-    }
     if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
         limit(
             "cpu.weight",

@@ -17,6 +17,10 @@ fn compiled(profile: &Value) -> Result<Seccomp, String> {
 }
 
 /// What the kernel's interpreter makes of a system call (Documentation/networking/filter.rst); only what libseccomp uses.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "parts of numbers are meant"
+)]
 fn answer(program: &[u64], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = [number, arch, 0, 0].to_vec();
     for argument in arguments {

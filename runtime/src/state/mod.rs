@@ -2,8 +2,8 @@
 //!
 //! | file | written | by |
 //! |---|---|---|
-//! | `lock` | held exclusively by create, start, run and delete | |
-//! | `config.json` | once, the configuration that is in force | create |
+//! | `lock` | held exclusively by create, start, run, update and delete | |
+//! | `config.json` | atomically, the configuration that is in force | create, update |
 //! | `state.json` | atomically, before and after the machine is started | create |
 //! | `journal`, `control.sock` | see [`crate::machine`] | the machine process |
 //!

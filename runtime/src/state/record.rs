@@ -31,6 +31,12 @@ pub(crate) struct Record {
     pub(crate) owner: u32,
     /// The container's cgroup v2 directory.
     pub(crate) cgroup: Option<PathBuf>,
+    /// Guest RAM in bytes, from the machine's boot to its end.
+    #[serde(default)]
+    pub(crate) memory: u64,
+    /// Number of vCPUs, from the machine's boot to its end.
+    #[serde(default)]
+    pub(crate) vcpus: u8,
     /// The systemd unit that the cgroup belongs to, for instance `chiton-a.scope`.
     #[serde(default)]
     pub(crate) scope: Option<String>,
@@ -51,6 +57,8 @@ impl Record {
             annotations: BTreeMap::new(),
             owner: 0,
             cgroup: None,
+            memory: 0,
+            vcpus: 0,
             scope: None,
             machine: None,
         }
@@ -85,6 +93,7 @@ mod tests {
             boot: "1f".to_owned().try_into().unwrap(),
         });
         record.cgroup = Some("/sys/fs/cgroup/a".into());
+        (record.memory, record.vcpus) = (64 << 20, 2);
         record.scope = Some("a.scope".into());
         record.annotations.insert("k".into(), "v".into());
         assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);

@@ -116,6 +116,7 @@ pub(super) fn created(
         .collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
+    (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     let root = cgroup_root(context, &plan)?;
     record.scope = scope.as_ref().map(|scope| scope.name().to_owned());
     record.cgroup = match (&root, &scope) {

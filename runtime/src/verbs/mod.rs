@@ -16,7 +16,12 @@ mod start;
 mod state;
 mod update;
 
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub(crate) use checkpoint::{checkpoint, restore};
 pub(crate) use create::{Context, create};
@@ -34,9 +39,12 @@ pub(crate) use start::start;
 pub(crate) use state::state;
 pub(crate) use update::update;
 
-use crate::error::Error;
-use crate::machine::ControlReply;
+use crate::error::{Error, SystemContext};
+use crate::machine::{self, Connection, Control, ControlReply};
 use crate::state::StateDir;
+
+/// How long the guest may take with an answer that something on the host waits for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Opens an existing container.
 fn open(root: &Path, id: &str) -> Result<StateDir, Error> {
@@ -50,8 +58,32 @@ fn done(reply: ControlReply) -> Result<(), Error> {
         ControlReply::NotRunning => Err(Error::NotRunning),
         ControlReply::Paused => Err(Error::Paused),
         ControlReply::Failed(text) => Err(Error::Reply(text)),
-        _ => Err(Error::Reply(
-            "invalid reply of the machine process".to_owned(),
-        )),
+        _ => Err(invalid_reply()),
+    }
+}
+
+/// A reply that does not belong to the request.
+fn invalid_reply() -> Error {
+    Error::Reply("invalid reply of the machine process".to_owned())
+}
+
+/// Asks the machine process, and waits no longer for the guest than it may take.
+fn ask(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
+    let connection = Connection::open(state_dir)?;
+    connection.send(request)?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut polled = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, timeout) {
+            Err(Errno::EINTR) => {}
+            Ok(0) => return Err(Error::Unanswered(PATIENCE)),
+            result => {
+                result.system("wait for the guest")?;
+                let reply = connection.receive()?;
+                return Ok(reply.ok_or(machine::Error::NotRunning)?);
+            }
+        }
     }
 }

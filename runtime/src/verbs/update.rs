@@ -1,11 +1,95 @@
-//! `update`.
+//! `update`: the host's limits first, then the guest's. When the guest's cannot be changed the host's are put back.
 
+mod flags;
+
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
+use serde_json::Value;
+
+use super::{ask, done, open};
+use crate::cgroup::Cgroup;
 use crate::cli;
-use crate::error::Error;
+use crate::config::Config;
+use crate::error::{Error, FileContext};
+use crate::machine::Control;
+use crate::plan::{self, MachineSize};
+use crate::report::Report;
+use crate::state::Verb;
+
+/// Largest file of resources in bytes: as JSON in JSON it still fits into a request.
+const RESOURCES_MAX: u64 = 256 << 10;
 
 /// Changes the limits of a container.
-pub(crate) fn update(_root: &Path, _args: &cli::Update) -> Result<(), Error> {
-    Err(Error::Unsupported("update"))
+pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result<(), Error> {
+    let dir = open(root, &args.id)?;
+    let request = request(args)?;
+    // One update at a time, so that what is put back is what was.
+    let _lock = dir.lock()?;
+    let record = dir.record()?;
+    dir.status(record.as_ref())?
+        .allows(Verb::Update, dir.id())?;
+    let record = record.ok_or(Error::NotRunning)?;
+    let config = Config::load(dir.path())?;
+    let machine = MachineSize {
+        memory: record.memory,
+        vcpus: record.vcpus,
+    };
+    let update = plan::update(&config.value, &request, machine)?;
+    for warning in &update.warnings {
+        report.warn(warning);
+    }
+    if update.guest.is_empty() {
+        return Ok(());
+    }
+
+    let cgroup = record.cgroup.map(Cgroup::existing);
+    let former = match &cgroup {
+        Some(cgroup) => cgroup.update(&update.limits)?,
+        // It has been told at create.
+        None => Vec::new(),
+    };
+    let guest = Value::Object(update.guest).to_string();
+    let result = ask(dir.path(), &Control::Update(guest)).and_then(done);
+    if result.is_err()
+        && let Some(cgroup) = &cgroup
+        && let Err(e) = cgroup.restore(&former)
+    {
+        report.warn(&format!("a limit of the host is not what it was: {e}"));
+    }
+    result?;
+    dir.write_config(update.config.to_string().as_bytes())
+}
+
+/// What is asked for, as a `linux.resources` object.
+fn request(args: &cli::Update) -> Result<Value, Error> {
+    for (flag, schema) in [
+        ("--l3-cache-schema", &args.l3_cache_schema),
+        ("--mem-bw-schema", &args.mem_bw_schema),
+    ] {
+        if schema.as_ref().is_some_and(|schema| !schema.is_empty()) {
+            return Err(Error::Unsupported(flag));
+        }
+    }
+    match args.resources.as_deref() {
+        Some(path) if path == Path::new("-") => read("standard input", io::stdin().lock()),
+        Some(path) if !path.as_os_str().is_empty() => {
+            let name = path.display().to_string();
+            read(&name, File::open(path).file("open", path)?)
+        }
+        _ => flags::resources(args),
+    }
+}
+
+/// The first JSON value, as runc reads it: what follows is not looked at.
+fn read(from: &str, source: impl Read) -> Result<Value, Error> {
+    let mut values = serde_json::Deserializer::from_reader(source.take(RESOURCES_MAX)).into_iter();
+    values
+        .next()
+        .unwrap_or(Ok(Value::Null))
+        .map_err(|source| Error::Resources {
+            from: from.to_owned(),
+            source,
+        })
 }

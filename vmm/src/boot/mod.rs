@@ -146,6 +146,7 @@ mod tests {
                 initramfs: &[],
                 memory: 8 << 20,
                 vcpus: 1,
+                net: &[],
             };
             load(&memory, &extent, config, 3)
         };

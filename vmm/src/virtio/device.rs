@@ -35,6 +35,11 @@ pub trait VirtioDevice: Send {
     /// Reads the device configuration space. Bytes beyond its end stay as they are (the transport passes zeros).
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// Changes whenever the configuration space does (virtio 1.2, section 2.5.1). Most never change it.
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
     /// Writes the device configuration space. Most devices have nothing to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
@@ -97,6 +102,11 @@ impl Interrupt {
     /// Tells the driver that a used ring has new entries.
     pub fn signal_used(&self) {
         self.raise(VIRTIO_MMIO_INT_VRING);
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub fn config_changed(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Marks the device as broken: it processes nothing more until the driver resets it.

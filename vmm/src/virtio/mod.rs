@@ -4,6 +4,7 @@ mod chain;
 mod device;
 mod fs;
 mod mmio;
+mod net;
 mod queue_registers;
 mod rng;
 #[cfg(test)]
@@ -11,7 +12,9 @@ mod test_driver;
 
 pub use device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 pub use fs::FileServer;
+pub use net::Error as NetError;
 
 pub(crate) use fs::Fs;
 pub(crate) use mmio::Transport;
+pub(crate) use net::{Net, Tap};
 pub(crate) use rng::{Rng, RngWork};

@@ -46,8 +46,10 @@ struct Asked {
 impl Layout {
     /// Reads options. What selects processes changes nothing: those of the container are shown.
     pub(super) fn parse(options: &[String]) -> Result<Layout, PsError> {
-        let mut asked = Asked::default();
-        asked.full = options.is_empty();
+        let mut asked = Asked {
+            full: options.is_empty(),
+            ..Asked::default()
+        };
         let mut options = options.iter().map(String::as_str);
         while let Some(option) = options.next() {
             if let Some(name) = option.strip_prefix("--") {

@@ -1,0 +1,336 @@
+//! What `update` changes. The machine keeps its size; limits change among the container's processes in the guest, and on the host.
+
+use oci_spec::runtime::LinuxResources;
+use serde_json::{Map, Value, json};
+
+use super::{OrEmpty, Refused, Spec, ledger, refused_by_value, size};
+use crate::cgroup::Limit;
+
+const RESOURCES: &str = "linux.resources";
+
+/// Properties for which 0 and "" say something. For the others it means not to change them, as with runc.
+const SAYING_ZERO: [&str; 3] = [
+    "linux.resources.cpu.burst",
+    "linux.resources.cpu.idle",
+    "linux.resources.unified",
+];
+
+/// The size of a machine, from its boot to its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MachineSize {
+    /// Guest RAM in bytes.
+    pub(crate) memory: u64,
+    /// Number of vCPUs.
+    pub(crate) vcpus: u8,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// The configuration that is in force then.
+    pub(crate) config: Value,
+    /// What changes, as a `linux.resources` object for the guest. Empty: nothing does.
+    pub(crate) guest: Map<String, Value>,
+    /// All limits of the machine process's cgroup then.
+    pub(crate) limits: Vec<Limit>,
+    /// What the caller should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Decides what an update does. `config` is the configuration in force, `request` a `linux.resources` object.
+pub(crate) fn update(
+    config: &Value,
+    request: &Value,
+    machine: MachineSize,
+) -> Result<Update, Refused> {
+    let Value::Object(request) = request else {
+        return Err(super::invalid(RESOURCES, "is not a JSON object"));
+    };
+    let audit = ledger::audit(&json!({"linux": {"resources": request}}));
+    let mut refused = audit.refused;
+    let mut changed = request.clone();
+    let current = config.pointer("/linux/resources").unwrap_or(&Value::Null);
+    // They cannot be changed while processes have devices open, so runc does not either.
+    if let Some(devices) = changed.remove("devices")
+        && is_said(&devices)
+        && Some(&devices) != current.get("devices")
+    {
+        refused.push(format!("{RESOURCES}.devices (other than the container's)"));
+    }
+    let mut changed = said(Value::Object(changed), RESOURCES);
+    let mut linux = None.unwrap_or_default_empty();
+    linux.set_resources(Some(parse(&changed)?));
+    refused.extend(refused_by_value(&linux));
+    if !refused.is_empty() {
+        return Err(Refused::Unsupported(refused));
+    }
+
+    let mut config = config.clone();
+    let old = resources(&config)?;
+    merge(&mut config, json!({"linux": {"resources": changed}}));
+    lift_swap(&mut config, &changed);
+    let new = resources(&config)?;
+    let mut warnings: Vec<String> = audit
+        .unknown
+        .iter()
+        .map(|name| format!("ignoring unknown property {name}"))
+        .collect();
+    let limits = size::resize(old.as_ref(), new.as_ref(), machine, &mut warnings)?;
+    Ok(Update {
+        config,
+        guest: changed
+            .as_object_mut()
+            .map(std::mem::take)
+            .unwrap_or_default(),
+        limits,
+        warnings,
+    })
+}
+
+fn parse(resources: &Value) -> Result<LinuxResources, Refused> {
+    serde_json::from_value(resources.clone()).map_err(|e| super::invalid(RESOURCES, e.to_string()))
+}
+
+/// `linux.resources` of a configuration.
+fn resources(config: &Value) -> Result<Option<LinuxResources>, Refused> {
+    let spec: Spec = serde_json::from_value(config.clone())
+        .map_err(|e| super::invalid("config.json", e.to_string()))?;
+    Ok(spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().clone()))
+}
+
+/// Whether a value asks for a change.
+fn is_said(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(set) => *set,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(elements) => !elements.is_empty(),
+        Value::Object(properties) => !properties.is_empty(),
+    }
+}
+
+/// The properties of an object that ask for a change; `name` is the object's.
+fn said(value: Value, name: &str) -> Value {
+    let Value::Object(properties) = value else {
+        return value;
+    };
+    let of = |(key, value): (String, Value)| {
+        let name = format!("{name}.{key}");
+        if SAYING_ZERO.contains(&name.as_str()) {
+            return (!value.is_null()).then_some((key, value));
+        }
+        let value = said(value, &name);
+        is_said(&value).then_some((key, value))
+    };
+    properties.into_iter().filter_map(of).collect()
+}
+
+/// Puts what is changed in the place of what was. Limits of huge pages go by their size.
+fn merge(into: &mut Value, changed: Value) {
+    match (into, changed) {
+        (Value::Object(into), Value::Object(changed)) => {
+            for (key, changed) in changed {
+                match into.get_mut(&key) {
+                    Some(Value::Array(into)) if key == "hugepageLimits" => {
+                        let Value::Array(changed) = changed else {
+                            continue;
+                        };
+                        let has = |old: &Value| {
+                            changed.iter().any(|new| new["pageSize"] == old["pageSize"])
+                        };
+                        into.retain(|old| !has(old));
+                        into.extend(changed);
+                    }
+                    Some(into) => merge(into, changed),
+                    None => drop(into.insert(key, changed)),
+                }
+            }
+        }
+        (into, changed) => *into = changed,
+    }
+}
+
+/// Without a limit of memory there is none of memory and swap together, unless it is asked for at once.
+fn lift_swap(config: &mut Value, changed: &Value) {
+    let lifted = changed
+        .pointer("/memory/limit")
+        .is_some_and(|limit| limit.as_i64() < Some(0));
+    let memory = config.pointer_mut("/linux/resources/memory");
+    if let Some(Value::Object(memory)) = memory
+        && lifted
+        && changed.pointer("/memory/swap").is_none()
+    {
+        memory.remove("swap");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    const MACHINE: MachineSize = MachineSize {
+        memory: 176 * MIB,
+        vcpus: 1,
+    };
+
+    /// With these resources before, updates by `request`.
+    fn updated(before: &str, request: &str) -> Result<Update, String> {
+        let before: Value = serde_json::from_str(before).unwrap();
+        let config = json!({"ociVersion": "1.0.2", "linux": {"resources": before}, "mine": 1});
+        let request = serde_json::from_str(request).unwrap();
+        update(&config, &request, MACHINE).map_err(|e| e.to_string())
+    }
+
+    fn refusal(before: &str, request: &str) -> String {
+        updated(before, request).unwrap_err()
+    }
+
+    fn limit<'a>(update: &'a Update, file: &str) -> Option<&'a str> {
+        let mut limits = update.limits.iter();
+        Some(limits.find(|limit| limit.file == file)?.value.as_str())
+    }
+
+    #[test]
+    fn what_is_asked_for_is_merged_and_told() {
+        let before = r#"{"memory":{"limit":134217728,"swap":134217728},"pids":{"limit":5},
+            "devices":[{"allow":false}],"hugepageLimits":[{"pageSize":"2MB","limit":1},{"pageSize":"1GB","limit":2}],
+            "unified":{"memory.high":"7"}}"#;
+        let request = r#"{"memory":{"limit":67108864,"swap":0,"checkBeforeUpdate":false},"pids":{"limit":9},"cpu":{"idle":0,"cpus":""},
+            "devices":[{"allow":false}],"hugepageLimits":[{"pageSize":"2MB","limit":0}],"blockIO":{"weight":0},
+            "unified":{"cpu.weight":"3"},"network":null}"#;
+        let update = updated(before, request).unwrap();
+        let guest = json!({"memory": {"limit": 67_108_864}, "pids": {"limit": 9}, "cpu": {"idle": 0},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}], "unified": {"cpu.weight": "3"}});
+        assert_eq!(Value::Object(update.guest), guest);
+        let merged = json!({"memory": {"limit": 67_108_864, "swap": 134_217_728}, "pids": {"limit": 9},
+            "cpu": {"idle": 0}, "devices": [{"allow": false}],
+            "hugepageLimits": [{"pageSize": "1GB", "limit": 2}, {"pageSize": "2MB", "limit": 0}],
+            "unified": {"memory.high": "7", "cpu.weight": "3"}});
+        assert_eq!(update.config["linux"]["resources"], merged);
+        assert_eq!(update.config["mine"], 1);
+        assert_eq!(update.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn nothing_asked_for_changes_nothing() {
+        for request in [
+            "{}",
+            r#"{"memory":{},"cpu":{"quota":0},"pids":{"limit":0}}"#,
+        ] {
+            let update = updated("null", request).unwrap();
+            assert_eq!(update.guest, Map::new(), "{request}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_limits_follow() {
+        let before = r#"{"cpu":{"quota":50000,"period":100000,"shares":1024}}"#;
+        let of = |request: &str| updated(before, request).unwrap();
+        let update = of(r#"{"cpu":{"quota":20000}}"#);
+        assert_eq!(limit(&update, "cpu.max"), Some("20000 100000"));
+        let update = of(r#"{"cpu":{"period":200000}}"#);
+        assert_eq!(limit(&update, "cpu.max"), Some("50000 200000"));
+        let update = of(r#"{"cpu":{"quota":-1}}"#);
+        assert_eq!(limit(&update, "cpu.max"), Some("max 100000"));
+        let update = of(r#"{"cpu":{"shares":2,"cpus":"0-1","mems":"0"}}"#);
+        assert_eq!(limit(&update, "cpu.weight"), Some("1"));
+        assert_eq!(limit(&update, "cpuset.cpus"), Some("0-1"));
+        assert_eq!(limit(&update, "cpuset.mems"), Some("0"));
+        // What the machine has of memory it may have touched: its limit stays.
+        let update = of(r#"{"memory":{"limit":33554432}}"#);
+        let host = MACHINE.memory + MACHINE.memory / 256 + 64 * MIB;
+        assert_eq!(
+            limit(&update, "memory.max"),
+            Some(host.to_string().as_str())
+        );
+    }
+
+    #[test]
+    fn no_limit_of_memory_is_none_of_swap() {
+        let before = r#"{"memory":{"limit":67108864,"swap":134217728}}"#;
+        let memory = |request| {
+            let update = updated(before, request).unwrap();
+            update.config["linux"]["resources"]["memory"].clone()
+        };
+        assert_eq!(memory(r#"{"memory":{"limit":-1}}"#), json!({"limit": -1}));
+        assert_eq!(
+            memory(r#"{"memory":{"limit":-1,"swap":-1}}"#),
+            json!({"limit": -1, "swap": -1})
+        );
+    }
+
+    #[test]
+    fn the_machine_has_no_more_memory_than_at_its_boot() {
+        let before = r#"{"memory":{"limit":134217728}}"#;
+        updated(before, r#"{"memory":{"limit":134217728}}"#).unwrap();
+        let expected = "the machine was given 184549376 bytes of memory, which allow a limit of 134217728 bytes at most";
+        assert_eq!(
+            refusal(before, r#"{"memory":{"limit":134217729}}"#),
+            format!("linux.resources.memory.limit: {expected}")
+        );
+        assert_eq!(
+            refusal(before, r#"{"unified":{"memory.max":"134217729"}}"#),
+            format!("linux.resources.unified[memory.max]: {expected}")
+        );
+        let least = refusal(before, r#"{"memory":{"limit":1048576}}"#);
+        assert!(least.contains("are less than"), "{least}");
+        // One that is greater than this host has been in force from the beginning.
+        let great = r#"{"memory":{"limit":9223372036854775807}}"#;
+        updated(great, r#"{"pids":{"limit":1}}"#).unwrap();
+        let warnings = updated(before, r#"{"memory":{"limit":-1}}"#)
+            .unwrap()
+            .warnings;
+        assert!(warnings[0].contains("184549376 bytes"), "{warnings:?}");
+    }
+
+    #[test]
+    fn more_cpus_than_the_machine_has_are_a_warning() {
+        let warnings = |request| updated("{}", request).unwrap().warnings;
+        assert_eq!(
+            warnings(r#"{"cpu":{"quota":100000}}"#),
+            Vec::<String>::new()
+        );
+        let found = warnings(r#"{"cpu":{"quota":100001}}"#);
+        assert!(found[0].contains("1 vCPU"), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_not_applied_is_refused_by_name() {
+        for (request, name) in [
+            (r#"{"blockIO":{"weight":10}}"#, "linux.resources.blockIO is"),
+            (
+                r#"{"cpu":{"realtimeRuntime":5},"memory":{"kernel":5}}"#,
+                "linux.resources.cpu.realtimeRuntime, linux.resources.memory.kernel are",
+            ),
+            (
+                r#"{"unified":{"io.max":"1"}}"#,
+                "linux.resources.unified[io.max] is",
+            ),
+            (
+                r#"{"devices":[{"allow":true}]}"#,
+                "linux.resources.devices (other than the container's) is",
+            ),
+        ] {
+            let expected = format!("{name} not supported yet");
+            assert_eq!(
+                refusal(r#"{"devices":[{"allow":false}]}"#, request),
+                expected
+            );
+        }
+        for bad in ["[]", "5", r#"{"pids":{"limit":"many"}}"#, r#"{"cpu":5}"#] {
+            let refusal = refusal("{}", bad);
+            assert!(refusal.starts_with("linux.resources: "), "{refusal}");
+        }
+        let warnings = updated("{}", r#"{"pids":{"limt":5}}"#).unwrap().warnings;
+        assert_eq!(
+            warnings,
+            ["ignoring unknown property linux.resources.pids.limt"]
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! The front half: configuration, activation, reset.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
+};
+
+use super::rx::Rx;
+use super::tx::Tx;
+use super::{Active, FEATURES, MacAddress, QUEUE_SIZES, State, lock};
+use crate::virtio::{Activation, ActiveQueue, VirtioDevice};
+
+/// The front half of a network device.
+pub(crate) struct NetFront {
+    mac: MacAddress,
+    state: Arc<Mutex<State>>,
+}
+
+impl NetFront {
+    pub(super) fn new(mac: MacAddress, state: Arc<Mutex<State>>) -> NetFront {
+        NetFront { mac, state }
+    }
+
+    fn link_is_up(&self) -> bool {
+        lock(&self.state).tap.is_some()
+    }
+}
+
+impl VirtioDevice for NetFront {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    /// The configuration space is the address and the link's status; what follows belongs to features that are not offered (virtio
+    /// 1.2, section 5.1.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let [a, b, c, d, e, f] = self.mac;
+        let status = if self.link_is_up() {
+            VIRTIO_NET_S_LINK_UP
+        } else {
+            0
+        };
+        let [low, high, ..] = status.to_le_bytes();
+        let config = [a, b, c, d, e, f, low, high];
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| config.get(offset..));
+        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+
+    /// The link going up is the only change.
+    fn config_generation(&self) -> u32 {
+        self.link_is_up().into()
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            features,
+        } = activation;
+        let mut queues = queues.into_iter();
+        let mut required = || {
+            let queue: Option<ActiveQueue> = queues.next().flatten();
+            queue.ok_or_else(|| io::Error::other("a queue is not ready"))
+        };
+        let (rx, tx) = (required()?, required()?);
+        let offloads = offloads(features)?;
+        let mut state = lock(&self.state);
+        if let Some(tap) = &mut state.tap {
+            tap.set_offloads(offloads).map_err(io::Error::other)?;
+        }
+        // A notification from before this moment found no device.
+        tx.kick.write(1)?;
+        state.active = Some(Active {
+            memory,
+            rx: Rx::new(rx.queue, features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0),
+            tx: Tx::new(tx.queue),
+            again: tx.kick,
+            interrupt,
+            offloads,
+        });
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        lock(&self.state).active = None;
+    }
+}
+
+/// What the host's kernel may leave to the guest's, by what the driver takes.
+fn offloads(features: u64) -> io::Result<libc::c_uint> {
+    let known = [
+        (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
+        (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+        (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+    ];
+    let offloads = known
+        .into_iter()
+        .filter(|(feature, _)| features & 1 << feature != 0)
+        .fold(0, |all, (_, offload)| all | offload);
+    // virtio 1.2, section 5.1.3.1
+    if offloads != 0 && offloads & libc::TUN_F_CSUM == 0 {
+        return Err(io::Error::other("segmentation without checksums"));
+    }
+    Ok(offloads)
+}

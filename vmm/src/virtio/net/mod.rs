@@ -1,0 +1,240 @@
+//! virtio-net (virtio 1.2, section 5.1) on a tap device of the host, with one pair of queues.
+//!
+//! ```text
+//!            attach
+//!  no tap ───────────> tap          the link: down, then up for good
+//!
+//!  driver ──── tx ───> back half ── writev ──> tap
+//!         <─── rx ──── (event loop) <── readv ──
+//!         <── interrupt, registers ── front half
+//! ```
+//! A packet goes between guest memory and the tap as it is, with its `virtio_net_hdr` in front, which the host's kernel reads and
+//! writes: checksums and segmentation are the two kernels' affair.
+//!
+//! Invariants: queues and tap are used under one mutex, which the event loop holds for one bounded turn, so that after a reset no
+//! turn touches the queues; a turn leaves work behind only if something will start the next turn: the driver's notification, the
+//! tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its budget raises.
+//!
+//! Nothing is lost for want of room but in the tap's own queue: without rx buffers the tap is not read, and when the tap takes no more
+//! the tx queue is left alone until it does. What has no place to go is dropped: packets sent without a tap or refused by it, and
+//! received packets that the driver's buffers cannot hold.
+
+mod front;
+mod ring;
+mod rx;
+mod sys;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Interrupt, chain};
+use front::NetFront;
+use ring::Batch;
+use rx::Rx;
+use tx::Tx;
+
+pub(crate) use tap::Tap;
+
+/// An Ethernet address.
+type MacAddress = [u8; 6];
+
+/// Sizes of the rx and the tx queue.
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+
+/// Size of the header in front of each packet, bytes (virtio 1.2, section 5.1.6: `struct virtio_net_hdr` with `num_buffers`).
+const HEADER: usize = 12;
+
+/// Longest packet with its header, bytes. A segmentation offload packet has at most 65550 bytes (virtio 1.2, section 5.1.6.3.1); 12
+/// more leave room for VLAN tags.
+const PACKET_MAX: usize = HEADER + 65562;
+
+/// What the device offers. `VIRTIO_NET_F_MTU` is not among it: it would bound the MTU that the guest may set, at the driver's start.
+const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_STATUS
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6;
+
+/// Why a slot gets no tap.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such slot.
+    #[error("the machine has {0} network slots")]
+    NoSlot(usize),
+    /// The slot has one.
+    #[error("it has a tap already")]
+    Attached,
+    /// The descriptor is a tap of the wrong kind.
+    #[error("the tap's flags are {0:#x} and not IFF_TAP|IFF_NO_PI|IFF_VNET_HDR")]
+    Flags(libc::c_short),
+    /// A system call on the descriptor failed.
+    #[error("{call}")]
+    System {
+        /// Which one.
+        call: &'static str,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The back half: what the event loop holds.
+pub(crate) struct Net(Arc<Mutex<State>>);
+
+/// What the two halves share.
+#[derive(Default)]
+struct State {
+    tap: Option<Tap>,
+    /// The device while the driver has it running and keeps the rules.
+    active: Option<Active>,
+}
+
+/// A running device.
+struct Active {
+    memory: Arc<GuestMemoryMmap>,
+    rx: Rx,
+    tx: Tx,
+    /// The tx queue's event.
+    again: EventFd,
+    interrupt: Interrupt,
+    /// The offloads the driver takes (`TUN_F_*`).
+    offloads: libc::c_uint,
+}
+
+impl Net {
+    /// Both halves of a device without a tap.
+    pub(crate) fn new(mac: MacAddress) -> (NetFront, Net) {
+        let state = Arc::new(Mutex::new(State::default()));
+        (NetFront::new(mac, Arc::clone(&state)), Net(state))
+    }
+
+    /// Whether the device has a tap.
+    pub(crate) fn is_attached(&self) -> bool {
+        lock(&self.0).tap.is_some()
+    }
+
+    /// Connects the device, which has no tap: the link goes up.
+    ///
+    /// # Errors
+    /// The tap does not do the offloads the driver takes.
+    pub(crate) fn attach(&self, mut tap: Tap) -> Result<(), Error> {
+        let mut state = lock(&self.0);
+        if let Some(active) = &state.active {
+            tap.set_offloads(active.offloads)?;
+        }
+        state.tap = Some(tap);
+        if let Some(active) = &state.active {
+            active.interrupt.config_changed();
+        }
+        Ok(())
+    }
+
+    /// To be called when one of the queues' events is raised.
+    pub(crate) fn kicked(&self) {
+        lock(&self.0).turn(true);
+    }
+
+    /// To be called when the tap has an event.
+    pub(crate) fn tap_ready(&self) {
+        let mut state = lock(&self.0);
+        if let Some(tap) = &mut state.tap {
+            let packets_wait = !tap.writable;
+            tap.ready();
+            state.turn(packets_wait);
+        }
+    }
+
+    /// Sends what the tx queue holds. To be called when the guest has ended.
+    pub(crate) fn drain(&self) {
+        for _ in 0..usize::from(QUEUE_SIZES[1]).div_ceil(tx::BATCH) {
+            self.kicked();
+        }
+    }
+}
+
+impl State {
+    /// A turn of bounded work on the rx queue and, if `send`, on the tx queue.
+    fn turn(&mut self, send: bool) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        match active.turn(self.tap.as_mut(), send) {
+            Ok(Batch { more, interrupt }) => {
+                if interrupt {
+                    active.interrupt.signal_used();
+                }
+                if more {
+                    // Fails only when the counter is full: then the event is pending.
+                    let _ = active.again.write(1);
+                }
+            }
+            Err(Broken) => {
+                active.interrupt.needs_reset();
+                self.active = None;
+            }
+        }
+    }
+}
+
+impl Active {
+    fn turn(&mut self, mut tap: Option<&mut Tap>, send: bool) -> Result<Batch, Broken> {
+        let mut turn = Batch::default();
+        if send {
+            turn = self.tx.send(&self.memory, tap.as_deref_mut())?;
+        }
+        if let Some(tap) = tap {
+            let received = self.rx.receive(&self.memory, tap)?;
+            turn.more |= received.more;
+            turn.interrupt |= received.interrupt;
+        }
+        Ok(turn)
+    }
+}
+
+/// The driver broke the rules of a queue.
+#[derive(Debug)]
+struct Broken;
+
+impl From<virtio_queue::Error> for Broken {
+    fn from(_: virtio_queue::Error) -> Broken {
+        Broken
+    }
+}
+
+impl From<chain::Error> for Broken {
+    fn from(_: chain::Error) -> Broken {
+        Broken
+    }
+}
+
+impl From<vm_memory::GuestMemoryError> for Broken {
+    fn from(_: vm_memory::GuestMemoryError) -> Broken {
+        Broken
+    }
+}
+
+/// A thread that panicked left the device either whole or not; both are safe to go on with.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

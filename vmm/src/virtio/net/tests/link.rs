@@ -1,0 +1,217 @@
+//! The configuration space, the link, and a real tap.
+
+use std::io::BufRead;
+use std::thread;
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DRIVER_FEATURES,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_READY,
+    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS,
+};
+
+use super::super::super::Transport;
+use super::*;
+
+fn socket() -> OwnedFd {
+    UnixDatagram::pair().unwrap().0.into()
+}
+
+fn register(transport: &Transport, register: u32) -> u32 {
+    let mut data = [0; 4];
+    transport.read(register.into(), &mut data);
+    u32::from_le_bytes(data)
+}
+
+/// Does what a driver does to bring a device up.
+fn bring_up(transport: &mut Transport) {
+    let mut set = |register: u32, value: u32| {
+        transport.write(register.into(), &value.to_le_bytes());
+    };
+    let mut status = 0;
+    let mut step = |set: &mut dyn FnMut(u32, u32), bit| {
+        status |= bit;
+        set(VIRTIO_MMIO_STATUS, status);
+    };
+    step(&mut set, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+    step(&mut set, VIRTIO_CONFIG_S_DRIVER);
+    set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    set(VIRTIO_MMIO_DRIVER_FEATURES, 1);
+    step(&mut set, VIRTIO_CONFIG_S_FEATURES_OK);
+    for queue in 0..2 {
+        let base = 0x1000 + queue * 0x4000;
+        set(VIRTIO_MMIO_QUEUE_SEL, queue);
+        set(VIRTIO_MMIO_QUEUE_NUM, 256);
+        set(VIRTIO_MMIO_QUEUE_DESC_LOW, base);
+        set(VIRTIO_MMIO_QUEUE_AVAIL_LOW, base + 0x2000);
+        set(VIRTIO_MMIO_QUEUE_USED_LOW, base + 0x2800);
+        set(VIRTIO_MMIO_QUEUE_READY, 1);
+    }
+    step(&mut set, VIRTIO_CONFIG_S_DRIVER_OK);
+}
+
+#[test]
+fn the_link_is_down_until_there_is_a_tap() {
+    let (front, net) = Net::new(MAC);
+    let driver = Driver::new(&QUEUE_SIZES);
+    let kicks = driver.kicks.iter().map(|kick| kick.try_clone().unwrap());
+    let mut transport = Transport::new(
+        Box::new(front),
+        driver.memory.clone(),
+        driver.irqfd.clone(),
+        kicks.collect(),
+    );
+    let config = |transport: &Transport| {
+        let mut data = [0xee; 10];
+        transport.read(VIRTIO_MMIO_CONFIG.into(), &mut data);
+        data
+    };
+    let before = [2, b'c', b'h', b'i', b't', 0, 0, 0, 0, 0];
+    assert_eq!(config(&transport), before);
+    bring_up(&mut transport);
+    let generation = register(&transport, VIRTIO_MMIO_CONFIG_GENERATION);
+    assert_eq!(register(&transport, VIRTIO_MMIO_STATUS), 15);
+    assert!(driver.irqfd.read().is_err());
+
+    assert!(!net.is_attached());
+    net.attach(Tap::ready_made(socket())).unwrap();
+    assert!(net.is_attached());
+    let after = [2, b'c', b'h', b'i', b't', 0, 1, 0, 0, 0];
+    assert_eq!(config(&transport), after);
+    assert_ne!(
+        register(&transport, VIRTIO_MMIO_CONFIG_GENERATION),
+        generation
+    );
+    assert_eq!(register(&transport, VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+    assert_eq!(driver.irqfd.read().unwrap(), 1);
+
+    // It outlives the driver.
+    transport.write(VIRTIO_MMIO_STATUS.into(), &[0; 4]);
+    assert_eq!(config(&transport), after);
+}
+
+#[test]
+fn configuration_is_read_at_any_place_and_width() {
+    let (front, _net) = Net::new(MAC);
+    let mut data = [0xee; 4];
+    front.read_config(5, &mut data);
+    assert_eq!(data, [0, 0, 0, 0xee]);
+    for offset in [8, 9, u64::MAX] {
+        let mut data = [0xee; 4];
+        front.read_config(offset, &mut data);
+        assert_eq!(data, [0xee; 4]);
+    }
+}
+
+#[test]
+fn what_is_no_tap_is_refused() {
+    let error = Tap::new(socket()).err().unwrap();
+    assert!(matches!(
+        error,
+        Error::System {
+            call: "TUNGETIFF",
+            ..
+        }
+    ));
+    let fresh = File::options().read(true).write(true).open("/dev/net/tun");
+    assert!(Tap::new(fresh.unwrap().into()).is_err());
+}
+
+/// A packet that the kernel of a network namespace of its own gets, and one that it sends. Needs the right to make both.
+#[test]
+fn a_real_tap_takes_and_gives_packets() {
+    let test = || {
+        sys::test::enter_new_network_namespace();
+        let plain = sys::test::make_tap("plain", libc::IFF_TAP | libc::IFF_NO_PI);
+        assert!(matches!(Tap::new(plain), Err(Error::Flags(0x1002))));
+
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let tap = Tap::new(sys::test::make_tap("tap", flags)).unwrap();
+        let (mut front, net) = Net::new(MAC);
+        net.attach(tap).unwrap();
+        let mut activation = Driver::new(&QUEUE_SIZES).activation(true);
+        activation.features = FEATURES;
+        front.activate(activation).unwrap();
+        let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        assert_eq!(
+            lock(&net.0).tap.as_ref().unwrap().offloads,
+            offloads,
+            "set by TUNSETOFFLOAD"
+        );
+
+        let driver = Driver::new(&QUEUE_SIZES);
+        let mut activation = driver.activation(true);
+        activation.features = FEATURES;
+        front.activate(activation).unwrap();
+        // Down: it refuses packets.
+        let mut frame = packet(72, 0);
+        frame[HEADER..HEADER + 14]
+            .copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 8, 6]);
+        driver
+            .memory
+            .write_slice(&frame, GuestAddress(BUFFERS))
+            .unwrap();
+        driver.descriptors(TX, &[(BUFFERS, 72, 0, 0)]);
+        driver.offer(TX, 0);
+        net.kicked();
+        assert_eq!(driver.used(TX).len(), 1);
+        assert_eq!(counters("tap").0, [0, 0]);
+
+        sys::test::set_up("tap");
+        driver.offer(TX, 0);
+        net.kicked();
+        assert_eq!(driver.used(TX).len(), 2);
+        assert_eq!(counters("tap").0, [60, 1], "bytes and packets received");
+
+        // A link that comes up makes the kernel say so to its multicast groups.
+        for head in 0..16_u16 {
+            let at = BUFFERS + 0x1000 + u64::from(head) * 2048;
+            driver.table(
+                0x1000 + u64::from(head) * 16,
+                &[(at, 2048, VRING_DESC_F_WRITE, 0)],
+            );
+            driver.offer(RX, head);
+        }
+        let epoll = Epoll::new().unwrap();
+        let fd = lock(&net.0).tap.as_ref().unwrap().as_raw_fd();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, fd, event).unwrap();
+        let mut ready = [EpollEvent::default()];
+        assert_eq!(epoll.wait(20_000, &mut ready).unwrap(), 1);
+        net.tap_ready();
+        let used = driver.used(RX);
+        assert!(!used.is_empty());
+        let mut packet = [0; HEADER + 14];
+        let at = GuestAddress(BUFFERS + 0x1000);
+        driver.memory.read_slice(&mut packet, at).unwrap();
+        assert_eq!(packet[10..12], [1, 0]);
+        assert_eq!(packet[12..14], [0x33, 0x33], "IPv6 multicast");
+        let total: u64 = used
+            .iter()
+            .map(|&(_, length)| u64::from(length) - HEADER as u64)
+            .sum();
+        let ([_, _], [bytes, packets]) = counters("tap");
+        assert!(packets >= used.len() as u64 && bytes >= total);
+    };
+    thread::spawn(test).join().unwrap();
+}
+
+/// Bytes and packets that an interface of this thread's namespace has received and sent.
+fn counters(interface: &str) -> ([u64; 2], [u64; 2]) {
+    let file = File::open("/proc/thread-self/net/dev").unwrap();
+    let line = std::io::BufReader::new(file)
+        .lines()
+        .map(Result::unwrap)
+        .find(|line| line.trim_start().starts_with(&format!("{interface}:")))
+        .unwrap();
+    let (_, numbers) = line.split_once(':').unwrap();
+    let numbers: Vec<u64> = numbers
+        .split_whitespace()
+        .map(|number| number.parse().unwrap())
+        .collect();
+    ([numbers[0], numbers[1]], [numbers[8], numbers[9]])
+}

@@ -1,0 +1,59 @@
+//! Packets from the driver to the tap.
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestMemoryMmap, VolatileSlice};
+
+use super::ring::{self, Batch};
+use super::{Broken, HEADER, PACKET_MAX, Tap};
+use crate::sys::Outgoing;
+
+/// Most packets in a turn.
+pub(super) const BATCH: usize = 64;
+
+/// The tx queue.
+pub(super) struct Tx {
+    queue: Queue,
+}
+
+impl Tx {
+    pub(super) fn new(queue: Queue) -> Tx {
+        Tx { queue }
+    }
+
+    /// Sends packets until the queue is empty, the tap is full or the budget is used up.
+    pub(super) fn send(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        mut tap: Option<&mut Tap>,
+    ) -> Result<Batch, Broken> {
+        let queue = &mut self.queue;
+        let before = queue.next_used();
+        let mut sent = 0;
+        queue.disable_notification(memory)?;
+        while sent < BATCH && tap.as_ref().is_none_or(|tap| tap.writable) {
+            let Some(chain) = ring::next(queue, memory, true)? else {
+                break;
+            };
+            let pieces = &chain.buffers.readable;
+            let length: usize = pieces.iter().map(VolatileSlice::len).sum();
+            if length < HEADER || !chain.buffers.writable.is_empty() {
+                return Err(Broken);
+            }
+            if length <= PACKET_MAX
+                && let Some(tap) = &mut tap
+            {
+                tap.write(&Outgoing::from_guest(pieces, length));
+                if !tap.writable {
+                    ring::put_back(queue, 1);
+                    break;
+                }
+            }
+            ring::publish(queue, memory, &[(chain.head, 0)])?;
+            sent += 1;
+        }
+        Ok(Batch {
+            more: sent == BATCH,
+            interrupt: ring::wants_interrupt(queue, memory, before)?,
+        })
+    }
+}
