@@ -1,7 +1,7 @@
 //! Boots a kernel with an initramfs in a machine that shares one directory, and prints how it ended: the machine alone, for
 //! measurements and for work on the guest kernel.
 //!
-//! `boot VMLINUX INITRAMFS DIRECTORY MEMORY_MIB VCPUS`
+//! `boot VMLINUX INITRAMFS DIRECTORY MEMORY_MIB VCPUS [NET_SLOTS]`: network slots stay idle.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,12 +15,16 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kernel, initramfs, directory, memory, vcpus] = &arguments[..] else {
-        bail!("usage: boot VMLINUX INITRAMFS DIRECTORY MEMORY_MIB VCPUS");
+    let [kernel, initramfs, directory, memory, vcpus, slots @ ..] = &arguments[..] else {
+        bail!("usage: boot VMLINUX INITRAMFS DIRECTORY MEMORY_MIB VCPUS [NET_SLOTS]");
     };
     let kernel = fs::read(kernel).with_context(|| kernel.clone())?;
     let initramfs = fs::read(initramfs).with_context(|| initramfs.clone())?;
     let server = share(directory).with_context(|| directory.clone())?;
+    let slots = slots.first().map_or(Ok(0), |count| count.parse())?;
+    let addresses: Vec<_> = (0..slots)
+        .map(|slot| [2, b'c', b'h', b'i', b't', slot])
+        .collect();
     let begin = Instant::now();
     let kvm = OpenOptions::new()
         .read(true)
@@ -32,7 +36,7 @@ fn main() -> Result<()> {
         initramfs: &initramfs,
         memory: memory.parse::<u64>()? << 20,
         vcpus: vcpus.parse()?,
-        net: &[],
+        net: &addresses,
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;
     machine.start()?;

@@ -12,8 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
-use vmm::virtio::FileServer;
-use vmm::{BootError, EndReason, Ended, Error, Event, Machine, MachineConfig, MemoryError};
+use vmm::virtio::{FileServer, NetError};
+use vmm::{
+    BootError, EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig, MemoryError,
+};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 const MEMORY: u64 = 4 << 20;
@@ -115,6 +117,15 @@ fn image(code: &[u8]) -> Vec<u8> {
 }
 
 fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
+    machine_with_net(kernel, memory, vcpus, &[])
+}
+
+fn machine_with_net(
+    kernel: &[u8],
+    memory: u64,
+    vcpus: u8,
+    net: &[[u8; 6]],
+) -> Result<Machine, Error> {
     let kvm = OpenOptions::new()
         .read(true)
         .write(true)
@@ -127,15 +138,19 @@ fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
             initramfs: b"",
             memory,
             vcpus,
-            net: &[],
+            net,
         },
         Arc::new(NoFiles),
     )
 }
 
 fn run(code: Code, vcpus: u8) -> Ended {
+    run_with_net(code, vcpus, &[])
+}
+
+fn run_with_net(code: Code, vcpus: u8, net: &[[u8; 6]]) -> Ended {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut machine = machine(&image(&code.0), MEMORY, vcpus).unwrap();
+    let mut machine = machine_with_net(&image(&code.0), MEMORY, vcpus, net).unwrap();
     assert!(machine.handle_events().unwrap().is_empty());
     assert_eq!(machine.first_run(), None);
     machine.start().unwrap();
@@ -187,6 +202,52 @@ fn last_words_are_read_from_the_ring() {
 fn device_registers_are_read() {
     let code = Code::default().copy(DEVICE, RING + 12).log(4).reset();
     assert_eq!(run(code, 1).last_words, "virt");
+}
+
+#[test]
+fn network_slots_follow_the_devices_that_every_machine_has() {
+    let slot = |slot: u32| DEVICE + (3 + slot) * 4096;
+    // Configuration spaces: the address, then the link's status.
+    let code = Code::default()
+        .copy(slot(0) + 0x100, RING + 12)
+        .copy(slot(1) + 0x102, RING + 16)
+        .copy(slot(2), RING + 20)
+        .log(12)
+        .reset();
+    let ended = run_with_net(code, 1, &[*b"abcdef", *b"ghijkl"]);
+    assert_eq!(
+        ended.last_words,
+        "abcdijkl".to_owned() + &"\u{fffd}".repeat(4)
+    );
+}
+
+#[test]
+fn network_slots_are_limited_and_take_taps_only() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let image = image(&Code::default().reset().0);
+    let slots = |count| machine_with_net(&image, MEMORY, 1, &vec![[2; 6]; count]);
+    assert!(matches!(
+        slots(MAX_NET_SLOTS + 1),
+        Err(Error::NetSlots(count)) if count == MAX_NET_SLOTS + 1
+    ));
+    let mut machine = slots(MAX_NET_SLOTS).unwrap();
+    let no_tap = || std::fs::File::open("/dev/null").unwrap().into();
+    for slot in [0, MAX_NET_SLOTS - 1] {
+        let error = machine.attach_net(slot, no_tap()).unwrap_err();
+        assert!(
+            matches!(error, Error::Net { slot: named, source: NetError::System { .. } } if named == slot)
+        );
+    }
+    for slot in [MAX_NET_SLOTS, usize::MAX] {
+        let error = machine.attach_net(slot, no_tap()).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::Net {
+                source: NetError::NoSlot(MAX_NET_SLOTS),
+                ..
+            }
+        ));
+    }
 }
 
 #[test]
