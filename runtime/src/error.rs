@@ -12,6 +12,8 @@ use crate::{cgroup, config, hooks, machine, statistics};
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error("container id cannot be empty")]
+    EmptyId,
     #[error("invalid container ID format")]
     InvalidId,
     #[error("container does not exist")]

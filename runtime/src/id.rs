@@ -22,12 +22,12 @@ impl FromStr for ContainerId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<ContainerId, Error> {
+        if text.is_empty() {
+            return Err(Error::EmptyId);
+        }
         let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_+-.".contains(&c);
-        let valid = !text.is_empty()
-            && text.len() <= LENGTH_MAX
-            && text.bytes().all(allowed)
-            && text != "."
-            && text != "..";
+        let valid =
+            text.len() <= LENGTH_MAX && text.bytes().all(allowed) && text != "." && text != "..";
         if valid {
             Ok(ContainerId(text.to_owned()))
         } else {

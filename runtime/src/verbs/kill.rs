@@ -23,8 +23,8 @@ const REAL_TIME: (i32, i32) = (34, 64);
 
 /// Sends a signal to a container.
 pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
-    let signal = parse(&args.signal).ok_or_else(|| Error::UnknownSignal(args.signal.clone()))?;
     let dir = open(root, &args.id)?;
+    let signal = parse(&args.signal).ok_or_else(|| Error::UnknownSignal(args.signal.clone()))?;
     let record = dir.record()?;
     let allowed = dir.status(record.as_ref())?.allows(Verb::Kill, dir.id());
     let machine = record.and_then(|record| record.machine);

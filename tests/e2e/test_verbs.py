@@ -1,0 +1,329 @@
+"""Verbs and flags: exit codes, the shape of what is printed, and runc's words, which callers match. Each text here is what runc prints."""
+
+import json
+import pathlib
+import re
+import time
+
+import pytest
+
+from chiton import ended, only_chiton, subreaper, wait_for
+
+VERBS = {"create": 1, "run": 1, "start": 1, "state": 1, "delete": 1, "pause": 1, "resume": 1, "update": 1, "events": 1,
+         "checkpoint": 1, "restore": 1, "exec": None, "kill": None, "ps": None, "list": 0, "features": 0}
+
+# Prints as long as it runs, so that what is suspended can be told.
+TICK = ("sh", "-c", "while sleep 0.02; do echo tick; done")
+
+
+def words(text, runtime):
+    """A message without what the log format adds, and without the program's name."""
+    found = re.fullmatch(r'time="[^"]+" level=error msg=(".*")', text)
+    text = json.loads(found[1]) if found else text
+    return re.sub(rf"^({runtime.binary}|{runtime.name})( \w+ failed)?: ", r"RUNTIME\2: ", text.strip())
+
+
+def said(done, runtime):
+    """The exit code and the last message."""
+    lines = done.stderr.strip().splitlines()
+    return done.returncode, words(lines[-1], runtime) if lines else ""
+
+
+def check(runtime, table):
+    """Runs each call; its exit code and message must be those of the table. All that are wrong are told at once."""
+    wrong = []
+    for line, code, text in table:
+        args = line if isinstance(line, tuple) else line.split()
+        found = said(runtime(*args), runtime)
+        if found != (code, text):
+            wrong.append((args, found, (code, text)))
+    assert wrong == []
+
+
+def test_wrong_usage(runtime):
+    table = [("frob", 3, "No help topic for 'frob'"),
+             ("--frob list", 1, "flag provided but not defined: -frob"),
+             ("-frob=1 list", 1, "flag provided but not defined: -frob"),
+             ("--log-format xml list", 1, "invalid log-format: xml"),
+             ("list --format xml", 1, "invalid format option"),
+             ("list -quiet=frob", 1, 'invalid boolean value "frob" for -quiet: parse error'),
+             ("create --bundle", 1, "flag needs an argument: -bundle"),
+             ("kill a b c", 1, 'RUNTIME: "kill" requires a maximum of 2 argument(s)'),
+             # After the operand, too, a flag has to be one that there is.
+             ("state x --frob", 1, 'RUNTIME: "state" requires exactly 1 argument(s)')]
+    for verb, exactly in VERBS.items():
+        demand = "a minimum of 1" if exactly is None else f"exactly {exactly}"
+        table.append((f"{verb} --frob x", 1, "flag provided but not defined: -frob"))
+        if exactly != 0:
+            table.append((verb, 1, f'RUNTIME: "{verb}" requires {demand} argument(s)'))
+        if exactly is not None:
+            table.append((f"{verb} x" + " y" * exactly, 1, f'RUNTIME: "{verb}" requires {demand} argument(s)'))
+    check(runtime, table)
+    assert said(runtime("--root"), runtime) == (1, "flag needs an argument: -root")
+
+
+def test_ids_that_are_not_there(runtime, bundle):
+    made = bundle("true").save()
+    missing = "container does not exist"
+    table = [(f"{verb} missing", 1, missing) for verb in
+             ("start", "state", "delete", "pause", "resume", "events", "events --stats", "ps", "ps --format xml", "kill",
+              "kill --all", "update", "checkpoint")]
+    table += [("kill missing FROB", 1, missing), ("delete --force missing", 0, ""), ("delete -f missing", 0, ""),
+              ("exec missing true", 255, f"exec failed: {missing}")]
+    for name in ("a/b", "..", ".", "sp ace", "", "a\nb", "é"):
+        text = "invalid container ID format" if name else "container id cannot be empty"
+        table += [(("state", name), 1, text), (("kill", name, "9"), 1, text), (("exec", name, "true"), 255, f"exec failed: {text}"),
+                  (("create", "--bundle", str(made.path), name), 1, f"RUNTIME create failed: {text}"),
+                  (("run", "--bundle", str(made.path), name), 1, f"RUNTIME run failed: {text}")]
+    check(runtime, table)
+    for verb in ("create", "run"):
+        done = runtime(verb, "--bundle", "/no/such", "x")
+        code, text = said(done, runtime)
+        assert code == 1 and text.startswith(f"RUNTIME {verb} failed: ") and "/no/such" in text
+        assert "no such file or directory" in text.lower()
+
+
+def ticks(c):
+    """Whether its program runs: it prints while we look."""
+    output = c.bundle.path / "output"
+    size = output.stat().st_size
+    time.sleep(0.3)
+    return output.stat().st_size != size
+
+
+def test_each_status_allows_its_verbs(runtime, container, bundle):
+    c = container(*TICK, verb=("create",))
+    name = c.name
+    again = ("create", "--bundle", bundle("true").save().path, name)
+    exists = (again, 1, "RUNTIME create failed: container with given ID already exists")
+    unknown = (f"kill {name} FROB", 1, 'unknown signal "FROB"')
+    not_paused = (f"resume {name}", 1, "container not paused")
+    assert c.status == "created"
+    check(runtime, [exists, unknown, not_paused, (f"kill {name} 0", 0, "")])
+    assert not ticks(c)
+
+    c.verb("start")
+    assert c.status == "running"
+    check(runtime, [
+        exists, unknown, not_paused, (f"kill {name} 0", 0, ""),
+        (f"start {name}", 1, "cannot start an already running container"),
+        (f"delete {name}", 1, f"cannot delete container {name} that is not stopped: running"),
+        (f"ps --format xml {name}", 1, "invalid format option")])
+    wait_for(lambda: ticks(c))
+
+    c.verb("pause")
+    assert (c.status, runtime.state(name)["pid"]) == ("paused", c.pid)
+    wait_for(lambda: not ticks(c), 5)
+    check(runtime, [
+        exists, unknown, (f"kill {name} 0", 0, ""),
+        (f"start {name}", 1, "cannot start a container in the paused state"),
+        (f"pause {name}", 1, "container not running"),
+        (f"delete {name}", 1, f"cannot delete container {name} that is not stopped: paused"),
+        (f"exec {name} true", 255,
+         "exec failed: cannot exec in a paused container (use --ignore-paused to override)")])
+    # What is asked of a paused container lets none of its processes go on.
+    output = c.bundle.path / "output"
+    size = output.stat().st_size
+    for _ in range(5):
+        c.verb("ps", "--format=json")
+        json.loads(c.verb("events", "--stats"))
+    assert output.stat().st_size == size and c.status == "paused"
+
+    c.verb("resume")
+    assert c.status == "running" and ticks(c)
+    c.verb("pause")
+    c.verb("kill", "KILL")
+    wait_for(lambda: c.status == "stopped")
+    assert runtime.state(name)["pid"] == 0
+    check(runtime, [
+        exists, unknown, not_paused,
+        (f"start {name}", 1, "cannot start a container that has stopped"),
+        (f"kill {name}", 1, "container not running"),
+        (f"kill {name} 0", 1, "container not running"),
+        (f"kill --all {name} KILL", 0, ""),
+        (f"pause {name}", 1, "container not running"),
+        (f"update --pids-limit 7 {name}", 1, "container not running"),
+        (f"events --stats {name}", 1, f"container with id {name} is not running"),
+        (f"events {name}", 1, f"container with id {name} is not running"),
+        (f"exec {name} true", 255, "exec failed: cannot exec in a stopped container")])
+    assert c.verb("ps", "--format=json") == "null\n"
+    assert c.verb("ps").split()[:2] == ["UID", "PID"]
+    c.verb("delete")
+    assert c.status is None
+
+
+def test_a_created_container_can_be_paused_and_deleted(container):
+    c = container("true", verb=("create",))
+    c.verb("pause")
+    assert c.status == "paused"
+    c.verb("resume")
+    assert c.status == "created"
+    c.verb("delete")
+    assert c.status is None
+
+
+def test_state_and_list(runtime, container):
+    assert runtime.ok("list", "--quiet") == ""
+    header = "ID PID STATUS BUNDLE CREATED OWNER"
+    assert runtime.ok("list").split() == header.split()
+    # runc 1.1 prints null, which is no list.
+    assert json.loads(runtime.ok("list", "--format", "json")) in ([], None)
+
+    def annotated(config):
+        config["annotations"] = {"org.example.key": "value"}
+    created = container("true", verb=("create",))
+    running = container("sleep", "1000", change=annotated)
+    state = runtime.state(running.name)
+    assert set(state) == {"ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner"}
+    assert state | {"ociVersion": 0, "created": 0, "owner": 0} == {
+        "ociVersion": 0, "id": running.name, "pid": running.pid, "status": "running", "bundle": str(running.bundle.path),
+        "rootfs": running.bundle.config["root"]["path"], "created": 0, "annotations": {"org.example.key": "value"}, "owner": 0}
+    assert re.fullmatch(r"1\.\d+\.\d+(-dev)?", state["ociVersion"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", state["created"])
+    assert "annotations" not in runtime.state(created.name)
+
+    names = [created.name, running.name]
+    listed = json.loads(runtime.ok("list", "-f", "json"))
+    assert sorted(c["id"] for c in listed) == sorted(names)
+    assert {tuple(sorted(c)) for c in listed} == {tuple(sorted(state)), tuple(sorted(set(state) - {"annotations"}))}
+    assert [c["owner"] for c in listed] == ["root"] * 2
+    assert sorted(runtime.ok("list", "-quiet").split()) == sorted(names)
+    assert runtime.ok("list", "--quiet=true") == runtime.ok("list", "-q", "--format", "table")
+    table = runtime.ok("list", "--quiet=false").splitlines()
+    # The columns are where runc has them: each as wide as its longest entry, three spaces between.
+    assert [line.split()[:4] for line in table[1:]] == [
+        [c["id"], str(c["pid"]), c["status"], c["bundle"]] for c in listed]
+    width = max(12, len(str(running.bundle.path)) + 3)
+    assert table[0].index("CREATED") - table[0].index("BUNDLE") == width
+    assert {line.index("root") for line in table[1:]} == {table[0].index("OWNER")}
+
+
+def test_ps(runtime, container):
+    c = container("sh", "-c", "sleep 1000 & wait")
+    wait_for(lambda: len(json.loads(runtime.ok("ps", "-f", "json", c.name))) == 2)
+    pids = json.loads(runtime.ok("ps", "--format=json", c.name))
+    assert all(isinstance(pid, int) for pid in pids)
+    table = [line.split(None, 7) for line in runtime.ok("ps", c.name).splitlines()]
+    assert table[0] == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
+    assert sorted(int(line[1]) for line in table[1:]) == sorted(pids)
+    assert sorted(line[7] for line in table[1:]) == ["sh -c sleep 1000 & wait", "sleep 1000"]
+    # The operands are ps(1)'s own.
+    chosen = [line.split(None, 1) for line in runtime.ok("ps", c.name, "-o", "pid,args").splitlines()]
+    assert chosen[0][0] == "PID" and sorted(line[1] for line in chosen[1:]) == ["sh -c sleep 1000 & wait", "sleep 1000"]
+    check(runtime, [(f"ps {c.name} -o args", 1, "couldn't find PID field in ps output")])
+
+
+def test_logs(runtime, scratch):
+    """containerd reads the last line of the log; conmon shows standard error."""
+    log = scratch / f"log-{runtime.name}"
+    for args, code, text in (("state x", 1, "container does not exist"), ("frob", 3, "No help topic for 'frob'"),
+                             ("exec x true", 255, "exec failed: container does not exist"),
+                             ("state", 1, 'RUNTIME: "state" requires exactly 1 argument(s)')):
+        before = log.stat().st_size if log.exists() else 0
+        for flags in (("--log", log, "--log-format", "json"), (f"-log={log}", "-log-format=json", "--debug=false")):
+            done = runtime(*flags, *args.split())
+            assert said(done, runtime) == (code, text)
+            last = json.loads(log.read_text().splitlines()[-1])
+            assert set(last) == {"level", "msg", "time"} and last["level"] == "error"
+            assert words(last["msg"], runtime) == text
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d)", last["time"])
+        done = runtime("--log", log, *args.split())
+        assert said(done, runtime) == (code, text)
+        assert words(log.read_text().splitlines()[-1], runtime) == text
+        assert log.stat().st_size > before  # appended to
+    code, text = said(runtime("--log", "/no/such", "list"), runtime)
+    assert code == 1 and text.lower().startswith("open /no/such: no such file or directory")
+
+
+def test_flags_may_follow_the_operand(chiton, bundle, scratch):
+    """So crun and newer callers have it; runc 1.1 takes what follows the first operand for another one, as chiton does for exec and ps."""
+    pid_file = scratch / "after"
+    chiton.ok("create", "after", "-bundle", bundle("true").save().path, "--pid-file", pid_file, "--no-pivot",
+              "--no-new-keyring=true", stdout=None, stderr=None)
+    assert chiton.state("after")["pid"] == int(pid_file.read_text())
+    chiton.ok("delete", "after", "--force=false")
+    chiton.ok("delete", "after", "--force")
+
+
+def test_version_features_and_help(runtime):
+    for flag in ("--version", "-v", "-version"):
+        lines = runtime.ok(flag).splitlines()
+        assert re.fullmatch(rf"{runtime.name} version \d+\.\d+\.\d+\S*", lines[0])
+        assert lines[1].startswith("commit: ") and re.fullmatch(r"spec: \d+\.\d+\.\d+(-dev)?", lines[2])
+        if runtime.name == "chiton":
+            assert len(lines) == 3
+    features = json.loads(runtime.ok("features"))
+    assert {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux"} <= set(features)
+    assert features["ociVersionMin"] == "1.0.0"
+    assert {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} == set(features["hooks"])
+    assert {"ro", "rbind", "nosuid", "rprivate", "remount"} <= set(features["mountOptions"])
+    linux = features["linux"]
+    assert {"pid", "network", "ipc", "uts", "mount", "cgroup", "user"} >= set(linux["namespaces"]) >= {"pid", "network", "mount"}
+    assert {"CAP_KILL", "CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"} <= set(linux["capabilities"])
+    assert linux["cgroup"]["v2"] is True and linux["seccomp"]["enabled"] is True
+    assert {"SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_LOG"} <= set(linux["seccomp"]["actions"])
+    assert {"SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"} <= set(linux["seccomp"]["operators"])
+    assert "SCMP_ARCH_X86_64" in linux["seccomp"]["archs"]
+    for args in ((), ("help",), ("--help",), ("state", "--help"), ("exec", "-h")):
+        done = runtime(*args)
+        assert done.returncode == 0 and "usage" in done.stdout.lower() and done.stderr == ""
+
+
+def test_spec(runtime, scratch):
+    path = scratch / f"spec-{runtime.name}"
+    path.mkdir()
+    runtime.ok("spec", "--bundle", path)
+    config = json.loads((path / "config.json").read_text())
+    assert {"ociVersion", "process", "root", "hostname", "mounts", "linux"} <= set(config)
+    check(runtime, [(("spec", "--bundle", path), 1, "File config.json exists. Remove it first")])
+    assert json.loads((path / "config.json").read_text()) == config
+
+
+@only_chiton
+def test_there_is_no_checkpointing(runtime, container):
+    c = container("sleep", "1000")
+    for args in (("checkpoint", "--image-path", "/tmp", c.name), ("restore", "--bundle", c.bundle.path, "x")):
+        code, text = said(runtime(*args), runtime)
+        assert code == 1 and args[0] in text and "not supported" in text
+    assert c.status == "running"
+
+
+@only_chiton
+def test_a_state_root_that_is_not_there(runtime):
+    """runc 1.1 makes it, newer ones say that it is not there."""
+    code, text = said(runtime("list"), runtime)
+    assert code == 1 and str(runtime.root) in text and "no such file" in text.lower()
+    assert not runtime.root.exists()
+
+
+@only_chiton
+def test_a_paused_container_takes_no_cpu(container):
+    c = container("sh", "-c", "while :; do :; done")
+
+    def used():
+        fields = pathlib.Path(f"/proc/{c.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+
+    busy = used()
+    wait_for(lambda: used() > busy)
+    c.verb("pause")
+    before = used()
+    time.sleep(1)
+    assert used() == before
+    c.verb("resume")
+    wait_for(lambda: used() > before)
+
+
+def test_run_in_the_foreground(runtime, bundle):
+    for program, code in (("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$; exit 3", 3)):
+        done = runtime("run", "--bundle", bundle("sh", "-c", f"echo out; echo err >&2; {program}").save().path, "fore")
+        assert (done.returncode, done.stdout, done.stderr) == (code, "out\n", "err\n")
+        assert runtime.status("fore") is None
+    made = bundle("sh", "-c", "exit 9").save()
+    done = runtime("run", "--keep", "--bundle", made.path, "kept")
+    assert done.returncode == 9 and runtime.status("kept") == "stopped"
+    runtime.ok("delete", "kept")
+    with subreaper():
+        runtime.ok("run", "-d", "-b", made.path, "--pid-file", made.path / "pid", "kept", stdout=None, stderr=None)
+        assert ended(int((made.path / "pid").read_text())) == 9
+    runtime.ok("delete", "kept")
