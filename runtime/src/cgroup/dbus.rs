@@ -519,7 +519,7 @@ mod tests {
         for length in FIXED..whole.len() - 8 {
             Message::parse(&whole[..length], 0).unwrap_err();
         }
-        let mut long = whole.clone();
+        let mut long = whole;
         long[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
         Message::parse(&long, 0).unwrap_err();
     }
