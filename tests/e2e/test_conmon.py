@@ -70,7 +70,10 @@ class Attached:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(30)
-        self.socket.connect(str(path))
+        # By way of its directory's descriptor the path fits into a socket address.
+        directory = os.open(os.path.dirname(path), os.O_PATH)
+        self.socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        os.close(directory)
         self.seen = b""
 
     def send(self, text):
