@@ -78,8 +78,10 @@ fn mounts() -> Result<()> {
     fs("tmpfs", "/run", MsFlags::MS_NOSUID, Some("mode=755"))?;
     fs("cgroup2", stage::CGROUP_ROOT, safe, None)?;
     stage::delegate(Path::new(stage::CGROUP_ROOT))?;
-    for directory in [stage::SHARE, stage::STAGING] {
-        mkdir(directory, nix::sys::stat::Mode::S_IRWXU).during(|| format!("create {directory}"))?;
+    // The root of a user namespace mounts on the second, and is nobody special here.
+    for (directory, mode) in [(stage::SHARE, 0o700), (stage::STAGING, 0o755)] {
+        let mode = nix::sys::stat::Mode::from_bits_retain(mode);
+        mkdir(directory, mode).during(|| format!("create {directory}"))?;
     }
     // The source of a virtio-fs mount is the tag of the device.
     mount(
