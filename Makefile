@@ -9,7 +9,7 @@ AGENT := target/agent/$(AGENT_TARGET)/agent/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
 
-.PHONY: build guest tools demo test unit e2e figures lint lab clean
+.PHONY: build guest tools demo test unit e2e parity figures lint lab clean
 
 build: guest  ## The one binary, target/release/chiton
 	cargo build --locked --release --package runtime
@@ -39,6 +39,10 @@ e2e: build  ## vCPU exits on a real KVM, then real guests, driven as callers do
 		cargo test --locked --package vmm --test kvm
 	rootfs=$$(tests/rootfs/build.sh --variant full); \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) $(E2E)
+
+parity: build  ## The tests that runc has to pass as well, run with Debian's runc in the lab
+	rootfs=$$(tests/rootfs/build.sh --variant full); export E2E_RUNTIMES=runc; \
+	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) tests/e2e -k runc
 
 figures: build  ## What a start costs, in instructions and VM exits
 	rootfs=$$(tests/rootfs/build.sh --variant demo); \
