@@ -257,7 +257,7 @@ def test_background_children(container):
 
 @pytest.mark.parametrize("runtime", ["chiton"], indirect=True)
 @pytest.mark.timeout(400)
-def test_fifty_at_once_and_a_thousand_in_a_row(container):
+def test_fifty_at_once_and_hundreds_in_a_row(container):
     c = container("sleep", "1000")
 
     def count():
@@ -275,6 +275,6 @@ def test_fifty_at_once_and_a_thousand_in_a_row(container):
         assert list(pool.map(one, range(50))) == [(n, f"{n} hello\n") for n in range(50)]
     assert count() == before
     command = " ".join(c.runtime.command("exec", c.name, "true"))
-    loop = f"for i in $(seq 1000); do {command} || exit 1; done"
+    loop = f"for i in $(seq 300); do {command} || exit 1; done"
     assert subprocess.run(["sh", "-c", loop], stdin=subprocess.DEVNULL, timeout=300, check=False).returncode == 0
     assert count() == before
