@@ -197,10 +197,11 @@ fn files_that_are_no_configurations_are_refused() {
 fn bad_ids_are_refused() {
     let place = Place::new();
     let long = "x".repeat(2000);
-    for id in ["", ".", "..", "a/b", "sp ace", "ä", &long] {
-        for verb in ["create", "run", "start", "state", "kill", "delete"] {
+    for verb in ["create", "run", "start", "state", "kill", "delete"] {
+        for id in [".", "..", "a/b", "sp ace", "ä", &long] {
             place.refused(&[verb, id], "invalid container ID format");
         }
+        place.refused(&[verb, ""], "container id cannot be empty");
     }
 }
 
@@ -260,7 +261,7 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
             &["create", "--frob", "x"],
             "flag provided but not defined: -frob",
         ),
-        (&["kill", "x", "FROB"], "unknown signal \"FROB\""),
+        (&["kill", "x", "FROB"], "container does not exist"),
     ] {
         place.refused(args, text);
     }
