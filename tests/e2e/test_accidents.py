@@ -34,7 +34,7 @@ def fill(path):
 def test_no_room_for_the_state(chiton, bundle, small):
     made = bundle("true").save()
     other = Runtime(chiton.binary, small / "root")
-    other.ok("list")
+    (small / "root").mkdir()
     fill(small / "fill")
     done = other("run", "--bundle", made.path, "x")
     assert done.returncode == 1 and "No space left" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
