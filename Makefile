@@ -8,8 +8,10 @@ AGENT_TARGET := x86_64-unknown-linux-gnu
 AGENT := target/agent/$(AGENT_TARGET)/agent/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
+# More runtimes for `make bench`, each as NAME=PATH.
+BENCH_PEERS := runc=/usr/sbin/runc crun=/usr/bin/crun
 
-.PHONY: build guest tools demo test unit e2e parity figures lint lab clean
+.PHONY: build guest tools demo test unit e2e parity bench lint lab clean
 
 build: guest  ## The one binary, target/release/chiton
 	cargo build --locked --release --package runtime
@@ -44,9 +46,10 @@ parity: build  ## The tests that runc has to pass as well, run with Debian's run
 	rootfs=$$(tests/rootfs/build.sh --variant full); export E2E_RUNTIMES=runc; \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) tests/e2e -k runc
 
-figures: build  ## What a start costs, in instructions and VM exits
-	rootfs=$$(tests/rootfs/build.sh --variant demo); \
-	CHITON_LAB=lab $(LAB) run --count --timeout 900 -- /usr/bin/python3 -B tests/figures/figures.py target/release/chiton "$$rootfs"
+bench: build  ## What containers cost with chiton, runc and crun, in instructions and VM exits
+	mkdir -p $(REPORTS); rootfs=$$(tests/rootfs/build.sh --variant demo); \
+	CHITON_LAB=lab $(LAB) run --count --memory 6G --tmp 3G --timeout 3000 --out $(CURDIR)/$(REPORTS) -- \
+		/usr/bin/python3 -B tests/bench/bench.py $(CURDIR)/$(REPORTS)/bench.json "$$rootfs" target/release/chiton $(BENCH_PEERS)
 	@echo 'bytes:'; stat --format '   %s %n' target/guest/vmlinux $(AGENT) target/release/chiton
 
 lint: guest

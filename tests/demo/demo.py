@@ -13,7 +13,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 
-from chiton import Bundle, Chiton  # noqa: E402
+from chiton import Bundle, Runtime  # noqa: E402
 
 PROGRAM = r"""
 import hashlib, os, platform, threading
@@ -49,7 +49,7 @@ def main():
         subprocess.run(["tar", "-xpf", rootfs, "-C", root, "--numeric-owner"], check=True)
         (root / "demo.py").write_text(PROGRAM)
         bundle = Bundle(work / "bundle", root, ["python3", "/demo.py"]).save()
-        chiton = Chiton(os.path.abspath(binary), work / "state")
+        chiton = Runtime(os.path.abspath(binary), work / "state")
         command = chiton.command("--timeline", work / "timeline.json", "run", "--bundle", bundle.path, "demo")
         # Once to have the files in memory, as on any host that has run a container before.
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
