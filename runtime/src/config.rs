@@ -137,8 +137,9 @@ pub(crate) fn take_unknown_capabilities(config: &mut Value) -> Option<String> {
         });
     }
     (!taken.is_empty()).then(|| {
+        // runc's words.
         format!(
-            "process.capabilities: ignoring unknown capabilities {}",
+            "ignoring unknown or unavailable capabilities: [{}]",
             taken.join(" ")
         )
     })
@@ -195,7 +196,7 @@ mod tests {
             "capabilities":{"bounding":["CAP_KILL","CAP_WARP"],"effective":["CAP_WARP"]}}}"#,
         )
         .unwrap();
-        let warning = "process.capabilities: ignoring unknown capabilities CAP_WARP";
+        let warning = "ignoring unknown or unavailable capabilities: [CAP_WARP]";
         assert_eq!(config.warnings, [warning]);
         let sets = config
             .spec

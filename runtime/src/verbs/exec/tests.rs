@@ -209,7 +209,7 @@ fn what_is_not_known_is_a_warning() {
     let file = json!({"cwd": "/", "args": ["id"], "colour": 1,
         "capabilities": {"bounding": ["CAP_WARP", "CAP_KILL"]}});
     let wanted = from_file(file).unwrap();
-    let capabilities = "process.capabilities: ignoring unknown capabilities CAP_WARP";
+    let capabilities = "ignoring unknown or unavailable capabilities: [CAP_WARP]";
     assert_eq!(
         wanted.warnings,
         [capabilities, "ignoring unknown property process.colour"]
