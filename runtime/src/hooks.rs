@@ -243,10 +243,12 @@ impl Hooks {
             Some([name, arguments @ ..]) => command.arg0(name).args(arguments),
             _ => &mut command,
         };
-        let env = hook.env().iter().flatten();
+        // As with runc, a hook without an environment of its own has this verb's.
+        if let Some(env) = hook.env() {
+            let entries = env.iter().filter_map(|entry| entry.split_once('='));
+            command.env_clear().envs(entries);
+        }
         command
-            .env_clear()
-            .envs(env.filter_map(|entry| entry.split_once('=')))
             .stdin(stdin)
             .stdout(theirs.try_clone()?)
             .stderr(theirs)
@@ -393,6 +395,17 @@ mod tests {
         assert_eq!(state, expected);
         assert_eq!(read("env"), "b\n0\n");
         assert!(!all.state(Kind::Poststop, 0).contains("pid"));
+    }
+
+    #[test]
+    fn a_hook_without_an_environment_has_the_verbs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = hooks(&dir, Kind::Prestart, &["/usr/bin/env >env"]);
+        let hook = &mut all.kinds[0].1[0];
+        hook.set_env(None);
+        all.run(Kind::Prestart, 1).unwrap();
+        let env = std::fs::read_to_string(dir.path().join("env")).unwrap();
+        assert!(env.contains("CARGO_MANIFEST_DIR="), "{env}");
     }
 
     #[test]

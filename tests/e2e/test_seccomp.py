@@ -78,6 +78,15 @@ def profile(*rules, default="ALLOW", **more):
 NOWHERE = -1  # a descriptor that is not open: EBADF if the call is allowed
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_profile_from_before_newer_calls(calls, first):
+    """The program is found and executed without them, whether the filter is loaded first or last."""
+    newer = ("faccessat2", "close_range", "statx")
+    _, results = calls(profile(rule("ERRNO", *newer)), [(name, NOWHERE, 0, 0, 0, 0) for name in newer],
+                       noNewPrivileges=not first)
+    assert results == [errno.EPERM] * len(newer)
+
+
 def test_actions(calls):
     table = {
         ("fchmod", NOWHERE, 0): (rule("ERRNO", "fchmod"), errno.EPERM),

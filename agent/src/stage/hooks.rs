@@ -1,9 +1,11 @@
 //! The startContainer hooks (runtime-spec, config.md, POSIX-platform Hooks): run by init in the
 //! container, as the container's user, between the start and the program.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -22,12 +24,13 @@ use crate::sys;
 /// What is kept of a hook's output, from its end, in bytes.
 const TAIL: usize = 4 << 10;
 
-/// Runs the hooks one after the other. The first that fails is the last.
-pub(super) fn run(spec: &Spec, create: &Create) -> Result<()> {
+/// Runs the hooks one after the other. The first that fails is the last. `env` is the program's environment, for those without one of
+/// their own, as with runc.
+pub(super) fn run(spec: &Spec, create: &Create, env: &[CString]) -> Result<()> {
     let hooks = spec.hooks().as_ref();
     let hooks = hooks.and_then(|hooks| hooks.start_container().as_ref());
     for (index, hook) in hooks.into_iter().flatten().enumerate() {
-        run_one(hook, &state(spec, create))
+        run_one(hook, &state(spec, create), env)
             .during(|| format!("error running startContainer hook #{index}"))?;
     }
     Ok(())
@@ -48,7 +51,7 @@ fn state(spec: &Spec, create: &Create) -> String {
     state.to_string()
 }
 
-fn run_one(hook: &Hook, state: &str) -> io::Result<()> {
+fn run_one(hook: &Hook, state: &str, env: &[CString]) -> io::Result<()> {
     // A file, because a pipe that nobody reads could fill up.
     let mut input = File::from(memfd_create(c"state", MFdFlags::MFD_CLOEXEC)?);
     input.write_all(state.as_bytes())?;
@@ -65,6 +68,9 @@ fn run_one(hook: &Hook, state: &str) -> io::Result<()> {
             .split_once('=')
             .ok_or_else(|| io::Error::other(format!("env: {entry:?} has no value")))?;
         command.env(name, value);
+    }
+    if hook.env().is_none() {
+        command.envs(env.iter().filter_map(|entry| pair(entry.as_bytes())));
     }
     command
         .process_group(0)
@@ -88,6 +94,13 @@ fn run_one(hook: &Hook, state: &str) -> io::Result<()> {
             Err(io::Error::other(text + &said(&tail)))
         }
     }
+}
+
+/// Name and value of an entry of an environment.
+fn pair(entry: &[u8]) -> Option<(&OsStr, &OsStr)> {
+    let mut parts = entry.splitn(2, |byte| *byte == b'=');
+    let (name, value) = (parts.next()?, parts.next()?);
+    Some((OsStr::from_bytes(name), OsStr::from_bytes(value)))
 }
 
 /// Kills the hook and what it has started in its process group, and waits for it.
@@ -191,7 +204,7 @@ mod tests {
     }
 
     fn failure(hooks: &[&str]) -> String {
-        let error = run(&spec(hooks), &create()).unwrap_err();
+        let error = run(&spec(hooks), &create(), &[]).unwrap_err();
         error.failure().to_string()
     }
 
@@ -204,7 +217,7 @@ mod tests {
             at("state").display(),
             at("env").display()
         );
-        run(&spec(&[&script]), &create()).unwrap();
+        run(&spec(&[&script]), &create(), &[c"B=c".into()]).unwrap();
         let state: serde_json::Value =
             serde_json::from_slice(&std::fs::read(at("state")).unwrap()).unwrap();
         let expected = json!({"ociVersion": "1.0.2", "id": "c", "status": "created",
@@ -249,11 +262,22 @@ mod tests {
     }
 
     #[test]
+    fn a_hook_without_an_environment_has_the_programs() {
+        let mut spec = spec(&[]);
+        let script = "test \"$A\" = b=c -a -z \"$HOME\"";
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+        let hooks = serde_json::from_value(json!({"startContainer": [hook]}));
+        spec.set_hooks(hooks.unwrap());
+        run(&spec, &create(), &[c"A=b=c".into()]).unwrap();
+        assert!(run(&spec, &create(), &[]).is_err());
+    }
+
+    #[test]
     fn a_hook_that_is_not_there_is_a_failure() {
         let mut spec = spec(&[]);
         let hooks = json!({"startContainer": [{"path": "/nosuch"}]});
         spec.set_hooks(serde_json::from_value(hooks).unwrap());
-        let text = run(&spec, &create()).unwrap_err().failure().to_string();
+        let text = run(&spec, &create(), &[]).unwrap_err().failure().to_string();
         assert!(
             text.starts_with("error running startContainer hook #0: No such file"),
             "{text}"

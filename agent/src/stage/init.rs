@@ -55,7 +55,7 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     let seccomp = plan.create.overlay.seccomp.as_ref();
     let (program, seccomp) = process::assume(process, terminal, seccomp, wire)?;
     process::settle(seccomp)?;
-    hooks::run(spec, &plan.create)?;
+    hooks::run(spec, &plan.create, program.environment())?;
     Ok(program)
 }
 

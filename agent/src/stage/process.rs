@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
@@ -213,6 +214,9 @@ pub(super) fn assume<'a>(
         Some(terminal) => take_terminal(terminal, process)?,
         None => own_null()?,
     }
+    // Before a filter that may not know the system calls for it. What is opened from here on is close-on-exec.
+    sys::reset_signals().during(|| "reset the signals")?;
+    sys::close_on_exec_from_3().during(|| "close the descriptors")?;
     let (early, late) = seccomp::moment(process, filter);
     early.map_or(Ok(()), seccomp::load)?;
     become_user(process)?;
@@ -223,10 +227,8 @@ pub(super) fn assume<'a>(
     Ok((program, late))
 }
 
-/// The last steps of a process before its program, `filter` being what [`assume`] has left.
+/// The last step of a process before its program: loads the filter that [`assume`] has left.
 pub(super) fn settle(filter: Option<&Seccomp>) -> Result<()> {
-    sys::reset_signals().during(|| "reset the signals")?;
-    sys::close_on_exec_from_3().during(|| "close the descriptors")?;
     filter.map_or(Ok(()), seccomp::load)
 }
 
@@ -341,6 +343,11 @@ impl Program {
             args: c_strings(args, "process.args")?,
             env: c_strings(&env, "process.env")?,
         })
+    }
+
+    /// Its environment.
+    pub(super) fn environment(&self) -> &[CString] {
+        &self.env
     }
 
     /// Executes it. Returns only when that fails.
@@ -473,10 +480,19 @@ fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
     }
     let c_path =
         CString::new(OsStr::as_bytes(path.as_os_str())).map_err(|_| refuse(libc::EINVAL))?;
-    sys::may_execute(&c_path).map_err(|error| {
-        let text = plain(&error);
-        (error, text)
-    })
+    match sys::may_execute(&c_path) {
+        // A filter that does not know faccessat2(2). As Go: the file's mode must do; execve has the last word.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
+            if metadata.mode() & 0o111 == 0 {
+                return Err(refuse(libc::EACCES));
+            }
+            Ok(())
+        }
+        result => result.map_err(|error| {
+            let text = plain(&error);
+            (error, text)
+        }),
+    }
 }
 
 #[cfg(test)]
