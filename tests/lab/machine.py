@@ -129,7 +129,7 @@ class Machine:
         command = [image.program("qemu-system-x86_64"), *accel]
         command += ["-machine", "q35", "-m", str(options.memory), "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", self.files.kernel, "-initrd", self.files.initrd]
-        command += ["-append", "quiet mitigations=off nokaslr console=ttyS0 reboot=t panic=-1 oops=panic"]
+        command += ["-append", "quiet mitigations=off nokaslr no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"]
         command += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on"]
         if options.out:
             shared = options.out.replace(",", ",,")

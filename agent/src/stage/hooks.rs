@@ -277,7 +277,10 @@ mod tests {
         let mut spec = spec(&[]);
         let hooks = json!({"startContainer": [{"path": "/nosuch"}]});
         spec.set_hooks(serde_json::from_value(hooks).unwrap());
-        let text = run(&spec, &create(), &[]).unwrap_err().failure().to_string();
+        let text = run(&spec, &create(), &[])
+            .unwrap_err()
+            .failure()
+            .to_string();
         assert!(
             text.starts_with("error running startContainer hook #0: No such file"),
             "{text}"
