@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from chiton import alive, processes, wait_for
+from chiton import Container, alive, processes, wait_for
 
 
 @pytest.fixture
@@ -18,11 +18,7 @@ def created(chiton, bundle):
     """Creates containers; the test deletes them."""
 
     def create(name, *args, **kwargs):
-        made = bundle(*args).save()
-        pid_file = made.path / "pid"
-        kwargs = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | kwargs
-        chiton.ok("create", "--bundle", made.path, "--pid-file", pid_file, name, **kwargs)
-        return int(pid_file.read_text())
+        return Container(chiton, name, bundle(*args).save(), verb=("create",), **kwargs).pid
 
     return create
 
