@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -13,15 +14,24 @@ use nix::unistd::read;
 use protocol::{Decoder, Message, Request};
 
 use crate::error::{During, Error, Result};
+use crate::sys;
 
 /// Bytes read at once.
 const PIECE: usize = 16 << 10;
 
-/// Begins to connect to a vsock port of the host. The socket is writable once that has succeeded.
-pub(crate) fn dial(port: u32) -> Result<OwnedFd> {
+/// How long the host may take to accept a connection. It always answers, but under load it may come to it late: the kernel's own limit
+/// of 2 s (VSOCK_DEFAULT_CONNECT_TIMEOUT of net/vmw_vsock/af_vsock.c) has been too short. For the control stream, which is the guest's life:
+pub(crate) const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// For the streams of processes. The kernel keeps a socket for as long, used or not (`vsock_connect_timeout`), and there may be many.
+pub(crate) const STREAM_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Begins to connect to a vsock port of the host. The socket is writable once that has succeeded, or has failed within `patience`.
+pub(crate) fn dial(port: u32, patience: Duration) -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)
         .during(|| "create a vsock socket")?;
+    sys::set_connect_timeout(&socket, patience).during(|| "set the limit of a connection")?;
     let host = VsockAddr::new(libc::VMADDR_CID_HOST, port);
     match connect(socket.as_raw_fd(), &host) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),

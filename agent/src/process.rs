@@ -22,7 +22,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sen
 use nix::unistd::pipe2;
 use protocol::{Decoder, Exit, Failure, FailureKind, TerminalSize};
 
-use crate::control::dial;
+use crate::control::{STREAM_PATIENCE, dial};
 use crate::error::{During, Error, Result};
 use crate::stage::{Report, Task};
 use crate::stream::{Direction, Stream, Turn};
@@ -426,7 +426,7 @@ fn ends(port: Option<u32>, direction: Direction, terminal: bool) -> Result<Ends>
             theirs: Stdio::null(),
         });
     };
-    let socket = dial(port)?;
+    let socket = dial(port, STREAM_PATIENCE)?;
     if terminal {
         return Ok(Ends {
             ours: Some(Stream::new(direction, socket, None)),

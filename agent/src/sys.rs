@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use libc::{c_int, c_long, pid_t};
 
@@ -258,6 +259,29 @@ pub(crate) fn set_controlling_terminal(terminal: impl AsFd) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes an int by value: 0, do not steal.
     let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) };
     int(c_long::from(result)).map(drop)
+}
+
+/// Sets how long an attempt to connect a vsock socket may take (SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h).
+pub(crate) fn set_connect_timeout(socket: impl AsFd, limit: Duration) -> io::Result<()> {
+    /// The number that takes a struct timeval, which has 64-bit fields here.
+    const CONNECT_TIMEOUT: c_int = 6;
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let limit = libc::timeval {
+        tv_sec: limit.as_secs().try_into().map_err(invalid)?,
+        tv_usec: limit.subsec_micros().into(),
+    };
+    let size = libc::socklen_t::try_from(size_of_val(&limit)).map_err(invalid)?;
+    // SAFETY: the structure outlives the call and its size is given.
+    int(c_long::from(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const limit).cast(),
+            size,
+        )
+    }))
+    .map(drop)
 }
 
 /// Bytes that wait in a pipe.
