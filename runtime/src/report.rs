@@ -1,7 +1,8 @@
-//! Where errors, warnings and steps go: standard error, and the file of `--log`, in the formats of runc, because callers parse its last line.
+//! Where errors, warnings and steps go, in the formats of runc, because callers parse them: to the file of `--log`, with errors in plain
+//! words on standard error as well; or, without a log, to standard error. There somebody at a terminal gets plain words.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -52,35 +53,38 @@ impl Report {
     pub(crate) fn error(&self, text: &str) {
         let text = text.trim_end().replace('\n', "; ");
         self.write("error", &text);
-        eprintln!("{text}");
+        if self.log.is_some() || io::stderr().is_terminal() {
+            eprintln!("{text}");
+        }
     }
 
-    /// Something that the caller should know and that is no error: to the log, or to standard error without one.
+    /// Something that the caller should know and that is no error.
     pub(crate) fn warn(&self, text: &str) {
-        if self.log.is_some() {
-            self.write("warning", text);
-        } else {
+        self.write("warning", text);
+        if self.log.is_none() && io::stderr().is_terminal() {
             eprintln!("warning: {text}");
         }
     }
 
-    /// What is being done, if that is asked for: to the log, or to standard error without one.
+    /// What is being done, if that is asked for.
     pub(crate) fn debug(&self, text: &str) {
-        if self.debug && self.log.is_some() {
+        if self.debug {
             self.write("debug", text);
-        } else if self.debug {
-            let time = clock::now(Precision::Seconds);
-            eprint!("{}", format_line(self.format, "debug", text, time));
+            if self.log.is_none() && io::stderr().is_terminal() {
+                eprintln!("{text}");
+            }
         }
     }
 
+    /// A line of the log, or of standard error when there is no log and no terminal.
     fn write(&self, level: &str, msg: &str) {
-        let Some(mut log) = self.log.as_ref() else {
-            return;
-        };
         let line = format_line(self.format, level, msg, clock::now(Precision::Seconds));
-        // An error that cannot be logged is still on standard error.
-        let _ = log.write_all(line.as_bytes());
+        // There is nobody to be told of a failure but by the exit code.
+        let _ = match self.log.as_ref() {
+            Some(mut log) => log.write_all(line.as_bytes()),
+            None if io::stderr().is_terminal() => Ok(()),
+            None => io::stderr().write_all(line.as_bytes()),
+        };
     }
 }
 

@@ -23,6 +23,8 @@ use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcgetwinsize,
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod words;
+
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -126,7 +128,7 @@ fn text(bytes: &[u8]) -> String {
 
 fn failed(output: &Output, words: &str) {
     assert_eq!(output.status.code(), Some(255), "{output:?}");
-    let stderr = text(&output.stderr);
+    let stderr = words::plain(&text(&output.stderr));
     assert_eq!(stderr.trim(), format!("exec failed: {words}"));
 }
 

@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod words;
+
 /// A place for bundles and state.
 struct Place {
     dir: TempDir,
@@ -92,7 +94,7 @@ fn done(command: &mut Command) -> Done {
     Done {
         code: output.status.code(),
         stdout: text(output.stdout),
-        stderr: text(output.stderr),
+        stderr: words::plain(&text(output.stderr)),
     }
 }
 
@@ -451,6 +453,14 @@ fn errors_go_to_the_log_as_well() {
         (&line["level"], &line["msg"]),
         (&json!("error"), &json!("container does not exist"))
     );
+    let output = place.command(&["state", "x"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let rest = stderr.trim_start_matches(|c: char| c != ' ');
+    assert_eq!(rest, " level=error msg=\"container does not exist\"\n");
+    let output = place.command(&["--log-format", "json", "state", "x"]);
+    let line = { output }.output().unwrap().stderr;
+    let line: Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!(line["msg"], "container does not exist");
     let bad = Path::new(log_flag).join("below");
     let done = place.run(&["--log", bad.to_str().unwrap(), "state", "x"]);
     assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1));
