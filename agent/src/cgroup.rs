@@ -394,7 +394,7 @@ mod tests {
         let (_dir, mut cgroup) = cgroup();
         cgroup.config = r#"{"ociVersion":"1.0.2"}"#.to_owned();
         let text = |json| cgroup.update(json).unwrap_err().to_string();
-        assert!(text(r#"{"blockIO":{"weight":10}}"#).contains("linux.resources.blockIO"));
+        assert!(text(r#"{"rdma":{"a":{"hcaHandles":1}}}"#).contains("linux.resources.rdma"));
         let devices = r#"{"devices":[{"allow":true,"access":"rwm"}]}"#;
         assert!(text(devices).contains("linux.resources.devices"));
         cgroup.config = format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{devices}}}}}"#);

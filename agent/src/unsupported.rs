@@ -68,16 +68,11 @@ fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
         "process.apparmorProfile",
     );
     note(label(process.selinux_label()), "process.selinuxLabel");
-    note(
-        process.exec_cpu_affinity().is_some(),
-        "process.execCPUAffinity",
-    );
     note(process.command_line().is_some(), "process.commandLine");
 }
 
 fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
     note(linux.intel_rdt().is_some(), "linux.intelRdt");
-    note(linux.memory_policy().is_some(), "linux.memoryPolicy");
     note(
         linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
         "linux.netDevices",
@@ -128,13 +123,7 @@ fn name(namespace: LinuxNamespaceType) -> &'static str {
 }
 
 fn of_resources(resources: &LinuxResources, note: &mut impl FnMut(bool, &str)) {
-    note(
-        resources
-            .block_io()
-            .as_ref()
-            .is_some_and(|b| *b != Default::default()),
-        "linux.resources.blockIO",
-    );
+    // Block I/O is not here: the host does the guest's.
     if let Some(network) = resources.network() {
         note(
             network.class_id().is_some_and(|id| id != 0),
@@ -156,12 +145,14 @@ fn of_resources(resources: &LinuxResources, note: &mut impl FnMut(bool, &str)) {
     if let Some(memory) = resources.memory() {
         of_memory(memory, note);
     }
-    for key in resources.unified().iter().flat_map(|u| u.keys()) {
-        // The host does the I/O of the guest, so limits on it mean nothing here.
-        note(
-            key.starts_with("io."),
-            &format!("linux.resources.unified[{key}]"),
-        );
+    for key in resources
+        .unified()
+        .iter()
+        .flat_map(|unified| unified.keys())
+    {
+        let controller = key.split('.').next().unwrap_or_default();
+        let known = ["memory", "cpu", "pids", "hugetlb", "io", "cpuset"].contains(&controller);
+        note(!known, &format!("linux.resources.unified[{key}]"));
     }
 }
 
@@ -217,8 +208,8 @@ mod tests {
             "mounts":[{"destination":"/m","type":"bind","source":"/x","options":["rbind","rslave"]},
                 {"destination":"/t","type":"tmpfs","source":"t","options":["shared"]}],
             "linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/n"}],
-                "resources":{"memory":{"limit":1,"swap":1,"swappiness":60},"blockIO":{},
-                    "cpu":{"shares":1,"realtimeRuntime":0},"unified":{"memory.high":"1"}}}}"#;
+                "resources":{"memory":{"limit":1,"swap":1,"swappiness":60},"blockIO":{"weight":10},
+                    "cpu":{"shares":1,"realtimeRuntime":0},"unified":{"memory.high":"1","io.max":"1"}}}}"#;
         assert_eq!(of(json), Vec::<String>::new());
     }
 
@@ -231,9 +222,9 @@ mod tests {
             "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
                 "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},"intelRdt":{},
                 "devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}],
-                "resources":{"memory":{"disableOOMKiller":true},"blockIO":{"weight":10},
+                "resources":{"memory":{"disableOOMKiller":true},
                     "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
-                    "cpu":{"realtimeRuntime":5},"unified":{"io.max":"1"}}}}"#;
+                    "cpu":{"realtimeRuntime":5},"unified":{"misc.max":"1"}}}}"#;
         let expected = [
             "process.apparmorProfile",
             "process.selinuxLabel",
@@ -242,12 +233,11 @@ mod tests {
             "linux.namespaces[ipc].path",
             "linux.devices[0] (block device)",
             "linux.seccomp (not compiled)",
-            "linux.resources.blockIO",
             "linux.resources.network.classID",
             "linux.resources.rdma",
             "linux.resources.cpu.realtimeRuntime",
             "linux.resources.memory.disableOOMKiller",
-            "linux.resources.unified[io.max]",
+            "linux.resources.unified[misc.max]",
             "mounts[0].options idmap",
             "mounts[0].options rshared",
         ];

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+mod weight;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -16,6 +17,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use frame::{Decoder, Error, MAX_FRAME, encode, read, write};
+pub use weight::cpu_weight;
 
 /// The vsock port on the host (CID 2) that the agent dials for the control stream.
 pub const CONTROL_PORT: u32 = 1024;

@@ -171,6 +171,12 @@ fn write(directory: &Path, file: &str, value: &str) -> Result<()> {
         .open(directory.join(file))
         .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
     {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && file.starts_with("hugetlb.") => {
+            let size = file.split('.').nth(1).unwrap_or_default();
+            Err(Error::Config(format!(
+                "linux.resources.hugepageLimits: the guest has no pages of {size}"
+            )))
+        }
         // A guest kernel without swap never swaps: every limit on it holds.
         Err(error) if error.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" => {
             Ok(())
@@ -216,30 +222,38 @@ fn settings(resources: &LinuxResources) -> Result<Vec<Setting>> {
     unified.sort();
     for (file, value) in unified {
         // As runc: a file name, of a controller or of the core.
-        if file.contains('/') || !file.contains('.') {
-            return Err(Error::Config(format!(
-                "linux.resources.unified: bad name {file:?}"
-            )));
+        let controller = file.split_once('.').filter(|_| !file.contains('/'));
+        match controller {
+            // The host does the I/O, and its are the CPUs and memory nodes that have numbers.
+            Some(("io" | "cpuset", _)) => {}
+            Some(_) => add(file, value.clone()),
+            None => {
+                return Err(Error::Config(format!(
+                    "linux.resources.unified: bad name {file:?}"
+                )));
+            }
         }
-        add(file, value.clone());
     }
     Ok(settings)
 }
 
 fn of_memory(memory: &LinuxMemory, add: &mut impl FnMut(&str, String)) -> Result<()> {
     let max = memory.limit().filter(|limit| *limit != 0);
-    match (max, memory.swap()) {
-        (_, None | Some(0)) => {}
+    // As runc (ConvertMemorySwapToCgroupV2Value in github.com/opencontainers/cgroups).
+    match (max, memory.swap().filter(|swap| *swap != 0)) {
+        (Some(max), None) if max < 0 => add("memory.swap.max", "max".to_owned()),
+        (_, None) => {}
         (_, Some(swap)) if swap < 0 => add("memory.swap.max", "max".to_owned()),
+        (Some(max), Some(swap)) if max < 0 => add("memory.swap.max", swap.to_string()),
         (Some(max), Some(swap)) if max > 0 && swap >= max => {
             // The specification limits the sum of memory and swap, the kernel swap alone.
             add("memory.swap.max", (swap - max).to_string());
         }
-        (Some(max), Some(_)) if max > 0 => {
+        (Some(_), Some(_)) => {
             let text = "linux.resources.memory.swap is less than the memory limit that it includes";
             return Err(Error::Config(text.into()));
         }
-        _ => {
+        (None, Some(_)) => {
             let text = "linux.resources.memory.swap needs linux.resources.memory.limit";
             return Err(Error::Config(text.into()));
         }
@@ -259,7 +273,7 @@ fn of_cpu(cpu: &LinuxCpu, add: &mut impl FnMut(&str, String)) {
     }
     // An idle cgroup has no weight to set (kernel/sched/core.c, cpu_weight_write_u64).
     if let Some(shares) = cpu.shares().filter(|s| *s != 0 && cpu.idle() != Some(1)) {
-        add("cpu.weight", weight(shares).to_string());
+        add("cpu.weight", protocol::cpu_weight(shares).to_string());
     }
     let quota = cpu.quota().filter(|quota| *quota != 0);
     let period = cpu.period().filter(|period| *period != 0);
@@ -272,23 +286,6 @@ fn of_cpu(cpu: &LinuxCpu, add: &mut impl FnMut(&str, String)) {
         add("cpu.max.burst", burst.to_string());
     }
     // cpus and mems number the host's processors and memory nodes: the host applies them to the machine.
-}
-
-/// Shares of cgroup v1 (2 to 262144, 1024 by default) as weight of v2 (1 to 10000, 100 by default).
-/// The curve of runc 1.4 and crun 1.23: it meets both ends and both defaults.
-fn weight(shares: u64) -> u64 {
-    match shares {
-        0..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            let log = f64::from(u32::try_from(shares).unwrap_or(u32::MAX)).log2();
-            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-            // Between 1 and 10000 by the range of `shares`.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let weight = 10_f64.powf(exponent).ceil() as u64;
-            weight
-        }
-    }
 }
 
 #[cfg(test)]
@@ -305,25 +302,6 @@ mod tests {
             .map(|(f, v)| ((*f).to_owned(), (*v).to_owned()))
             .collect();
         assert_eq!(of(json).unwrap(), expected, "{json}");
-    }
-
-    #[test]
-    fn shares_become_weights_as_with_runc() {
-        for (shares, expected) in [
-            (2, 1),
-            (1, 1),
-            (1024, 100),
-            (262_144, 10_000),
-            (999_999, 10_000),
-            (512, 59),
-        ] {
-            assert_eq!(weight(shares), expected, "{shares}");
-        }
-        assert!(
-            (3..262_144)
-                .step_by(97)
-                .all(|s| weight(s) <= weight(s + 97))
-        );
     }
 
     #[test]
@@ -347,7 +325,14 @@ mod tests {
         check(r#"{"memory":{"limit":0,"swap":0}}"#, &[]);
         assert!(of(r#"{"memory":{"limit":1000,"swap":999}}"#).is_err());
         assert!(of(r#"{"memory":{"swap":999}}"#).is_err());
-        assert!(of(r#"{"memory":{"limit":-1,"swap":999}}"#).is_err());
+        check(
+            r#"{"memory":{"limit":-1,"swap":999}}"#,
+            &[("memory.swap.max", "999"), ("memory.max", "max")],
+        );
+        check(
+            r#"{"memory":{"limit":-1}}"#,
+            &[("memory.swap.max", "max"), ("memory.max", "max")],
+        );
     }
 
     #[test]
@@ -379,7 +364,7 @@ mod tests {
             &[("hugetlb.2MB.max", "9"), ("hugetlb.2MB.rsvd.max", "9")],
         );
         check(
-            r#"{"unified":{"memory.high":"5","cpu.weight":"7"}}"#,
+            r#"{"unified":{"memory.high":"5","cpu.weight":"7","io.max":"1","cpuset.cpus":"0"}}"#,
             &[("cpu.weight", "7"), ("memory.high", "5")],
         );
         assert!(of(r#"{"unified":{"../memory.high":"5"}}"#).is_err());

@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{chdir, chroot, fchdir, setsid};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{ExecCPUAffinity, Process, Spec};
 
 use super::tree::Tree;
 use super::{Born, Join, Plan, Wire, cgroup, clone, devices, give_stdio, init, process, refuse};
@@ -67,6 +67,10 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
         init: pidfd,
     };
     give_stdio(&plan.spec, &process, exec.stdio)?;
+    let affinity = affinity(&plan.spec, &process);
+    if let Some(cpus) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
+        process::run_on(cpus).during(|| "set process.execCPUAffinity.initial")?;
+    }
     if differs("pid", init)? {
         setns(&door.init, CloneFlags::CLONE_NEWPID).during(|| "join the pid namespace")?;
     }
@@ -86,6 +90,12 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
         result => result,
     }
     .and_then(Born::go)
+}
+
+/// The process's own, or else the one that the container has for all of them, as runc.
+fn affinity<'a>(spec: &'a Spec, process: &'a Process) -> Option<&'a ExecCPUAffinity> {
+    let own = process.exec_cpu_affinity().as_ref();
+    own.or_else(|| spec.process().as_ref()?.exec_cpu_affinity().as_ref())
 }
 
 /// The cgroup `path` below the container's own.
@@ -147,6 +157,11 @@ fn run(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Error {
 
 fn prepare(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Result<process::Program> {
     setsid().during(|| "create a session")?;
+    // In its cgroup by now.
+    let affinity = affinity(&plan.spec, process);
+    if let Some(cpus) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()) {
+        process::run_on(cpus).during(|| "set process.execCPUAffinity.final")?;
+    }
     process::limit(&plan.spec, process)?;
     enter(door)?;
     let terminal = if process.terminal() == Some(true) {

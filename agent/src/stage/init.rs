@@ -1,7 +1,6 @@
 //! The container's init, from its birth in the new namespaces to its program.
 
 use std::fs;
-use std::path::{Component, Path};
 
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
@@ -17,6 +16,7 @@ use super::devices;
 use super::hooks;
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
+use super::sysctl::{self, Moment};
 use super::tree::{Kind, Tree};
 use super::{Plan, Wire};
 use crate::error::{During, Error, Result};
@@ -36,7 +36,7 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
     enter(plan)?;
     name(spec)?;
-    sysctl(spec)?;
+    sysctl::set(spec, Moment::InNamespaces)?;
     let tree = mounts::mount_all(spec, sources)?;
     devices::create(spec, &tree)?;
     let terminal = if process.terminal() == Some(true) {
@@ -90,40 +90,6 @@ fn name(spec: &Spec) -> Result<()> {
     if let Some(name) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
         fs::write("/proc/sys/kernel/domainname", name)
             .during(|| format!("set domainname to {name}"))?;
-    }
-    Ok(())
-}
-
-/// Through the guest's own /proc: these files show the namespaces of who opens them.
-fn sysctl(spec: &Spec) -> Result<()> {
-    let settings = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.sysctl().as_ref());
-    for (name, value) in settings.into_iter().flatten() {
-        // sysctl(8): dots separate, and a slash stands for a dot inside of a name, or the other
-        // way round if a slash comes first.
-        let slashes_separate =
-            name.find('/') < name.find('.') && name.contains('/') || !name.contains('.');
-        let relative: String = if slashes_separate {
-            name.clone()
-        } else {
-            let swap = |c| match c {
-                '.' => '/',
-                '/' => '.',
-                c => c,
-            };
-            name.chars().map(swap).collect()
-        };
-        let relative = Path::new(&relative);
-        if relative
-            .components()
-            .any(|c| !matches!(c, Component::Normal(_)))
-        {
-            return Err(Error::Config(format!("linux.sysctl: bad name {name:?}")));
-        }
-        fs::write(Path::new("/proc/sys").join(relative), value)
-            .during(|| format!("set linux.sysctl {name} to {value:?}"))?;
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ mod mounts;
 mod options;
 mod process;
 mod seccomp;
+mod sysctl;
 mod tree;
 
 use std::fmt::Write as _;
@@ -280,6 +281,7 @@ fn set_up(create: Create, wire: &Wire) -> Result<()> {
     let cgroup = cgroup::create(&plan.spec, &directory)?;
     let sources = mounts::Sources::take(&plan.spec, &plan.create.overlay)?;
     give_stdio(&plan.spec, process, plan.create.stdio)?;
+    sysctl::set(&plan.spec, sysctl::Moment::Before)?;
     if plan.has(LinuxNamespaceType::Time) {
         new_time(&plan.spec)?;
     }

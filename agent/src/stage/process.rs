@@ -1,5 +1,8 @@
 //! What makes a process the container's: identity, limits, privileges, and its program.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr};
 use std::fs;
@@ -10,9 +13,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, fstat, stat, umask};
-use nix::unistd::{Gid, Uid, chdir, fchown, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Pid, Uid, chdir, fchown, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{
     Capabilities, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, Spec,
@@ -74,6 +78,12 @@ const CAPABILITIES: [&str; 41] = [
 /// The default umask, as runc's.
 const UMASK: u32 = 0o022;
 
+/// What setresuid(2) and its like understand as "leave it as it is".
+const NO_ID: u32 = u32::MAX;
+
+/// The greatest `fs.nr_open` (Linux, fs/file.c, sysctl_nr_open_max, for 64 bits).
+const NR_OPEN_MAX: &str = "2147483584";
+
 fn mask(set: Option<&Capabilities>) -> Result<u64> {
     let mut mask = 0;
     for capability in set.into_iter().flatten() {
@@ -99,8 +109,18 @@ pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
                 "process.rlimits: {name} is there twice"
             )));
         }
-        sys::set_rlimit(resource(name), rlimit.soft(), rlimit.hard())
-            .during(|| format!("set process.rlimits {name}"))?;
+        let set = || sys::set_rlimit(resource(name), rlimit.soft(), rlimit.hard());
+        let result = match set() {
+            // More files than the kernel allows any process: it is the guest's own kernel, so it can allow more.
+            Err(error)
+                if name == PosixRlimitType::RlimitNofile
+                    && error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                fs::write("/proc/sys/fs/nr_open", NR_OPEN_MAX).and_then(|()| set())
+            }
+            result => result,
+        };
+        result.during(|| format!("set process.rlimits {name}"))?;
     }
     if let Some(scheduler) = process.scheduler() {
         sys::set_scheduler(attributes(scheduler)?).during(|| "set process.scheduler")?;
@@ -141,6 +161,24 @@ pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
         sys::set_personality(persona).during(|| "set linux.personality")?;
     }
     Ok(())
+}
+
+/// Lets the process run on these of the guest's CPUs only. Those that the guest does not have are an error.
+pub(super) fn run_on(list: &str) -> io::Result<()> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let mut set = CpuSet::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| invalid());
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || last >= CpuSet::count() {
+            return Err(invalid());
+        }
+        for cpu in first..=last {
+            set.set(cpu)?;
+        }
+    }
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 /// RLIMIT_* of asm-generic/resource.h.
@@ -307,6 +345,14 @@ pub(crate) fn become_user(process: &Process) -> Result<()> {
 
 fn set_user(process: &Process) -> Result<()> {
     let user = process.user();
+    let groups = user.additional_gids().iter().flatten().copied();
+    if [user.uid(), user.gid()]
+        .into_iter()
+        .chain(groups)
+        .any(|id| id == NO_ID)
+    {
+        return Err(Error::Config(format!("process.user: {NO_ID} is no id")));
+    }
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     let groups: Vec<Gid> = user
         .additional_gids()
@@ -492,102 +538,5 @@ fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
             let text = plain(&error);
             (error, text)
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn text(result: Result<PathBuf>) -> String {
-        result.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn executables_are_found_as_go_finds_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        for (directory, mode) in [(&a, 0o644), (&b, 0o755)] {
-            fs::create_dir(directory).unwrap();
-            fs::write(directory.join("prog"), "").unwrap();
-            fs::set_permissions(directory.join("prog"), PermissionsExt::from_mode(mode)).unwrap();
-        }
-        fs::create_dir(a.join("dir")).unwrap();
-        let path = format!("{}:{}", a.display(), b.display());
-        assert_eq!(
-            look_up("prog", &path).unwrap(),
-            b.join("prog"),
-            "past one without x bits"
-        );
-        let full = b.join("prog");
-        assert_eq!(look_up(full.to_str().unwrap(), "").unwrap(), full);
-        let missing = r#"exec: "nosuch": executable file not found in $PATH"#;
-        assert_eq!(text(look_up("nosuch", &path)), missing);
-        assert_eq!(text(look_up("nosuch", "")), missing);
-        assert_eq!(
-            text(look_up("dir", &path)),
-            missing.replace("nosuch", "dir")
-        );
-        let empty = r#"exec: "": executable file not found in $PATH"#;
-        assert_eq!(text(look_up("", &path)), empty);
-        let absolute = r#"exec: "/nosuch": stat /nosuch: no such file or directory"#;
-        assert_eq!(text(look_up("/nosuch", &path)), absolute);
-        assert!(matches!(look_up("/nosuch", &path), Err(Error::NotFound(_))));
-        let plain = a.join("prog");
-        let result = look_up(plain.to_str().unwrap(), "");
-        assert!(matches!(result, Err(Error::NotExecutable(_))));
-        assert_eq!(
-            text(result),
-            format!("exec: {:?}: permission denied", plain)
-        );
-        assert_eq!(text(look_up("/tmp", "")), r#"exec: "/tmp": is a directory"#);
-    }
-
-    #[test]
-    fn the_environment_is_merged() {
-        let env = |entries: &[&str]| -> Vec<String> {
-            entries.iter().map(|entry| (*entry).to_owned()).collect()
-        };
-        let passwd = || b"root:x:0:0:root:/root:/bin/sh\nu:x:7:7::/home/u:\n".to_vec();
-        let got = merge(&env(&["A=1", "B=2", "A=3", "HOME="]), 7, passwd).unwrap();
-        assert_eq!(got, env(&["B=2", "A=3", "HOME=/home/u"]));
-        let never = || -> Vec<u8> { panic!("HOME is set") };
-        assert_eq!(
-            merge(&env(&["HOME=/x"]), 7, never).unwrap(),
-            env(&["HOME=/x"])
-        );
-        assert!(merge(&env(&["NOVALUE"]), 7, passwd).is_err());
-        assert!(merge(&env(&["=x"]), 7, passwd).is_err());
-        assert_eq!(
-            merge(&env(&["A="]), 0, passwd).unwrap(),
-            env(&["A=", "HOME=/root"])
-        );
-    }
-
-    #[test]
-    fn homes() {
-        let passwd = b"a:x:0:0::/root:\nbad\n\xff:x:5:5::/no:\nb:x:1:1:::\nc:x:1:1::/later:\n";
-        assert_eq!(home(0, passwd), "/root");
-        assert_eq!(home(1, passwd), "/", "the first entry counts");
-        assert_eq!(home(5, passwd), "/");
-        assert_eq!(home(99, passwd), "/");
-        assert_eq!(home(99, b""), "/");
-    }
-
-    #[test]
-    fn every_capability_has_its_number() {
-        let of = |names: &str| mask(Some(&serde_json::from_str(names).unwrap())).unwrap();
-        assert_eq!(of(r#"["CAP_CHOWN"]"#), 1);
-        assert_eq!(
-            of(r#"["CAP_SYS_ADMIN","CAP_CHECKPOINT_RESTORE"]"#),
-            1 << 21 | 1 << 40
-        );
-        let all: Vec<String> = CAPABILITIES
-            .iter()
-            .map(|name| format!("\"CAP_{name}\""))
-            .collect();
-        assert_eq!(of(&format!("[{}]", all.join(","))), (1 << 41) - 1);
-        assert_eq!(mask(None).unwrap(), 0);
     }
 }
