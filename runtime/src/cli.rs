@@ -132,6 +132,8 @@ pub(crate) enum Verb {
     Update(Update),
     /// Show statistics and out-of-memory events of a container
     Events(Events),
+    /// Say what becomes of each property of a configuration
+    Explain(Explain),
     /// Print what this runtime supports as JSON
     Features,
     /// Refused: there is no checkpointing yet
@@ -320,6 +322,19 @@ pub(crate) struct List {
     /// Print the ids only
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The configuration, or a directory that holds config.json [default: that of --bundle]
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory that holds config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) bundle: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,9 @@ use oci_spec::runtime::{Capability, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 
+/// The file's name in a bundle.
+pub(crate) const CONFIG: &str = "config.json";
+
 /// Largest configuration in bytes: it travels to the guest in one frame, as a JSON string, which can double its size.
 const SIZE_MAX: usize = protocol::MAX_FRAME / 2 - (64 << 10);
 
@@ -49,7 +52,11 @@ pub(crate) struct Config {
 impl Config {
     /// Loads the configuration of a bundle.
     pub(crate) fn load(bundle: &Path) -> Result<Config, Error> {
-        let path = bundle.join("config.json");
+        Config::load_file(bundle.join(CONFIG))
+    }
+
+    /// Loads a configuration.
+    pub(crate) fn load_file(path: PathBuf) -> Result<Config, Error> {
         let mut bytes = Vec::new();
         File::open(&path)
             .and_then(|file| file.take(SIZE_MAX as u64 + 1).read_to_end(&mut bytes))
@@ -73,14 +80,16 @@ impl Config {
         };
         let mut value: Value = serde_json::from_str(&text).map_err(json)?;
         let mut warnings = Vec::new();
-        let ignored = take_unknown_capabilities(&mut value);
-        let spec: Spec = if ignored.is_none() {
+        let given = value.clone();
+        warnings.extend(take_unknown_capabilities(&mut value));
+        let mut known = value.clone();
+        translate(&mut known);
+        let spec: Spec = if known == given {
             serde_json::from_str(&text).map_err(json)?
         } else {
-            warnings.extend(ignored);
             // The guest is given what is left, as it is no more lenient with names than this.
-            text = value.to_string();
-            Spec::deserialize(&value).map_err(json)?
+            text = known.to_string();
+            Spec::deserialize(&known).map_err(json)?
         };
         if !is_supported(spec.version()) {
             return Err(Error::Version {
@@ -97,6 +106,12 @@ impl Config {
     }
 }
 
+/// Reads a configuration that is no file.
+#[cfg(test)]
+pub(crate) fn parse(text: &str) -> Result<Config, Error> {
+    Config::parse(text.to_owned(), PathBuf::from(CONFIG))
+}
+
 /// Whether a version (major.minor.patch, semver.org) of the specification is supported.
 fn is_supported(version: &str) -> bool {
     let core = version.split(['-', '+']).next().unwrap_or_default();
@@ -110,6 +125,32 @@ fn is_supported(version: &str) -> bool {
         ),
         (Some(Ok(1)), Some(Ok(0..=MINOR_MAX)), Some(Ok(_)), None)
     )
+}
+
+/// Puts a configuration into the words of the oci-spec crate (0.10), where they are not those of the specification.
+pub(crate) fn translate(config: &mut Value) {
+    // It has no hwConfig, and demands a kernel. The guest has no part in any of it.
+    if let Some(properties) = config.as_object_mut() {
+        properties.remove("vm");
+    }
+    let process = config.get_mut("process");
+    let Some(process) = process.and_then(Value::as_object_mut) else {
+        return;
+    };
+    let scheduler = process.get_mut("scheduler");
+    let flags = scheduler.and_then(|scheduler| scheduler.get_mut("flags"));
+    for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+    // It takes the empty list for no list; the specification takes it for none at all.
+    let affinity = process.get_mut("execCPUAffinity");
+    if let Some(affinity) = affinity.and_then(Value::as_object_mut) {
+        affinity.retain(|_, list| list != "");
+    }
 }
 
 /// Removes the names that are no capabilities from `process`, as the specification demands: they may be a later kernel's. Returns the

@@ -97,10 +97,6 @@ pub(crate) enum Error {
     Cgroup(#[from] cgroup::Error),
     #[error(transparent)]
     Ps(#[from] PsError),
-    #[error("invalid rootfs: stat {}", path.display())]
-    Rootfs { path: PathBuf, source: io::Error },
-    #[error("invalid rootfs: {} is not a directory", .0.display())]
-    RootfsKind(PathBuf),
     #[error("File config.json exists. Remove it first")]
     SpecExists,
     #[error("state of container {id} is damaged: {path}")]

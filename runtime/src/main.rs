@@ -113,6 +113,11 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Ps(args) => return print(&verbs::ps(root, args)?),
         Verb::Update(args) => verbs::update(root, args, report)?,
         Verb::Events(args) => verbs::events(root, args, report)?,
+        Verb::Explain(args) => {
+            let (text, refused) = verbs::explain(root, args, report)?;
+            print(&text)?;
+            return Ok(u8::from(refused));
+        }
         Verb::Features => return print(&verbs::features()),
         Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
         Verb::Restore(args) => verbs::restore(args)?,

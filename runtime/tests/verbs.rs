@@ -144,7 +144,7 @@ fn bad_configurations_are_refused() {
         ),
         (
             |c| c["linux"]["cgroupsPath"] = json!("../../x"),
-            "linux.cgroupsPath ../../x is not supported",
+            "linux.cgroupsPath: contains ..",
         ),
         (
             |c| c["hooks"] = json!({"prestart": [{"path": "/x"}]}),
@@ -156,7 +156,7 @@ fn bad_configurations_are_refused() {
         ),
         (
             |c| c["mounts"] = json!([{"destination": "/m", "type": "bind", "source": "socket"}]),
-            "mounts[0].source socket (socket, FIFO or device) is not supported yet",
+            "mounts[0].source: socket is a socket, FIFO or device, which is not supported yet",
         ),
         (
             |c| c["linux"]["resources"] = json!({"memory": {"limit": 4096}}),

@@ -7,9 +7,13 @@
 //! A cgroup is made directly, or by systemd as that of a scope ([`systemd`]).
 
 mod dbus;
+mod limit;
 mod property;
 pub(crate) mod systemd;
+#[cfg(test)]
+mod tests;
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -20,6 +24,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use systemd::{Placeholder, Scope};
+
+pub(crate) use limit::Limit;
 
 /// Where the hierarchy is mounted: alone, or beside v1 (systemd's "unified" and "hybrid" layouts).
 const MOUNTS: [(&str, Layout); 2] = [
@@ -41,15 +47,12 @@ pub(crate) enum Error {
     #[error("linux.cgroupsPath {} is not supported: it contains ..", .0.display())]
     Path(PathBuf),
     #[error("{property} cannot be applied: {} is missing", file.display())]
-    NoController {
-        property: &'static str,
-        file: PathBuf,
-    },
+    NoController { property: String, file: PathBuf },
     #[error("{0} cannot be applied: --cgroup-manager=disabled")]
-    Disabled(&'static str),
+    Disabled(String),
     #[error("set {property} in {}", file.display())]
     Limit {
-        property: &'static str,
+        property: String,
         file: PathBuf,
         source: io::Error,
     },
@@ -81,16 +84,8 @@ pub(crate) fn hierarchy() -> Option<(PathBuf, Layout)> {
     Some((path.into(), layout))
 }
 
-/// A limit of the machine as a whole: one file of its cgroup.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Limit {
-    /// Name of the file.
-    pub(crate) file: &'static str,
-    /// What is written to it.
-    pub(crate) value: String,
-    /// The property that asks for it; `None` for a limit that only protects the host, which is left out where it cannot be set.
-    pub(crate) property: Option<&'static str>,
-}
+/// A file of a cgroup, and what to write to it for a limit to be as before.
+pub(crate) type Former = (Cow<'static, str>, String);
 
 /// A container's cgroup.
 #[derive(Debug)]
@@ -214,17 +209,17 @@ impl Cgroup {
         File::open(&self.path).map_err(file("open", &self.path))
     }
 
-    /// Writes those of `limits` that are not what the files say; gives the files written and what they said. On an error all is as before.
-    pub(crate) fn update(&self, limits: &[Limit]) -> Result<Vec<(&'static str, String)>, Error> {
+    /// Writes those of `limits` that are not what the files say; gives the files written and what to write for all to be as before. On an
+    /// error all is as before.
+    pub(crate) fn update(&self, limits: &[Limit]) -> Result<Vec<Former>, Error> {
         let mut former = Vec::new();
         for limit in limits {
-            let path = self.path.join(limit.file);
+            let path = self.path.join(&*limit.file);
             let result = match fs::read_to_string(&path) {
                 Ok(text) if text.trim_end() == limit.value => continue,
-                Ok(text) => {
-                    former.push((limit.file, text));
-                    self.set(limit)
-                }
+                Ok(text) => self
+                    .set(limit)
+                    .map(|()| former.push((limit.file.clone(), limit.former(&text)))),
                 // Writing to it says which property needs it, if one does.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => self.set(limit),
                 Err(e) => Err(file("read", path)(e)),
@@ -239,28 +234,28 @@ impl Cgroup {
     }
 
     /// Writes what [`Cgroup::update`] has given.
-    pub(crate) fn restore(&self, former: &[(&'static str, String)]) -> Result<(), Error> {
+    pub(crate) fn restore(&self, former: &[Former]) -> Result<(), Error> {
         for (name, text) in former.iter().rev() {
-            let path = self.path.join(name);
+            let path = self.path.join(&**name);
             write(&path, text).map_err(file("write", path))?;
         }
         Ok(())
     }
 
     fn set(&self, limit: &Limit) -> Result<(), Error> {
-        let path = self.path.join(limit.file);
-        match (write(&path, &limit.value), limit.property) {
+        let path = self.path.join(&*limit.file);
+        match (write(&path, &limit.value), &limit.property) {
             (Ok(()), _) => Ok(()),
             // Protects the host and nobody asked for it.
             (Err(e), None) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             (Err(e), Some(property)) if e.kind() == io::ErrorKind::NotFound => {
                 Err(Error::NoController {
-                    property,
+                    property: property.to_string(),
                     file: path,
                 })
             }
             (Err(source), property) => Err(Error::Limit {
-                property: property.unwrap_or("a limit"),
+                property: property.as_deref().unwrap_or("a limit").to_owned(),
                 file: path,
                 source,
             }),
@@ -410,133 +405,4 @@ fn remove_tree(path: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::{Command, Stdio};
-
-    use super::*;
-
-    #[test]
-    fn paths_are_runcs() {
-        let root = Path::new("/sys/fs/cgroup");
-        for (own, cgroups_path, expected) in [
-            ("/", None, Some("/sys/fs/cgroup/c")),
-            ("/user.slice/s", None, Some("/sys/fs/cgroup/user.slice/c")),
-            (
-                "/user.slice/s",
-                Some(""),
-                Some("/sys/fs/cgroup/user.slice/c"),
-            ),
-            ("/user.slice/s", Some("/a/b"), Some("/sys/fs/cgroup/a/b")),
-            (
-                "/user.slice/s",
-                Some("a/b"),
-                Some("/sys/fs/cgroup/user.slice/a/b"),
-            ),
-            ("/", Some("/a/../../b"), None),
-            ("/", Some("../b"), None),
-        ] {
-            let found = locate(root, own, cgroups_path.map(Path::new), "c").ok();
-            assert_eq!(found, expected.map(PathBuf::from), "{own} {cgroups_path:?}");
-        }
-    }
-
-    #[test]
-    fn own_cgroup_is_the_v2_line() {
-        assert_eq!(own_in("12:pids:/a\n0::/b/c\n"), "/b/c");
-        assert_eq!(own_in("12:pids:/a\n"), "/");
-    }
-
-    /// Needs root and a mounted cgroup v2 hierarchy, as the runtime does.
-    #[test]
-    fn a_cgroup_ends_with_what_runs_in_it() {
-        let (root, _) = hierarchy().expect("a cgroup v2 hierarchy");
-        let parent = root.join(format!("chiton-unit-{}", std::process::id()));
-        let path = parent.join("c");
-        let cgroup = Cgroup::create(&root, path.clone(), &[]).unwrap();
-        let mut child = Command::new("sleep")
-            .arg("1000")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        assert!(cgroup.processes().unwrap().is_empty());
-        fs::create_dir(path.join("below")).unwrap();
-        fs::write(path.join("below/cgroup.procs"), child.id().to_string()).unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        assert_eq!(cgroup.processes().unwrap(), [pid]);
-        assert!(matches!(
-            Cgroup::create(&root, path.clone(), &[]),
-            Err(Error::NotEmpty(_))
-        ));
-        cgroup.remove().unwrap();
-        assert!(!path.exists());
-        assert!(cgroup.processes().unwrap().is_empty());
-        child.wait().unwrap();
-        cgroup.remove().unwrap();
-        cgroup.kill().unwrap();
-        fs::remove_dir(&parent).unwrap();
-    }
-
-    /// The files of a cgroup as plain files.
-    #[test]
-    fn limits_change_all_or_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        let get = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
-        put("cpu.max", "max 100000\n");
-        put("cpu.weight", "100\n");
-        put("memory.max", "4096\n");
-        let limit = |file, value: &str, property| Limit {
-            file,
-            value: value.to_owned(),
-            property,
-        };
-        let cgroup = Cgroup::existing(dir.path().to_owned());
-        let mut limits = vec![
-            limit("cpu.max", "50000 100000", Some("q")),
-            limit("memory.max", "4096", None),
-            limit("cpu.weight", "7", Some("s")),
-            limit("not.there", "1", None),
-        ];
-        let former = cgroup.update(&limits).unwrap();
-        let names: Vec<_> = former.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, ["cpu.max", "cpu.weight"]);
-        // The kernel replaces what is written; a plain file is overwritten from its beginning.
-        assert!(get("cpu.max").starts_with("50000 100000"));
-        assert!(get("cpu.weight").starts_with('7'));
-        cgroup.restore(&former).unwrap();
-        assert!(get("cpu.max").starts_with("max 100000\n"));
-        assert!(get("cpu.weight").starts_with("100\n"));
-
-        limits.push(limit("not.there.either", "1", Some("linux.x")));
-        let error = cgroup.update(&limits).unwrap_err();
-        assert!(error.to_string().starts_with("linux.x cannot be applied"));
-        assert!(get("cpu.max").starts_with("max 100000\n"));
-        assert!(get("cpu.weight").starts_with("100\n"));
-    }
-
-    #[test]
-    fn a_cgroup_that_cannot_be_limited_is_not_left() {
-        let (root, _) = hierarchy().expect("a cgroup v2 hierarchy");
-        let parent = root.join(format!("chiton-unit-limit-{}", std::process::id()));
-        let asked = Limit {
-            file: "no.such",
-            value: "1".into(),
-            property: Some("linux.x"),
-        };
-        let result = Cgroup::create(&root, parent.join("c"), std::slice::from_ref(&asked));
-        assert!(matches!(result, Err(Error::NoController { .. })));
-        assert!(!parent.exists());
-        let unasked = Limit {
-            property: None,
-            ..asked
-        };
-        Cgroup::create(&root, parent.clone(), &[unasked])
-            .unwrap()
-            .remove()
-            .unwrap();
-        assert!(!parent.exists());
-    }
 }

@@ -70,9 +70,9 @@ pub(crate) enum Error {
     #[error("linux.cgroupsPath names the slice {0}: a container needs a scope")]
     NotScope(String),
     #[error("{0} has no property of a systemd unit")]
-    Limit(&'static str),
+    Limit(String),
     #[error("{0} is not what a property of a systemd unit can say")]
-    Value(&'static str),
+    Value(String),
     #[error("annotation {key}={text:?} is not understood as a property of a systemd unit")]
     Annotation { key: String, text: String },
     #[error("start a process for the scope")]
@@ -242,12 +242,13 @@ fn is_unit_name(name: &str) -> bool {
 
 /// The properties for a limit (systemd.resource-control(5)): what is not one of the unit's own is reset by `systemctl daemon-reload`.
 fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
-    let invalid = || Error::Value(limit.property.unwrap_or(limit.file));
+    let named = || limit.property.as_ref().unwrap_or(&limit.file).to_string();
+    let invalid = || Error::Value(named());
     let number = |text: &str| match text {
         "max" => Ok(u64::MAX),
         text => text.parse().map_err(|_| invalid()),
     };
-    let properties = match limit.file {
+    let properties = match &*limit.file {
         "memory.max" => vec![("MemoryMax", Value::U64(number(&limit.value)?))],
         "cpu.weight" => vec![("CPUWeight", Value::U64(number(&limit.value)?))],
         "cpu.max" => {
@@ -273,7 +274,11 @@ fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
                 mask(&limit.value).ok_or_else(invalid)?,
             )]
         }
-        file => return Err(Error::Limit(limit.property.unwrap_or(file))),
+        // systemd has no property for them, or one that names files instead of devices; as runc: the files are written, and are the
+        // container's own to write (Delegate=).
+        "cpu.idle" | "cpu.max.burst" | "cpu.weight.nice" => Vec::new(),
+        file if file.starts_with("io.") => Vec::new(),
+        _ => return Err(Error::Limit(named())),
     };
     Ok(properties
         .into_iter()

@@ -65,6 +65,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) shares: Vec<Share>,
     /// The network namespace the machine process lives in.
     pub(crate) network: Network,
+    /// From which of the host's memory nodes the machine takes its memory.
+    pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.
     pub(crate) oom_score_adj: Option<i32>,
     /// The container's state directory, for the control socket and the journal.
@@ -89,6 +91,15 @@ pub(crate) struct Share {
     pub(crate) recursive: bool,
     /// Whether the host side refuses writes.
     pub(crate) readonly: bool,
+}
+
+/// What set_mempolicy(2) takes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct MemoryPolicy {
+    /// MPOL_* and MPOL_F_* of linux/mempolicy.h.
+    pub(crate) mode: i32,
+    /// The nodes as bits, node 0 being the lowest of the first word.
+    pub(crate) nodes: Vec<u64>,
 }
 
 /// Which network namespace the machine process enters.

@@ -120,6 +120,10 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
+    // All that this process and its threads take from here on, guest RAM included.
+    if let Some(policy) = &launch.memory_policy {
+        sys::set_memory_policy(policy).doing("set linux.memoryPolicy")?;
+    }
     let bundle = open(
         launch.bundle,
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,

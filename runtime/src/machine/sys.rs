@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::MemoryPolicy;
+
 /// linux/sched.h; the libc crate's constant is an int, into which it does not fit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -72,6 +74,30 @@ pub(super) fn mount_setattr(
             flags,
             &raw const attr,
             size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// set_mempolicy(2): for the calling thread and those that it creates.
+pub(super) fn set_memory_policy(policy: &MemoryPolicy) -> io::Result<()> {
+    // The kernel takes one bit less than is said (mm/mempolicy.c, get_nodes).
+    let bits = policy.nodes.len() * 64 + 1;
+    let nodes = match &policy.nodes[..] {
+        [] => std::ptr::null(),
+        nodes => nodes.as_ptr(),
+    };
+    // SAFETY: the kernel reads `bits - 1` bits, which are there and outlive the call, or none where the pointer is null.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_set_mempolicy,
+            policy.mode,
+            nodes,
+            if nodes.is_null() { 0 } else { bits },
         )
     };
     if result == 0 {

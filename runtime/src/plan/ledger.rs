@@ -1,187 +1,234 @@
-//! The ledger: every property of the specification (runtime-spec 1.3, config.md and config-linux.md), and where it is applied.
+//! The ledger: what becomes of each property that a configuration has. `create` does what it says and `explain` prints it.
 
+use std::fmt;
+
+use serde::Serialize;
 use serde_json::Value;
 
+use super::properties::{Rule, rule};
+
 /// Where a property is applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Place {
     /// By the agent inside the machine.
     Guest,
     /// By the verbs or the machine process.
     Host,
     /// On both sides.
     Both,
-    /// Applied or refused depending on its value, which [`super::plan`] looks at.
-    ByValue,
-    /// Holds properties with entries of their own.
-    Inner,
-    /// Not applied: an error unless it is empty or asks for nothing.
-    Refused,
-    /// Not applied: an error unless it is empty or has this value, which already holds.
-    RefusedUnless(&'static str),
 }
 
-use Place::{Both, ByValue, Guest, Host, Inner, Refused, RefusedUnless};
-
-/// By name, sorted. Elements of an array share the array's entry.
-const LEDGER: [(&str, Place); 98] = [
-    ("annotations", Host),
-    ("domainname", Guest),
-    ("freebsd", Refused),
-    ("hooks", Inner),
-    ("hooks.createContainer", Host),
-    ("hooks.createRuntime", Host),
-    ("hooks.poststart", Host),
-    ("hooks.poststop", Host),
-    ("hooks.prestart", Host),
-    ("hooks.startContainer", Guest),
-    ("hostname", Guest),
-    ("linux", Inner),
-    ("linux.cgroupsPath", Both),
-    ("linux.devices", ByValue),
-    ("linux.gidMappings", Guest),
-    ("linux.intelRdt", Refused),
-    ("linux.maskedPaths", Guest),
-    ("linux.memoryPolicy", Refused),
-    ("linux.mountLabel", Refused),
-    ("linux.namespaces", Inner),
-    ("linux.namespaces.path", ByValue),
-    ("linux.namespaces.type", Both),
-    ("linux.netDevices", Refused),
-    ("linux.personality", Guest),
-    ("linux.readonlyPaths", Guest),
-    ("linux.resources", Inner),
-    ("linux.resources.blockIO", Refused),
-    ("linux.resources.cpu", Inner),
-    ("linux.resources.cpu.burst", Guest),
-    ("linux.resources.cpu.cpus", Host),
-    ("linux.resources.cpu.idle", Guest),
-    ("linux.resources.cpu.mems", Host),
-    ("linux.resources.cpu.period", Both),
-    ("linux.resources.cpu.quota", Both),
-    ("linux.resources.cpu.realtimePeriod", Refused),
-    ("linux.resources.cpu.realtimeRuntime", Refused),
-    ("linux.resources.cpu.shares", Both),
-    ("linux.resources.devices", Guest),
-    ("linux.resources.hugepageLimits", Guest),
-    ("linux.resources.memory", Inner),
-    ("linux.resources.memory.checkBeforeUpdate", Guest),
-    ("linux.resources.memory.disableOOMKiller", Refused),
-    ("linux.resources.memory.kernel", Refused),
-    ("linux.resources.memory.kernelTCP", Refused),
-    ("linux.resources.memory.limit", Both),
-    ("linux.resources.memory.reservation", Guest),
-    ("linux.resources.memory.swap", Guest),
-    ("linux.resources.memory.swappiness", Guest),
-    ("linux.resources.memory.useHierarchy", RefusedUnless("true")),
-    ("linux.resources.network", Inner),
-    ("linux.resources.network.classID", Refused),
-    ("linux.resources.network.priorities", Refused),
-    ("linux.resources.pids", Inner),
-    ("linux.resources.pids.limit", Guest),
-    ("linux.resources.rdma", Refused),
-    ("linux.resources.unified", ByValue),
-    ("linux.rootfsPropagation", Guest),
-    ("linux.seccomp", ByValue),
-    ("linux.sysctl", Guest),
-    ("linux.timeOffsets", Guest),
-    ("linux.uidMappings", Guest),
-    ("mounts", Inner),
-    ("mounts.destination", Guest),
-    ("mounts.gidMappings", Refused),
-    ("mounts.options", ByValue),
-    ("mounts.source", Both),
-    ("mounts.type", ByValue),
-    ("mounts.uidMappings", Refused),
-    ("ociVersion", Host),
-    ("process", Inner),
-    ("process.apparmorProfile", RefusedUnless("unconfined")),
-    ("process.args", Guest),
-    ("process.capabilities", Guest),
-    ("process.commandLine", Refused),
-    ("process.consoleSize", Both),
-    ("process.cwd", Guest),
-    ("process.env", Guest),
-    ("process.execCPUAffinity", Refused),
-    ("process.ioPriority", Guest),
-    ("process.noNewPrivileges", Guest),
-    ("process.oomScoreAdj", Both),
-    ("process.rlimits", Guest),
-    ("process.scheduler", Guest),
-    ("process.selinuxLabel", Refused),
-    ("process.terminal", Both),
-    ("process.user", Inner),
-    ("process.user.additionalGids", Guest),
-    ("process.user.gid", Guest),
-    ("process.user.uid", Guest),
-    ("process.user.umask", Guest),
-    ("process.user.username", Refused),
-    ("root", Inner),
-    ("root.path", Host),
-    ("root.readonly", Both),
-    ("solaris", Refused),
-    ("vm", Refused),
-    ("windows", Refused),
-    ("zos", Refused),
-];
-
-/// What the ledger says about a configuration.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Audit {
-    /// Properties that are refused.
-    pub(super) refused: Vec<String>,
-    /// Properties that the specification does not have; it demands that they are ignored (config.md, Extensibility).
-    pub(super) unknown: Vec<String>,
+/// What becomes of a property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is applied.
+    Applied(Place),
+    /// It asks for nothing that does not hold anyway.
+    Nothing,
+    /// The specification does not have it, and demands that it is ignored (config.md, Extensibility).
+    Unknown,
+    /// It is not applied, so there is no container.
+    Refused(Vec<Refusal>),
 }
 
-/// Looks every property up.
-pub(super) fn audit(config: &Value) -> Audit {
-    let mut audit = Audit::default();
-    descend(config, "", "", &mut audit);
-    audit
+/// Why a property is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The property's name in the configuration, for instance `mounts[1].options`.
+    pub(crate) property: String,
+    pub(crate) reason: String,
 }
 
-/// The place of the property with this name.
-pub(super) fn place(name: &str) -> Option<Place> {
-    let found = LEDGER.binary_search_by_key(&name, |(name, _)| name);
-    found.ok().map(|index| LEDGER[index].1)
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.property, self.reason)
+    }
 }
 
-/// Every entry.
-#[cfg(test)]
-pub(super) fn entries() -> impl Iterator<Item = (&'static str, Place)> {
-    LEDGER.into_iter()
+/// One property.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) property: String,
+    pub(crate) fate: Fate,
 }
 
-/// `name` is the ledger's name of `value`, `shown` the one in messages, with indexes.
-fn descend(value: &Value, name: &str, shown: &str, audit: &mut Audit) {
-    let join = |prefix: &str, key: &str| {
-        if prefix.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{prefix}.{key}")
+impl Entry {
+    /// The fate in a word, and the reasons of a refusal.
+    pub(crate) fn words(&self) -> (&'static str, Option<String>) {
+        match &self.fate {
+            Fate::Applied(Place::Guest) => ("guest", None),
+            Fate::Applied(Place::Host) => ("host", None),
+            Fate::Applied(Place::Both) => ("both", None),
+            Fate::Nothing => ("nothing", None),
+            Fate::Unknown => ("ignored", Some("is not in the specification".to_owned())),
+            Fate::Refused(refusals) => {
+                let reason = |refusal: &Refusal| match refusal.property.strip_prefix(&self.property)
+                {
+                    None | Some("") => refusal.reason.clone(),
+                    Some(part) => {
+                        format!("{}: {}", part.trim_start_matches('.'), refusal.reason)
+                    }
+                };
+                let reasons: Vec<String> = refusals.iter().map(reason).collect();
+                ("refused", Some(reasons.join("; ")))
+            }
         }
-    };
-    match value {
-        Value::Object(properties) => {
-            for (key, value) in properties {
-                let (name, shown) = (join(name, key), join(shown, key));
-                match place(&name) {
-                    None => audit.unknown.push(shown),
-                    Some(Inner) => descend(value, &name, &shown, audit),
-                    Some(Refused) if !asks_for_nothing(value) => audit.refused.push(shown),
-                    Some(RefusedUnless(held)) if !holds(value, held) => audit.refused.push(shown),
-                    Some(_) => {}
+    }
+}
+
+/// All that is refused of a configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) struct Refused(pub(super) Vec<Refusal>);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, refusal) in self.0.iter().enumerate() {
+            let between = if index == 0 { "" } else { "; " };
+            write!(f, "{between}{refusal}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of each property.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ledger(Vec<Entry>);
+
+impl Ledger {
+    /// Looks every property up, without regard to most values.
+    pub(super) fn of(config: &Value) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.descend(config, "", "");
+        ledger
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+
+    /// Refuses a property, or a part of one; it need not be in the configuration.
+    pub(super) fn refuse(&mut self, property: impl Into<String>, reason: impl Into<String>) {
+        let refusal = Refusal {
+            property: property.into(),
+            reason: reason.into(),
+        };
+        match self.find(&refusal.property) {
+            Some(entry) => match &mut entry.fate {
+                Fate::Refused(refusals) => refusals.push(refusal),
+                fate => *fate = Fate::Refused(vec![refusal]),
+            },
+            None => self.0.push(Entry {
+                property: refusal.property.clone(),
+                fate: Fate::Refused(vec![refusal]),
+            }),
+        }
+    }
+
+    /// Says where the value of a property is applied, if that differs from what holds for most.
+    pub(super) fn place(&mut self, property: &str, place: Place) {
+        if let Some(entry) = self.find(property)
+            && matches!(entry.fate, Fate::Applied(_))
+        {
+            entry.fate = Fate::Applied(place);
+        }
+    }
+
+    /// All that is refused, if anything is.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        let refusals = self.0.iter().filter_map(|entry| match &entry.fate {
+            Fate::Refused(refusals) => Some(refusals.clone()),
+            _ => None,
+        });
+        let refusals: Vec<Refusal> = refusals.flatten().collect();
+        (!refusals.is_empty()).then_some(Refused(refusals))
+    }
+
+    /// The warnings about properties that the specification does not have.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let unknown = self.0.iter().filter(|entry| entry.fate == Fate::Unknown);
+        unknown
+            .map(|entry| format!("ignoring unknown property {}", entry.property))
+            .collect()
+    }
+
+    /// The entry of a property, or of the innermost one that it is a part of.
+    fn find(&mut self, property: &str) -> Option<&mut Entry> {
+        let holds = |entry: &&mut Entry| {
+            property
+                .strip_prefix(&entry.property)
+                .is_some_and(|part| part.is_empty() || part.starts_with(['.', '[']))
+        };
+        let entries = self.0.iter_mut().filter(holds);
+        entries.max_by_key(|entry| entry.property.len())
+    }
+
+    fn add(&mut self, property: &str, fate: Fate) {
+        self.0.push(Entry {
+            property: property.to_owned(),
+            fate,
+        });
+    }
+
+    /// `name` is the property's, `shown` the same with indexes.
+    fn descend(&mut self, value: &Value, name: &str, shown: &str) {
+        match value {
+            Value::Object(properties) if !properties.is_empty() => {
+                for (key, value) in properties {
+                    let join = |prefix: &str| {
+                        if prefix.is_empty() {
+                            key.to_owned()
+                        } else {
+                            format!("{prefix}.{key}")
+                        }
+                    };
+                    self.look_up(value, &join(name), &join(shown));
                 }
             }
-        }
-        Value::Array(elements) => {
-            for (index, element) in elements.iter().enumerate() {
-                descend(element, name, &format!("{shown}[{index}]"), audit);
+            Value::Array(elements) if !elements.is_empty() => {
+                for (index, element) in elements.iter().enumerate() {
+                    self.descend(element, name, &format!("{shown}[{index}]"));
+                }
             }
+            // Empty, or of the wrong type for its property: parsing it as a specification has said so.
+            _ => self.add(shown, Fate::Nothing),
         }
-        // Of the wrong type for its property; parsing it as a specification has said so.
-        _ => {}
+    }
+
+    fn look_up(&mut self, value: &Value, name: &str, shown: &str) {
+        let refused = |reason: &str| {
+            Fate::Refused(vec![Refusal {
+                property: shown.to_owned(),
+                reason: reason.to_owned(),
+            }])
+        };
+        let fate = match (rule(name), value) {
+            (None, _) => Fate::Unknown,
+            (Some(Rule::Inner), _) => return self.descend(value, name, shown),
+            (Some(Rule::Keys(place)), Value::Object(keys)) if !keys.is_empty() => {
+                for key in keys.keys() {
+                    self.add(&format!("{shown}[{key}]"), Fate::Applied(place));
+                }
+                return;
+            }
+            (Some(_), Value::Null) => Fate::Nothing,
+            (Some(Rule::Refused(_)), value) if asks_for_nothing(value) => Fate::Nothing,
+            (Some(Rule::Refused(reason)), _) => refused(reason),
+            (Some(Rule::Unless(held, _)), value) if holds(value, held) => Fate::Nothing,
+            (Some(Rule::Unless(_, reason)), _) => refused(reason),
+            (Some(Rule::At(_) | Rule::Keys(_)), value) if is_empty(value) => Fate::Nothing,
+            (Some(Rule::At(place) | Rule::Keys(place)), _) => Fate::Applied(place),
+        };
+        self.add(shown, fate);
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(elements) => elements.is_empty(),
+        Value::Object(properties) => properties.is_empty(),
+        _ => false,
     }
 }
 
@@ -199,7 +246,6 @@ fn asks_for_nothing(value: &Value) -> bool {
 
 fn holds(value: &Value, held: &str) -> bool {
     match value {
-        Value::Null => true,
         Value::String(text) => text.is_empty() || text == held,
         Value::Bool(set) => (if *set { "true" } else { "false" }) == held,
         _ => false,
@@ -210,22 +256,56 @@ fn holds(value: &Value, held: &str) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_ledger_is_sorted_and_has_a_parent_for_each_entry() {
-        assert!(LEDGER.is_sorted_by(|a, b| a.0 < b.0));
-        for (name, _) in LEDGER {
-            if let Some((parent, _)) = name.rsplit_once('.') {
-                assert_eq!(place(parent), Some(Inner), "{name}");
-            }
-        }
+    fn words(ledger: &Ledger) -> Vec<(&str, String)> {
+        let of = |entry: &Entry| {
+            let (word, reason) = entry.words();
+            reason.map_or_else(|| word.to_owned(), |reason| format!("{word}: {reason}"))
+        };
+        let entries = ledger.entries().iter();
+        entries
+            .map(|entry| (entry.property.as_str(), of(entry)))
+            .collect()
     }
 
     #[test]
-    fn elements_are_named_by_index() {
-        let json =
-            r#"{"mounts":[{"destination":"/"},{"uidMappings":[{"size":1}],"colour":1}],"x":{}}"#;
-        let audit = audit(&serde_json::from_str(json).unwrap());
-        assert_eq!(audit.refused, ["mounts[1].uidMappings"]);
-        assert_eq!(audit.unknown, ["mounts[1].colour", "x"]);
+    fn each_property_has_a_line_and_elements_have_indexes() {
+        let json = r#"{"mounts":[{"destination":"/"},{"colour":1,"options":[]}],"x":{},"linux":{},
+            "process":{"apparmorProfile":"p","user":null},"root":{"path":"r"},"windows":{"a":[]}}"#;
+        let mut ledger = Ledger::of(&serde_json::from_str(json).unwrap());
+        ledger.place("mounts[0].destination", Place::Both);
+        ledger.place("mounts[1].options", Place::Both);
+        ledger.refuse("root.path", "is missing");
+        ledger.refuse("root.path[7].x", "is strange");
+        ledger.refuse("hostname", "is absent");
+        let unknown = "ignored: is not in the specification".to_owned();
+        assert_eq!(
+            words(&ledger),
+            [
+                ("linux", "nothing".into()),
+                ("mounts[0].destination", "both".into()),
+                ("mounts[1].colour", unknown.clone()),
+                ("mounts[1].options", "nothing".into()),
+                (
+                    "process.apparmorProfile",
+                    "refused: the guest has no AppArmor".into()
+                ),
+                ("process.user", "nothing".into()),
+                ("root.path", "refused: is missing; [7].x: is strange".into()),
+                ("windows", "nothing".into()),
+                ("x", unknown),
+                ("hostname", "refused: is absent".into()),
+            ]
+        );
+        assert_eq!(
+            ledger.refused().unwrap().to_string(),
+            "process.apparmorProfile: the guest has no AppArmor; root.path: is missing; root.path[7].x: is strange; hostname: is absent"
+        );
+        assert_eq!(
+            ledger.warnings(),
+            [
+                "ignoring unknown property mounts[1].colour",
+                "ignoring unknown property x"
+            ]
+        );
     }
 }

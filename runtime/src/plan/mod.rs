@@ -1,52 +1,43 @@
 //! From a configuration to what is done about it: by the machine, by the host, by the guest; and what is refused.
 //!
-//! [`plan`] is a pure function. The specification says that a runtime which cannot apply a property must fail (runtime.md, Create), so
-//! every property has an entry in the [`ledger`], and one that is refused there is an error that names it.
+//! [`decide`] is a pure function. The specification says that a runtime which cannot apply a property must fail (runtime.md, Create), so
+//! every property has a line in the [`Ledger`], and one that is refused there is an error that names it. `create` does what is decided,
+//! `explain` prints it.
 
+mod cpus;
 mod ledger;
+mod memory_policy;
 mod mounts;
+mod namespaces;
+mod process;
+mod properties;
+mod resources;
 mod size;
 #[cfg(test)]
 mod tests;
 mod update;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
-use protocol::Overlay;
+use protocol::{Overlay, Seccomp};
 use serde_json::Value;
 
+pub(crate) use ledger::{Entry, Ledger, Refused};
+pub(crate) use namespaces::Owner;
+pub(crate) use size::ANNOTATIONS;
 pub(crate) use update::{MachineSize, update};
 
 use crate::cgroup::Limit;
-use crate::machine::{Network, Share};
+use crate::machine::{MemoryPolicy, Network, Share};
 use crate::{hooks, seccomp};
 
 /// Name of the root filesystem's share.
 const ROOTFS: &str = "rootfs";
 
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    /// Properties that are not applied.
-    #[error("{} {} not supported yet", .0.join(", "), if .0.len() == 1 { "is" } else { "are" })]
-    Unsupported(Vec<String>),
-    /// A value that the specification or the machine does not allow.
-    #[error("{property}: {problem}")]
-    Invalid { property: String, problem: String },
-    /// A seccomp profile that cannot be compiled.
-    #[error(transparent)]
-    Seccomp(#[from] seccomp::Error),
-}
-
-/// A value that is not allowed.
-fn invalid(property: impl Into<String>, problem: impl Into<String>) -> Refused {
-    Refused::Invalid {
-        property: property.into(),
-        problem: problem.into(),
-    }
-}
+/// The property that limits are in.
+const RESOURCES: &str = "linux.resources";
 
 /// What a path of the host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +72,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) memory: u64,
     /// What a path of this host is, or why that is not known.
     pub(crate) kind: &'a dyn Fn(&Path) -> Result<FileKind, String>,
+    /// Whether resctrl is mounted.
+    pub(crate) resctrl: bool,
+    /// Whose namespace of this type a path leads to, or why that is not known.
+    pub(crate) namespace: &'a dyn Fn(&Path, LinuxNamespaceType) -> Result<Owner, String>,
 }
 
 /// What is to be done.
@@ -97,6 +92,8 @@ pub(crate) struct Plan {
     pub(crate) network: Network,
     /// `oom_score_adj` of the machine process.
     pub(crate) oom_score_adj: Option<i32>,
+    /// Where the machine takes its memory from.
+    pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `linux.cgroupsPath`.
     pub(crate) cgroups_path: Option<PathBuf>,
     /// Limits of the machine process's cgroup.
@@ -105,82 +102,85 @@ pub(crate) struct Plan {
     pub(crate) warnings: Vec<String>,
 }
 
-/// The root filesystem's absolute path.
-pub(crate) fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, Refused> {
-    let root = spec
-        .root()
-        .as_ref()
-        .ok_or_else(|| invalid("root", "must be specified"))?;
-    if root.path().as_os_str().is_empty() {
-        return Err(invalid("root.path", "must not be empty"));
+impl Plan {
+    /// The root filesystem's absolute path.
+    pub(crate) fn rootfs(&self) -> &Path {
+        let rootfs = self.shares.first();
+        rootfs.map_or_else(|| Path::new(""), |share| &share.source)
     }
-    Ok(bundle.join(root.path()))
+}
+
+/// What becomes of a configuration.
+pub(crate) struct Decision {
+    /// What becomes of each property.
+    pub(crate) ledger: Ledger,
+    /// What is to be done, unless the ledger has refusals: these.
+    pub(crate) plan: Result<Plan, Refused>,
 }
 
 /// Decides what is done about a configuration. `value` is all of it, unknown properties included.
-pub(crate) fn plan(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Result<Plan, Refused> {
-    let audit = ledger::audit(value);
-    let mut refused = audit.refused;
+pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision {
+    let mut ledger = Ledger::of(value);
     let linux = spec.linux().clone().unwrap_or_default_empty();
-    refused.extend(refused_by_value(&linux));
+    let rootfs = rootfs(spec, facts, &mut ledger);
+    check_cgroups_path(&linux, &mut ledger);
+    check_hooks(spec, &mut ledger);
+    check_linux(&linux, facts, &mut ledger);
+    namespaces::check(spec, &linux, facts, &mut ledger);
+    let resources = linux.resources().as_ref();
+    if let Some(resources) = resources {
+        resources::check(resources, &mut ledger);
+    }
+    let no_annotations = Default::default();
+    let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
+    let asked = size::Asked::of(annotations, value, &mut ledger);
+    let size = size::size(resources, &asked, facts, &mut ledger);
+    match spec.process() {
+        Some(process) => process::check(process, size.vcpus, &mut ledger),
+        None => ledger.refuse("process", "must not be empty"),
+    }
     let mounts = mounts::mounts(
         spec.mounts().as_deref().unwrap_or_default(),
         facts,
-        &mut refused,
-    )?;
-    if !refused.is_empty() {
-        return Err(Refused::Unsupported(refused));
-    }
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| invalid("process", "must not be empty"))?;
-    check_process(process)?;
-    check_hostname(spec, &linux)?;
-    check_hooks(spec)?;
-
-    let rootfs = Share {
-        name: ROOTFS.into(),
-        source: rootfs(spec, facts.bundle)?,
-        recursive: true,
-        readonly: spec
-            .root()
-            .as_ref()
-            .is_some_and(|root| root.readonly() == Some(true)),
+        &mut ledger,
+    );
+    let seccomp = compile_seccomp(&linux, &mut ledger);
+    let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
+    let plan = match ledger.refused() {
+        Some(refused) => Err(refused),
+        None => Ok(Plan {
+            memory_policy,
+            memory: size.memory,
+            vcpus: size.vcpus,
+            shares: std::iter::once(rootfs).chain(mounts.shares).collect(),
+            overlay: Overlay {
+                rootfs: ROOTFS.into(),
+                binds: mounts.binds,
+                seccomp,
+            },
+            network: namespaces::network(&linux),
+            oom_score_adj: spec.process().as_ref().and_then(Process::oom_score_adj),
+            cgroups_path: linux.cgroups_path().clone(),
+            limits: size.limits,
+            warnings: ledger.warnings(),
+        }),
     };
-    let size = size::size(linux.resources().as_ref(), facts)?;
-    let overlay = Overlay {
-        rootfs: ROOTFS.into(),
-        binds: mounts.binds,
-        seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
-    };
-    Ok(Plan {
-        memory: size.memory,
-        vcpus: size.vcpus,
-        shares: std::iter::once(rootfs).chain(mounts.shares).collect(),
-        overlay,
-        network: network(&linux),
-        oom_score_adj: process.oom_score_adj(),
-        cgroups_path: linux.cgroups_path().clone(),
-        limits: size.limits,
-        warnings: ignored(&audit.unknown),
-    })
+    Decision { ledger, plan }
 }
 
-/// Decides whether the process of an exec, given as the `process` of a configuration, can be had; what the caller should know.
-pub(crate) fn check_exec(config: &Value) -> Result<Vec<String>, Refused> {
-    let audit = ledger::audit(config);
-    if audit.refused.is_empty() {
-        Ok(ignored(&audit.unknown))
-    } else {
-        Err(Refused::Unsupported(audit.refused))
+/// Decides whether the process of an exec, given as the `process` of a configuration, can be had in a machine with this many vCPUs; what
+/// the caller should know.
+pub(crate) fn check_exec(
+    config: &Value,
+    process: &Process,
+    vcpus: u8,
+) -> Result<Vec<String>, Refused> {
+    let mut ledger = Ledger::of(config);
+    process::check(process, vcpus, &mut ledger);
+    match ledger.refused() {
+        Some(refused) => Err(refused),
+        None => Ok(ledger.warnings()),
     }
-}
-
-/// The warnings about properties that the specification does not have.
-fn ignored(unknown: &[String]) -> Vec<String> {
-    let warning = |name| format!("ignoring unknown property {name}");
-    unknown.iter().map(warning).collect()
 }
 
 /// `Linux::default()` is a configuration of oci-spec's own making; nothing said must mean nothing asked for.
@@ -202,101 +202,106 @@ impl OrEmpty for Option<Linux> {
     }
 }
 
-/// Properties that are applied or refused depending on their value.
-fn refused_by_value(linux: &Linux) -> Vec<String> {
-    let mut refused = Vec::new();
-    for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
-        let joins = namespace
-            .path()
-            .as_ref()
-            .is_some_and(|path| !path.as_os_str().is_empty());
-        if joins && namespace.typ() != LinuxNamespaceType::Network {
-            // Namespaces of this host's kernel cannot be joined by a process of another kernel.
-            refused.push(format!(
-                "linux.namespaces[{index}].path (of type {})",
-                namespace.typ()
-            ));
+/// The root filesystem, which has to be a directory.
+fn rootfs(spec: &Spec, facts: &Facts<'_>, ledger: &mut Ledger) -> Share {
+    let root = spec.root().as_ref();
+    let path = root
+        .map(|root| root.path().as_path())
+        .unwrap_or_else(|| Path::new(""));
+    let source = facts.bundle.join(path);
+    if root.is_none() {
+        ledger.refuse("root", "must be specified");
+    } else if path.as_os_str().is_empty() {
+        ledger.refuse("root.path", "must not be empty");
+    } else {
+        match (facts.kind)(&source) {
+            Ok(FileKind::Directory) => {}
+            Ok(_) => ledger.refuse(
+                "root.path",
+                format!("invalid rootfs: {} is not a directory", source.display()),
+            ),
+            Err(problem) => ledger.refuse("root.path", format!("invalid rootfs: {problem}")),
         }
     }
-    for (index, device) in linux.devices().iter().flatten().enumerate() {
-        if matches!(device.typ(), LinuxDeviceType::B | LinuxDeviceType::A) {
-            refused.push(format!("linux.devices[{index}] (block device)"));
-        }
+    Share {
+        name: ROOTFS.into(),
+        source,
+        recursive: true,
+        readonly: root.is_some_and(|root| root.readonly() == Some(true)),
     }
-    refused.extend(linux.seccomp().iter().flat_map(seccomp::unsupported));
-    let unified = linux
-        .resources()
-        .as_ref()
-        .and_then(|resources| resources.unified().as_ref());
-    let mut keys: Vec<_> = unified
-        .into_iter()
-        .flat_map(|unified| unified.keys())
-        .collect();
-    keys.sort();
-    for key in keys {
-        let controller = key.split_once('.').map_or("", |(controller, _)| controller);
-        if !matches!(controller, "memory" | "cpu" | "pids" | "hugetlb") {
-            refused.push(format!("linux.resources.unified[{key}]"));
-        }
-    }
-    refused
 }
 
-/// What runc demands of a process.
-fn check_process(process: &Process) -> Result<(), Refused> {
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(invalid("process.args", "must not be empty"));
+fn check_cgroups_path(linux: &Linux, ledger: &mut Ledger) {
+    let path = linux.cgroups_path().as_deref();
+    if path.is_some_and(|path| path.components().any(|c| c == Component::ParentDir)) {
+        ledger.refuse("linux.cgroupsPath", "contains ..");
     }
-    if !process.cwd().is_absolute() {
-        return Err(invalid("process.cwd", "must be an absolute path"));
-    }
-    Ok(())
 }
 
 /// What the specification demands of hooks (config.md, POSIX-platform Hooks).
-fn check_hooks(spec: &Spec) -> Result<(), Refused> {
+fn check_hooks(spec: &Spec, ledger: &mut Ledger) {
     for kind in hooks::KINDS {
         for (index, hook) in kind.of(spec).iter().enumerate() {
             let property = |name| format!("hooks.{kind}[{index}].{name}");
             if !hook.path().is_absolute() {
-                return Err(invalid(property("path"), "must be an absolute path"));
+                ledger.refuse(property("path"), "must be an absolute path");
             }
             if hook.timeout().is_some_and(|timeout| timeout <= 0) {
-                return Err(invalid(property("timeout"), "must be greater than zero"));
+                ledger.refuse(property("timeout"), "must be greater than zero");
             }
         }
     }
-    Ok(())
 }
 
-/// A name belongs to a UTS namespace.
-fn check_hostname(spec: &Spec, linux: &Linux) -> Result<(), Refused> {
-    let is_uts =
-        |namespace: &oci_spec::runtime::LinuxNamespace| namespace.typ() == LinuxNamespaceType::Uts;
-    if linux.namespaces().iter().flatten().any(is_uts) {
-        return Ok(());
-    }
-    for (property, name) in [
-        ("hostname", spec.hostname()),
-        ("domainname", spec.domainname()),
-    ] {
-        if name.as_ref().is_some_and(|name| !name.is_empty()) {
-            return Err(invalid(
-                property,
-                "cannot be set without a private UTS namespace",
-            ));
+/// The filter, unless it is refused or there is none.
+fn compile_seccomp(linux: &Linux, ledger: &mut Ledger) -> Option<Seccomp> {
+    let profile = linux.seccomp().as_ref()?;
+    let unsupported = seccomp::unsupported(profile);
+    if unsupported.is_empty() {
+        match seccomp::compile(profile) {
+            Ok(filter) => return Some(filter),
+            Err(seccomp::Error::Invalid { property, problem }) => ledger.refuse(property, problem),
+            Err(e) => ledger.refuse("linux.seccomp", e.to_string()),
         }
     }
-    Ok(())
+    for (property, problem) in unsupported {
+        ledger.refuse(property, problem);
+    }
+    None
 }
 
-/// The machine process never lives in the host's own network namespace. Without a network namespace in the configuration the container
-/// shares that of the guest.
-fn network(linux: &Linux) -> Network {
-    let namespaces = linux.namespaces().iter().flatten();
-    let mut network = namespaces.filter(|ns| ns.typ() == LinuxNamespaceType::Network);
-    match network.next().and_then(|ns| ns.path().clone()) {
-        Some(path) if !path.as_os_str().is_empty() => Network::Path(path),
-        _ => Network::New,
+/// What has no place of its own.
+fn check_linux(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) {
+    for (index, device) in linux.devices().iter().flatten().enumerate() {
+        if matches!(device.typ(), LinuxDeviceType::B | LinuxDeviceType::A) {
+            let problem = "block devices are not supported yet";
+            ledger.refuse(format!("linux.devices[{index}]"), problem);
+        }
+    }
+    if let Some(personality) = linux.personality()
+        && personality
+            .flags()
+            .as_ref()
+            .is_some_and(|flags| !flags.is_empty())
+    {
+        // The specification has none yet either (config-linux.md, Personality).
+        ledger.refuse("linux.personality.flags", "there are none");
+    }
+    if linux.intel_rdt().is_some() {
+        let problem = if facts.resctrl {
+            "is not supported yet"
+        } else {
+            "needs resctrl, which is not mounted on this host"
+        };
+        ledger.refuse("linux.intelRdt", problem);
+    }
+    if let Some(propagation) = linux.rootfs_propagation().as_deref()
+        && !matches!(
+            propagation.strip_prefix('r').unwrap_or(propagation),
+            "" | "private" | "shared" | "slave" | "unbindable"
+        )
+    {
+        let problem = format!("{propagation:?} is no type of propagation");
+        ledger.refuse("linux.rootfsPropagation", problem);
     }
 }

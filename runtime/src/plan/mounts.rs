@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Mount;
 
-use super::{Facts, FileKind, Refused, invalid};
+use super::ledger::{Ledger, Place};
+use super::{Facts, FileKind};
 use crate::machine::Share;
 
 /// File systems that the guest mounts.
@@ -19,44 +20,43 @@ pub(super) struct Mounts {
     pub(super) binds: Vec<(usize, String)>,
 }
 
-/// Sorts the mounts; what is not supported is added to `refused`.
-pub(super) fn mounts(
-    mounts: &[Mount],
-    facts: &Facts<'_>,
-    refused: &mut Vec<String>,
-) -> Result<Mounts, Refused> {
+/// Sorts the mounts; what is not supported is refused in `ledger`.
+pub(super) fn mounts(mounts: &[Mount], facts: &Facts<'_>, ledger: &mut Ledger) -> Mounts {
     let mut sorted = Mounts {
         shares: Vec::new(),
         binds: Vec::new(),
     };
     for (index, mount) in mounts.iter().enumerate() {
+        let property = |name: &str| format!("mounts[{index}].{name}");
         if !mount.destination().is_absolute() {
             let problem = format!("{} is not an absolute path", mount.destination().display());
-            return Err(invalid(format!("mounts[{index}].destination"), problem));
+            ledger.refuse(property("destination"), problem);
         }
-        let unsupported = unsupported_options(mount, index);
-        if !unsupported.is_empty() {
-            refused.extend(unsupported);
-        } else if is_bind(mount) {
+        for option in unsupported_options(mount) {
+            let problem = format!("{option} is not supported yet");
+            ledger.refuse(property("options"), problem);
+        }
+        if is_bind(mount) {
             let name = format!("mnt/{}", sorted.binds.len());
-            match share(mount, index, name.clone(), facts)? {
-                Some(share) => {
+            match share(mount, name.clone(), facts) {
+                Ok(share) => {
                     sorted.shares.push(share);
                     sorted.binds.push((index, name));
                 }
-                None => refused.push(format!(
-                    "mounts[{index}].source {} (socket, FIFO or device)",
-                    mount.source().clone().unwrap_or_default().display()
-                )),
+                Err(problem) => ledger.refuse(property("source"), problem),
+            }
+            for name in ["source", "options"] {
+                ledger.place(&property(name), Place::Both);
             }
         } else {
             let kind = mount.typ().as_deref().unwrap_or_default();
             if !GUEST_TYPES.contains(&kind) {
-                refused.push(format!("mounts[{index}].type {kind:?}"));
+                let problem = format!("{kind:?} is not supported yet");
+                ledger.refuse(property("type"), problem);
             }
         }
     }
-    Ok(sorted)
+    sorted
 }
 
 fn options(mount: &Mount) -> impl Iterator<Item = &str> {
@@ -69,35 +69,29 @@ fn is_bind(mount: &Mount) -> bool {
 }
 
 /// Options that no side applies. What is mounted later on one side does not show on the other, so no bind mount propagates.
-fn unsupported_options(mount: &Mount, index: usize) -> Vec<String> {
+fn unsupported_options(mount: &Mount) -> impl Iterator<Item = &str> {
     let bind = is_bind(mount);
-    let unsupported = |option: &&str| match *option {
+    options(mount).filter(move |option| match *option {
         "idmap" | "ridmap" | "remount" => true,
         "shared" | "rshared" | "slave" | "rslave" => bind,
         _ => false,
-    };
-    let found = options(mount).filter(unsupported);
-    found
-        .map(|option| format!("mounts[{index}].options {option}"))
-        .collect()
+    })
 }
 
-/// The share of a bind mount; `None` if its source is something that cannot be shared.
-fn share(
-    mount: &Mount,
-    index: usize,
-    name: String,
-    facts: &Facts<'_>,
-) -> Result<Option<Share>, Refused> {
+/// The share of a bind mount, or why there can be none.
+fn share(mount: &Mount, name: String, facts: &Facts<'_>) -> Result<Share, String> {
     let source = mount
         .source()
         .as_ref()
-        .filter(|source| !source.as_os_str().is_empty());
-    let property = || format!("mounts[{index}].source");
-    let source: PathBuf = facts
-        .bundle
-        .join(source.ok_or_else(|| invalid(property(), "must not be empty"))?);
-    let kind = (facts.kind)(&source).map_err(|problem| invalid(property(), problem))?;
+        .filter(|source| !source.as_os_str().is_empty())
+        .ok_or("must not be empty")?;
+    let path: PathBuf = facts.bundle.join(source);
+    if (facts.kind)(&path)? == FileKind::Special {
+        let source = source.display();
+        return Err(format!(
+            "{source} is a socket, FIFO or device, which is not supported yet"
+        ));
+    }
     let mut readonly = false;
     for option in options(mount) {
         match option {
@@ -106,12 +100,11 @@ fn share(
             _ => {}
         }
     }
-    // Without an option the mount is not recursive. What is read-only on the host is so with all that is mounted below.
-    let recursive = options(mount).any(|option| option == "rbind");
-    Ok((kind != FileKind::Special).then_some(Share {
+    Ok(Share {
         name,
-        source,
-        recursive,
+        source: path,
+        // Without an option the mount is not recursive. What is read-only on the host is so with all that is mounted below.
+        recursive: options(mount).any(|option| option == "rbind"),
         readonly,
-    }))
+    })
 }

@@ -1,8 +1,18 @@
-//! How large the machine is.
+//! How large the machine is, and what the host allows it.
 
-use oci_spec::runtime::LinuxResources;
+#[cfg(test)]
+mod tests;
 
-use super::{Facts, MachineSize, Refused, invalid};
+use std::collections::HashMap;
+
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
+use protocol::cpu_weight;
+use serde_json::Value;
+
+use super::cpus::CpuList;
+use super::ledger::Ledger;
+use super::resources::{io_limits, unified};
+use super::{Facts, MachineSize, RESOURCES};
 use crate::cgroup::Limit;
 
 const KIB: u64 = 1 << 10;
@@ -11,11 +21,15 @@ const MIB: u64 = 1 << 20;
 /// Guest RAM is a multiple of a huge page (2 MiB on x86_64).
 const GRANULE: u64 = 2 * MIB;
 
-/// Guest RAM when the configuration has no memory limit.
+/// Guest RAM when nothing is said.
 const DEFAULT_MEMORY: u64 = 512 * MIB;
 
-/// Guest RAM beside the container's own limit: the guest's kernel, the agent, page tables. The limit itself holds inside the guest.
+/// Guest RAM that the guest's kernel and the agent take, and leave free, beside what they take for each page. Half of it is free when a
+/// container has reached its limit (docs/configuration.md has the figures).
 const GUEST_OVERHEAD: u64 = 48 * MIB;
+
+/// The guest's kernel describes each page of 4 KiB in 64 bytes (struct page, linux/mm_types.h).
+const PAGES_PER_DESCRIPTOR: u64 = 4 * KIB / 64;
 
 /// Least guest RAM that a machine is given.
 const MACHINE_MIN: u64 = 64 * MIB;
@@ -35,6 +49,10 @@ const VCPUS_MAX: u64 = 32;
 /// `cpu.cfs_period_us` when the configuration has only a quota (Linux, sched-bwc).
 const DEFAULT_PERIOD: u64 = 100_000;
 
+/// The annotations that the size of the machine can be asked for with, and the beginning of all of Chiton's own.
+pub(crate) const ANNOTATIONS: [&str; 2] = ["dev.chiton.memory", "dev.chiton.vcpus"];
+const PREFIX: &str = "dev.chiton.";
+
 /// The machine's size, and what its cgroup on the host allows.
 pub(super) struct Size {
     /// Guest RAM in bytes.
@@ -43,15 +61,110 @@ pub(super) struct Size {
     pub(super) limits: Vec<Limit>,
 }
 
-pub(super) fn size(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<Size, Refused> {
-    let memory = memory(resources, facts)?;
-    let (vcpus, mut limits) = cpu(resources)?;
+/// What the configuration says of the machine itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    memory: Option<(String, u64)>,
+    vcpus: Option<(String, u64)>,
+}
+
+impl Asked {
+    /// By annotations of ours, or by `vm.hwConfig`.
+    pub(super) fn of(
+        annotations: &HashMap<String, String>,
+        config: &Value,
+        ledger: &mut Ledger,
+    ) -> Asked {
+        let mut asked = Asked::default();
+        for name in ["memory", "vcpus"] {
+            let property = format!("vm.hwConfig.{name}");
+            match &config["vm"]["hwConfig"][name] {
+                Value::Null => {}
+                value => match value.as_u64() {
+                    Some(number) => asked.set(name, property, number, ledger),
+                    None => ledger.refuse(property, "is not a number"),
+                },
+            }
+        }
+        let mut own: Vec<_> = annotations
+            .iter()
+            .filter(|(key, _)| key.starts_with(PREFIX))
+            .collect();
+        own.sort();
+        for (key, text) in own {
+            let property = format!("annotations[{key}]");
+            let number = match key.strip_prefix(PREFIX) {
+                Some("memory") => bytes(text),
+                Some("vcpus") => text.parse().ok(),
+                _ => {
+                    let known = ANNOTATIONS.join(" and ");
+                    ledger.refuse(
+                        property,
+                        format!("is not an annotation of Chiton's ({known} are)"),
+                    );
+                    continue;
+                }
+            };
+            match number {
+                Some(number) => asked.set(&key[PREFIX.len()..], property, number, ledger),
+                None => ledger.refuse(property, format!("{text:?} is not a number")),
+            }
+        }
+        asked
+    }
+
+    fn set(&mut self, name: &str, property: String, number: u64, ledger: &mut Ledger) {
+        let (slot, range) = match name {
+            "memory" => (&mut self.memory, MACHINE_MIN..=u64::MAX),
+            _ => (&mut self.vcpus, 1..=VCPUS_MAX),
+        };
+        if number < *range.start() {
+            ledger.refuse(property, format!("{number} is less than {}", range.start()));
+        } else if number > *range.end() {
+            ledger.refuse(property, format!("{number} is more than {}", range.end()));
+        } else if let Some((other, known)) = slot
+            && *known != number
+        {
+            ledger.refuse(property, format!("{number} is not the {known} of {other}"));
+        } else {
+            *slot = Some((property, number));
+        }
+    }
+}
+
+/// A number of bytes, with K, M or G behind it of 1024, 1024^2 or 1024^3 bytes.
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("K", KIB), ("M", MIB), ("G", KIB * MIB)];
+    let unit = units
+        .iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    // Not what else parse() takes, such as a sign.
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    digits
+        .then(|| number.parse::<u64>().ok()?.checked_mul(unit))
+        .flatten()
+}
+
+/// Decides; what cannot be is refused in `ledger`.
+pub(super) fn size(
+    resources: Option<&LinuxResources>,
+    asked: &Asked,
+    facts: &Facts<'_>,
+    ledger: &mut Ledger,
+) -> Size {
+    let memory = memory(resources, asked, facts, ledger);
+    let (wanted, mut limits) = host_limits(resources, ledger);
+    let vcpus = match &asked.vcpus {
+        Some((_, vcpus)) => *vcpus,
+        None => wanted.clamp(1, VCPUS_MAX),
+    };
     limits.push(host_memory(memory));
-    Ok(Size {
+    Size {
         memory,
-        vcpus,
+        vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
         limits,
-    })
+    }
 }
 
 /// The limits of a machine that has its size already, when the container's resources change.
@@ -60,263 +173,228 @@ pub(super) fn resize(
     new: Option<&LinuxResources>,
     machine: MachineSize,
     warnings: &mut Vec<String>,
-) -> Result<Vec<Limit>, Refused> {
-    let had = memory_limit(old)?;
-    match memory_limit(new)? {
+    ledger: &mut Ledger,
+) -> Vec<Limit> {
+    // What is in force has been looked at when it came.
+    let mut seen = Ledger::default();
+    let had = memory_limit(old, &mut seen);
+    match memory_limit(new, ledger) {
         limit if limit == had => {}
         None => warnings.push(format!(
             "the machine has {} bytes of memory, limit or not",
             machine.memory
         )),
         Some((property, limit)) => {
-            check_least(property, limit)?;
-            let most = machine.memory.saturating_sub(GUEST_OVERHEAD);
+            check_least(property, limit, ledger);
+            let most = allowed(machine.memory);
             if limit > most {
                 let problem = format!(
                     "the machine was given {} bytes of memory, which allow a limit of {most} bytes at most",
                     machine.memory
                 );
-                return Err(invalid(property, problem));
+                ledger.refuse(property, problem);
             }
         }
     }
-    let ((had, _), (wanted, mut limits)) = (cpu(old)?, cpu(new)?);
-    if wanted != had && wanted > machine.vcpus {
+    let ((had, _), (wanted, mut limits)) = (host_limits(old, &mut seen), host_limits(new, ledger));
+    if wanted != had && wanted > u64::from(machine.vcpus) {
         warnings.push(format!(
             "the machine has {} vCPU{} and gets no more, where a new one would have {wanted}",
             machine.vcpus,
             if machine.vcpus == 1 { "" } else { "s" }
         ));
     }
+    // The burst may never be more than the quota (cgroup-v2.rst, cpu.max.burst): when it is lowered, it comes first.
+    let burst = |resources: Option<&LinuxResources>| cpu_of(resources).and_then(LinuxCpu::burst);
+    if burst(new) < burst(old) {
+        limits.sort_by_key(|limit| limit.file != "cpu.max.burst");
+    }
     limits.push(host_memory(machine.memory));
-    Ok(limits)
+    limits
 }
 
 /// What the host allows a machine with this much RAM.
 fn host_memory(memory: u64) -> Limit {
-    Limit {
-        file: "memory.max",
-        value: (memory + memory / PAGE_TABLES + HOST_OVERHEAD).to_string(),
-        property: None,
-    }
+    let most = memory + memory / PAGE_TABLES + HOST_OVERHEAD;
+    Limit::unasked("memory.max", most.to_string())
+}
+
+/// The greatest limit of a container's memory in a machine with this much RAM: it has to be reached before the guest's kernel itself is
+/// short of memory.
+fn allowed(memory: u64) -> u64 {
+    (memory - memory / PAGES_PER_DESCRIPTOR).saturating_sub(GUEST_OVERHEAD)
+}
+
+/// The RAM of a machine for a container with this limit; the inverse of [`allowed`].
+fn needed(limit: u64) -> u64 {
+    let used = limit.saturating_add(GUEST_OVERHEAD);
+    used.saturating_add(used.div_ceil(PAGES_PER_DESCRIPTOR - 1))
 }
 
 /// Guest RAM in bytes.
-fn memory(resources: Option<&LinuxResources>, facts: &Facts<'_>) -> Result<u64, Refused> {
-    let Some((property, limit)) = memory_limit(resources)? else {
-        return Ok(DEFAULT_MEMORY);
+fn memory(
+    resources: Option<&LinuxResources>,
+    asked: &Asked,
+    facts: &Facts<'_>,
+    ledger: &mut Ledger,
+) -> u64 {
+    let limit = memory_limit(resources, ledger);
+    if let Some((property, limit)) = limit {
+        check_least(property, limit, ledger);
+    }
+    let wanted = match (&asked.memory, limit) {
+        (Some((property, memory)), limit) => {
+            if *memory > facts.memory {
+                let problem = format!(
+                    "{memory} is more than the {} bytes of this host",
+                    facts.memory
+                );
+                ledger.refuse(property.as_str(), problem);
+            }
+            if let Some((limited_by, limit)) = limit
+                && limit > allowed(*memory)
+            {
+                let problem = format!(
+                    "{memory} is too little for {limited_by}, which needs {}",
+                    needed(limit)
+                );
+                ledger.refuse(property.as_str(), problem);
+            }
+            *memory
+        }
+        // A limit beyond the host's memory limits nothing.
+        (None, Some((_, limit))) => needed(limit).max(MACHINE_MIN),
+        (None, None) => DEFAULT_MEMORY,
     };
-    check_least(property, limit)?;
-    let wanted = limit.saturating_add(GUEST_OVERHEAD);
-    // A limit beyond the host's memory limits nothing.
-    let memory = wanted.min(facts.memory).max(MACHINE_MIN);
-    Ok(memory.div_ceil(GRANULE) * GRANULE)
+    wanted.min(facts.memory).div_ceil(GRANULE) * GRANULE
 }
 
-fn check_least(property: &str, limit: u64) -> Result<(), Refused> {
-    if limit >= LIMIT_MIN {
-        return Ok(());
+fn check_least(property: &str, limit: u64, ledger: &mut Ledger) {
+    if limit < LIMIT_MIN {
+        let problem =
+            format!("{limit} bytes are less than the {LIMIT_MIN} bytes that a container needs");
+        ledger.refuse(property, problem);
     }
-    let problem =
-        format!("{limit} bytes are less than the {LIMIT_MIN} bytes that a container needs");
-    Err(invalid(property, problem))
 }
 
 /// The limit of the container's memory in bytes, and the property that sets it.
 fn memory_limit(
     resources: Option<&LinuxResources>,
-) -> Result<Option<(&'static str, u64)>, Refused> {
-    let unified = resources
-        .and_then(|r| r.unified().as_ref())
-        .and_then(|u| u.get("memory.max"));
-    if let Some(text) = unified.filter(|text| *text != "max") {
-        let property = "linux.resources.unified[memory.max]";
-        let limit = text.parse();
-        return Ok(Some((
-            property,
-            limit.map_err(|_| invalid(property, "is not a number of bytes"))?,
-        )));
+    ledger: &mut Ledger,
+) -> Option<(&'static str, u64)> {
+    const UNIFIED: &str = "linux.resources.unified[memory.max]";
+    let unified = resources.and_then(|resources| unified(resources).remove("memory.max"));
+    match unified.map(str::trim) {
+        None | Some("max") => {}
+        Some(text) => match text.parse() {
+            Ok(limit) => return Some((UNIFIED, limit)),
+            Err(_) => ledger.refuse(UNIFIED, "is not a number of bytes"),
+        },
     }
     let limit = resources
-        .and_then(|r| r.memory().as_ref())
+        .and_then(|resources| resources.memory().as_ref())
         .and_then(|memory| memory.limit());
     let limit = limit
         .and_then(|limit| u64::try_from(limit).ok())
         .filter(|limit| *limit > 0);
-    Ok(limit.map(|limit| ("linux.resources.memory.limit", limit)))
+    limit.map(|limit| ("linux.resources.memory.limit", limit))
 }
 
-/// The number of vCPUs, and the limits of their use of the host's CPUs.
-fn cpu(resources: Option<&LinuxResources>) -> Result<(u8, Vec<Limit>), Refused> {
-    let Some(cpu) = resources.and_then(|resources| resources.cpu().as_ref()) else {
-        return Ok((1, Vec::new()));
-    };
-    let mut wanted = None;
+fn cpu_of(resources: Option<&LinuxResources>) -> Option<&LinuxCpu> {
+    resources.and_then(|resources| resources.cpu().as_ref())
+}
+
+/// The number of vCPUs that CPU limits come to, and the limits of what the machine takes of the host.
+fn host_limits(resources: Option<&LinuxResources>, ledger: &mut Ledger) -> (u64, Vec<Limit>) {
+    let (mut quota, mut cpus) = (None, None);
     let mut limits = Vec::new();
-    let period = cpu
-        .period()
-        .filter(|period| *period > 0)
-        .unwrap_or(DEFAULT_PERIOD);
-    match cpu.quota().map(u64::try_from) {
-        None | Some(Ok(0)) => {}
-        Some(Ok(quota)) => {
-            wanted = Some(quota.div_ceil(period));
-            limits.push(Limit {
-                file: "cpu.max",
-                value: format!("{quota} {period}"),
-                property: Some("linux.resources.cpu.quota"),
-            });
-        }
-        // No quota, which is what holds where there is no file to say so.
-        Some(Err(_)) => limits.push(Limit {
-            file: "cpu.max",
-            value: format!("max {period}"),
-            property: None,
-        }),
+    if let Some(cpu) = cpu_of(resources) {
+        (quota, cpus) = cpu_limits(cpu, &mut limits);
     }
-    let mut limit = |file, value, property| {
-        limits.push(Limit {
-            file,
-            value,
-            property: Some(property),
-        });
+    let Some(resources) = resources else {
+        return (1, limits);
     };
-    if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
-        limit(
-            "cpu.weight",
-            weight(shares).to_string(),
-            "linux.resources.cpu.shares",
-        );
+    limits.extend(io_limits(resources));
+    for (file, value) in unified(resources) {
+        let property = || format!("{RESOURCES}.unified[{file}]");
+        match file {
+            "cpu.max" => match of_cpu_max(value) {
+                Some(wanted) => quota = wanted,
+                None => ledger.refuse(property(), "is not QUOTA PERIOD in microseconds"),
+            },
+            "cpuset.cpus" if !value.trim().is_empty() => match CpuList::parse(value) {
+                Some(list) => cpus = Some(list.count()),
+                None => ledger.refuse(property(), "is not a list of CPUs"),
+            },
+            _ => {}
+        }
+        if file.starts_with("cpu.") || file.starts_with("cpuset.") {
+            limits.push(Limit::asked(file.to_owned(), value, property()));
+        }
     }
-    let cpus = cpu.cpus().as_deref().filter(|cpus| !cpus.is_empty());
+    let wanted = match (quota, cpus) {
+        (Some(quota), Some(cpus)) => u64::min(quota, cpus),
+        (wanted, None) | (None, wanted) => wanted.unwrap_or(1),
+    };
+    (wanted, limits)
+}
+
+/// How many CPUs' time `QUOTA [PERIOD]` is (cgroup-v2.rst, cpu.max), if it is limited.
+fn of_cpu_max(text: &str) -> Option<Option<u64>> {
+    let mut numbers = text.split_ascii_whitespace();
+    let quota = numbers.next()?;
+    let period = match numbers.next() {
+        Some(period) => period.parse().ok().filter(|period| *period > 0)?,
+        None => DEFAULT_PERIOD,
+    };
+    match (quota, numbers.next()) {
+        (_, Some(_)) => None,
+        ("max", None) => Some(None),
+        (quota, None) => Some(Some(quota.parse::<u64>().ok()?.div_ceil(period))),
+    }
+}
+
+/// Adds the limits of the machine's use of the host's CPUs; how many CPUs' time it has, and how many CPUs, where that is limited.
+fn cpu_limits(cpu: &LinuxCpu, limits: &mut Vec<Limit>) -> (Option<u64>, Option<u64>) {
+    let mut limit = |file: &'static str, value: String, name: &str| {
+        limits.push(Limit::asked(file, value, format!("{RESOURCES}.cpu.{name}")));
+    };
+    if let Some(idle) = cpu.idle() {
+        limit("cpu.idle", idle.to_string(), "idle");
+    }
+    // An idle cgroup has no weight to set (kernel/sched/core.c, cpu_weight_write_u64).
+    if let Some(shares) = cpu.shares().filter(|s| *s > 0 && cpu.idle() != Some(1)) {
+        limit("cpu.weight", cpu_weight(shares).to_string(), "shares");
+    }
+    let period = cpu.period().filter(|period| *period > 0);
+    let quota = cpu.quota().filter(|quota| *quota != 0).map(u64::try_from);
+    let mut wanted = None;
+    if let Some(Ok(quota)) = quota {
+        let period = period.unwrap_or(DEFAULT_PERIOD);
+        wanted = Some(quota.div_ceil(period));
+        limit("cpu.max", format!("{quota} {period}"), "quota");
+    } else if quota.is_some() || period.is_some() {
+        // No quota, which is what holds where there is no file to say so.
+        let period = period.unwrap_or(DEFAULT_PERIOD);
+        limits.push(Limit::unasked("cpu.max", format!("max {period}")));
+    }
+    let mut limit = |file: &'static str, value: String, name: &str| {
+        limits.push(Limit::asked(file, value, format!("{RESOURCES}.cpu.{name}")));
+    };
+    if let Some(burst) = cpu.burst() {
+        limit("cpu.max.burst", burst.to_string(), "burst");
+    }
+    let text = |list: &Option<String>| list.clone().filter(|list| !list.is_empty());
+    let cpus = text(cpu.cpus());
+    let count = cpus
+        .as_deref()
+        .and_then(CpuList::parse)
+        .map(|list| list.count());
     if let Some(cpus) = cpus {
-        let count = count(cpus)
-            .ok_or_else(|| invalid("linux.resources.cpu.cpus", "is not a list of CPUs"))?;
-        wanted = wanted.or(Some(count));
-        limit("cpuset.cpus", cpus.to_owned(), "linux.resources.cpu.cpus");
+        limit("cpuset.cpus", cpus, "cpus");
     }
-    if let Some(mems) = cpu.mems().as_deref().filter(|mems| !mems.is_empty()) {
-        limit("cpuset.mems", mems.to_owned(), "linux.resources.cpu.mems");
+    if let Some(mems) = text(cpu.mems()) {
+        limit("cpuset.mems", mems, "mems");
     }
-    let vcpus = wanted.unwrap_or(1).clamp(1, VCPUS_MAX);
-    Ok((u8::try_from(vcpus).unwrap_or(u8::MAX), limits))
-}
-
-/// Shares (2 to 262144, cgroup v1) as a weight (1 to 10000, cgroup v2), linearly, as runc and crun do.
-fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
-/// How many CPUs a list such as `0-3,7` names (cpuset(7), List format); `None` if it is none.
-fn count(list: &str) -> Option<u64> {
-    list.trim().split(',').try_fold(0u64, |count, range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        let length = last.checked_sub(first)?;
-        count.checked_add(u64::from(length) + 1)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_cpus() {
-        for (list, expected) in [
-            ("0", Some(1)),
-            ("0-3,7", Some(5)),
-            ("1,3,5\n", Some(3)),
-            ("", None),
-            ("3-1", None),
-            ("a", None),
-            ("1,", None),
-            ("-1", None),
-        ] {
-            assert_eq!(count(list), expected, "{list:?}");
-        }
-    }
-
-    #[test]
-    fn weights() {
-        for (shares, expected) in [
-            (0, 1),
-            (2, 1),
-            (1024, 39),
-            (262_144, 10_000),
-            (u64::MAX, 10_000),
-        ] {
-            assert_eq!(weight(shares), expected);
-        }
-    }
-
-    /// MiB of guest RAM, vCPUs, and what is written to which file.
-    type Sized = (u64, u8, Vec<(&'static str, String)>);
-
-    fn sized(resources: &str) -> Result<Sized, String> {
-        let resources: LinuxResources = serde_json::from_str(resources).unwrap();
-        let kind = |_: &std::path::Path| Ok(super::super::FileKind::Directory);
-        let bundle = std::path::Path::new("/b");
-        let facts = Facts {
-            bundle,
-            memory: 4096 * MIB,
-            kind: &kind,
-        };
-        let size = size(Some(&resources), &facts).map_err(|e| e.to_string())?;
-        let limits = size
-            .limits
-            .into_iter()
-            .map(|limit| (limit.file, limit.value))
-            .collect();
-        Ok((size.memory / MIB, size.vcpus, limits))
-    }
-
-    #[test]
-    fn memory_follows_the_limit() {
-        let of = |json: &str| sized(json).map(|(memory, _, _)| memory);
-        for (resources, mib) in [
-            ("{}", 512),
-            (r#"{"memory":{"limit":-1}}"#, 512),
-            (r#"{"memory":{"limit":134217728}}"#, 176),
-            (r#"{"memory":{"limit":134217729}}"#, 178),
-            (r#"{"memory":{"limit":16777216}}"#, 64),
-            (r#"{"memory":{"limit":9223372036854775807}}"#, 4096),
-            (r#"{"unified":{"memory.max":"134217728"}}"#, 176),
-            (r#"{"unified":{"memory.max":"max"}}"#, 512),
-        ] {
-            assert_eq!(of(resources), Ok(mib), "{resources}");
-        }
-        let small = of(r#"{"memory":{"limit":1048576}}"#).unwrap_err();
-        assert!(
-            small.starts_with("linux.resources.memory.limit: 1048576 bytes"),
-            "{small}"
-        );
-        of(r#"{"unified":{"memory.max":"lots"}}"#).unwrap_err();
-    }
-
-    #[test]
-    fn the_host_cgroup_allows_the_machine_and_its_overhead() {
-        let (memory, _, limits) = sized("{}").unwrap();
-        assert_eq!(
-            limits,
-            [("memory.max", ((memory + 2 + 64) * MIB).to_string())]
-        );
-    }
-
-    #[test]
-    fn vcpus_follow_quota_then_cpus() {
-        let of = |json: &str| sized(json).map(|(_, vcpus, _)| vcpus);
-        for (cpu, vcpus) in [
-            ("{}", 1),
-            (r#"{"quota":-1,"cpus":"0-1"}"#, 2),
-            (r#"{"quota":50000}"#, 1),
-            (r#"{"quota":150000,"period":100000}"#, 2),
-            (r#"{"quota":150000,"cpus":"0-6"}"#, 2),
-            (r#"{"quota":100000,"period":10000}"#, 10),
-            (r#"{"cpus":"0-63"}"#, 32),
-        ] {
-            assert_eq!(of(&format!(r#"{{"cpu":{cpu}}}"#)), Ok(vcpus), "{cpu}");
-        }
-        of(r#"{"cpu":{"cpus":"all"}}"#).unwrap_err();
-    }
+    (wanted, count)
 }

@@ -3,10 +3,9 @@
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
-use super::{OrEmpty, Refused, Spec, ledger, refused_by_value, size};
+use super::ledger::{Ledger, Refusal};
+use super::{RESOURCES, Refused, Spec, resources, size};
 use crate::cgroup::Limit;
-
-const RESOURCES: &str = "linux.resources";
 
 /// Properties for which 0 and "" say something. For the others it means not to change them, as with runc.
 const SAYING_ZERO: [&str; 3] = [
@@ -44,10 +43,9 @@ pub(crate) fn update(
     machine: MachineSize,
 ) -> Result<Update, Refused> {
     let Value::Object(request) = request else {
-        return Err(super::invalid(RESOURCES, "is not a JSON object"));
+        return Err(invalid("is not a JSON object"));
     };
-    let audit = ledger::audit(&json!({"linux": {"resources": request}}));
-    let mut refused = audit.refused;
+    let mut ledger = Ledger::of(&json!({"linux": {"resources": request}}));
     let mut changed = request.clone();
     let current = config.pointer("/linux/resources").unwrap_or(&Value::Null);
     // They cannot be changed while processes have devices open, so runc does not either.
@@ -55,27 +53,33 @@ pub(crate) fn update(
         && is_said(&devices)
         && Some(&devices) != current.get("devices")
     {
-        refused.push(format!("{RESOURCES}.devices (other than the container's)"));
+        ledger.refuse(
+            format!("{RESOURCES}.devices"),
+            "cannot be changed while the container runs",
+        );
     }
     let mut changed = said(Value::Object(changed), RESOURCES);
-    let mut linux = None.unwrap_or_default_empty();
-    linux.set_resources(Some(parse(&changed)?));
-    refused.extend(refused_by_value(&linux));
-    if !refused.is_empty() {
-        return Err(Refused::Unsupported(refused));
-    }
+    parse(&changed)?;
 
     let mut config = config.clone();
-    let old = resources(&config)?;
+    let old = of_config(&config)?;
     merge(&mut config, json!({"linux": {"resources": changed}}));
     lift_swap(&mut config, &changed);
-    let new = resources(&config)?;
-    let mut warnings: Vec<String> = audit
-        .unknown
-        .iter()
-        .map(|name| format!("ignoring unknown property {name}"))
-        .collect();
-    let limits = size::resize(old.as_ref(), new.as_ref(), machine, &mut warnings)?;
+    let new = of_config(&config)?;
+    if let Some(new) = &new {
+        resources::check(new, &mut ledger);
+    }
+    let mut warnings = ledger.warnings();
+    let limits = size::resize(
+        old.as_ref(),
+        new.as_ref(),
+        machine,
+        &mut warnings,
+        &mut ledger,
+    );
+    if let Some(refused) = ledger.refused() {
+        return Err(refused);
+    }
     Ok(Update {
         config,
         guest: changed
@@ -87,14 +91,20 @@ pub(crate) fn update(
     })
 }
 
+fn invalid(problem: impl Into<String>) -> Refused {
+    Refused(vec![Refusal {
+        property: RESOURCES.to_owned(),
+        reason: problem.into(),
+    }])
+}
+
 fn parse(resources: &Value) -> Result<LinuxResources, Refused> {
-    serde_json::from_value(resources.clone()).map_err(|e| super::invalid(RESOURCES, e.to_string()))
+    serde_json::from_value(resources.clone()).map_err(|e| invalid(e.to_string()))
 }
 
 /// `linux.resources` of a configuration.
-fn resources(config: &Value) -> Result<Option<LinuxResources>, Refused> {
-    let spec: Spec = serde_json::from_value(config.clone())
-        .map_err(|e| super::invalid("config.json", e.to_string()))?;
+fn of_config(config: &Value) -> Result<Option<LinuxResources>, Refused> {
+    let spec: Spec = serde_json::from_value(config.clone()).map_err(|e| invalid(e.to_string()))?;
     Ok(spec
         .linux()
         .as_ref()
@@ -175,7 +185,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     const MACHINE: MachineSize = MachineSize {
-        memory: 176 * MIB,
+        memory: 180 * MIB,
         vcpus: 1,
     };
 
@@ -269,13 +279,13 @@ mod tests {
     fn the_machine_has_no_more_memory_than_at_its_boot() {
         let before = r#"{"memory":{"limit":134217728}}"#;
         updated(before, r#"{"memory":{"limit":134217728}}"#).unwrap();
-        let expected = "the machine was given 184549376 bytes of memory, which allow a limit of 134217728 bytes at most";
+        let expected = "the machine was given 188743680 bytes of memory, which allow a limit of 135462912 bytes at most";
         assert_eq!(
-            refusal(before, r#"{"memory":{"limit":134217729}}"#),
+            refusal(before, r#"{"memory":{"limit":135462913}}"#),
             format!("linux.resources.memory.limit: {expected}")
         );
         assert_eq!(
-            refusal(before, r#"{"unified":{"memory.max":"134217729"}}"#),
+            refusal(before, r#"{"unified":{"memory.max":"135462913"}}"#),
             format!("linux.resources.unified[memory.max]: {expected}")
         );
         let least = refusal(before, r#"{"memory":{"limit":1048576}}"#);
@@ -286,7 +296,7 @@ mod tests {
         let warnings = updated(before, r#"{"memory":{"limit":-1}}"#)
             .unwrap()
             .warnings;
-        assert!(warnings[0].contains("184549376 bytes"), "{warnings:?}");
+        assert!(warnings[0].contains("188743680 bytes"), "{warnings:?}");
     }
 
     #[test]
@@ -303,25 +313,24 @@ mod tests {
     #[test]
     fn what_is_not_applied_is_refused_by_name() {
         for (request, name) in [
-            (r#"{"blockIO":{"weight":10}}"#, "linux.resources.blockIO is"),
             (
-                r#"{"cpu":{"realtimeRuntime":5},"memory":{"kernel":5}}"#,
-                "linux.resources.cpu.realtimeRuntime, linux.resources.memory.kernel are",
+                r#"{"blockIO":{"leafWeight":10}}"#,
+                "linux.resources.blockIO.leafWeight: cgroup v2 has no weight of the processes of a cgroup against those below it",
             ),
             (
-                r#"{"unified":{"io.max":"1"}}"#,
-                "linux.resources.unified[io.max] is",
+                r#"{"cpu":{"realtimeRuntime":5},"memory":{"kernel":5}}"#,
+                "linux.resources.cpu.realtimeRuntime: cgroup v2 has no limits of real-time scheduling; linux.resources.memory.kernel: cgroup v2 has no limit of the kernel's memory alone",
+            ),
+            (
+                r#"{"unified":{"misc.max":"1"}}"#,
+                "linux.resources.unified[misc.max]: is of no controller that can be limited",
             ),
             (
                 r#"{"devices":[{"allow":true}]}"#,
-                "linux.resources.devices (other than the container's) is",
+                "linux.resources.devices: cannot be changed while the container runs",
             ),
         ] {
-            let expected = format!("{name} not supported yet");
-            assert_eq!(
-                refusal(r#"{"devices":[{"allow":false}]}"#, request),
-                expected
-            );
+            assert_eq!(refusal(r#"{"devices":[{"allow":false}]}"#, request), name);
         }
         for bad in ["[]", "5", r#"{"pids":{"limit":"many"}}"#, r#"{"cpu":5}"#] {
             let refusal = refusal("{}", bad);

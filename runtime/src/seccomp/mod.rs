@@ -47,11 +47,11 @@ pub(crate) enum Error {
     /// What libseccomp or the specification does not allow.
     #[error("{property}: {problem}")]
     Invalid { property: String, problem: String },
-    #[error("linux.seccomp: {0}")]
+    #[error("{0}")]
     Library(#[from] libseccomp::error::SeccompError),
-    #[error("linux.seccomp: read the compiled filter: {0}")]
+    #[error("read the compiled filter: {0}")]
     Read(#[from] io::Error),
-    #[error("linux.seccomp: the filter has {0} instructions, the kernel takes {PROGRAM_MAX}")]
+    #[error("the filter has {0} instructions, the kernel takes {PROGRAM_MAX}")]
     TooLong(usize),
 }
 
@@ -69,17 +69,19 @@ pub(crate) fn combines(arch: Arch) -> bool {
         .is_ok()
 }
 
-/// What a profile asks for and no guest does: a process outside that decides about system calls.
-pub(crate) fn unsupported(profile: &LinuxSeccomp) -> Vec<String> {
+/// What a profile asks for and no guest does, a process outside that decides about system calls: properties and problems.
+pub(crate) fn unsupported(profile: &LinuxSeccomp) -> Vec<(String, String)> {
     let mut found = Vec::new();
+    let mut note = |property: String, what: &str| {
+        found.push((property, format!("{what} is not supported yet")));
+    };
     if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
-        found.push("linux.seccomp.defaultAction SCMP_ACT_NOTIFY".to_owned());
+        note("linux.seccomp.defaultAction".into(), "SCMP_ACT_NOTIFY");
     }
     for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
         if rule.action() == LinuxSeccompAction::ScmpActNotify {
-            found.push(format!(
-                "linux.seccomp.syscalls[{index}].action SCMP_ACT_NOTIFY"
-            ));
+            let property = format!("linux.seccomp.syscalls[{index}].action");
+            note(property, "SCMP_ACT_NOTIFY");
         }
     }
     let set = |text: &str| !text.is_empty();
@@ -89,15 +91,16 @@ pub(crate) fn unsupported(profile: &LinuxSeccomp) -> Vec<String> {
         .and_then(|path| path.to_str())
         .is_some_and(set)
     {
-        found.push("linux.seccomp.listenerPath".to_owned());
+        note("linux.seccomp.listenerPath".into(), "a listener");
     }
     if profile.listener_metadata().as_deref().is_some_and(set) {
-        found.push("linux.seccomp.listenerMetadata".to_owned());
+        note("linux.seccomp.listenerMetadata".into(), "a listener");
     }
     let waits = |flag: &_| *flag == LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv;
     if profile.flags().iter().flatten().any(waits) {
         // The kernel takes it with a listener only (kernel/seccomp.c, seccomp_set_mode_filter).
-        found.push("linux.seccomp.flags SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV".to_owned());
+        let flag = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+        note("linux.seccomp.flags".into(), flag);
     }
     found
 }

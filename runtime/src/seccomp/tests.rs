@@ -239,10 +239,14 @@ fn what_is_wrong_is_named() {
     assert_eq!(
         unsupported(profile),
         [
-            "linux.seccomp.defaultAction SCMP_ACT_NOTIFY",
-            "linux.seccomp.syscalls[0].action SCMP_ACT_NOTIFY",
-            "linux.seccomp.listenerPath",
-            "linux.seccomp.flags SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+            ("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY"),
+            ("linux.seccomp.syscalls[0].action", "SCMP_ACT_NOTIFY"),
+            ("linux.seccomp.listenerPath", "a listener"),
+            (
+                "linux.seccomp.flags",
+                "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+            ),
         ]
+        .map(|(property, what)| (property.to_owned(), format!("{what} is not supported yet")))
     );
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::unistd::geteuid;
 
+use super::explain;
 use crate::cgroup::systemd::{self, Scope};
 use crate::cgroup::{self, Cgroup, Layout};
 use crate::cli;
@@ -17,7 +18,7 @@ use crate::error::{Error, FileContext, SystemContext};
 use crate::hooks::{Hooks, Kind};
 use crate::id::ContainerId;
 use crate::machine::{self, Launch};
-use crate::plan::{self, Facts, FileKind, Plan};
+use crate::plan::Plan;
 use crate::process::Identity;
 use crate::report::Report;
 use crate::state::{Lock, Record, StateDir, write_atomically};
@@ -66,13 +67,13 @@ pub(super) fn created(
     check_flags(context, args)?;
     let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
     let config = Config::load(&bundle)?;
-    let plan = make_plan(&config, &bundle)?;
+    let plan = explain::decide(context.root, &config, &bundle)?.plan?;
     let debug = |text: String| context.report.debug(&text);
     debug(format!("configuration of {} loaded", bundle.display()));
     for warning in config.warnings.iter().chain(&plan.warnings) {
         context.report.warn(warning);
     }
-    let rootfs = check_rootfs(&plan)?;
+    let rootfs = plan.rootfs().to_owned();
     let scope = if context.systemd_cgroup {
         let annotations = config.spec.annotations().iter().flatten();
         let scope = Scope::parse(plan.cgroups_path.as_deref(), id.as_str(), annotations);
@@ -153,6 +154,7 @@ pub(super) fn created(
         vcpus: plan.vcpus,
         shares: plan.shares,
         network: plan.network,
+        memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,
         state_dir: attempt.dir()?.as_fd(),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
@@ -267,38 +269,12 @@ fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
     Ok(())
 }
 
-fn make_plan(config: &Config, bundle: &Path) -> Result<Plan, Error> {
-    let memory = nix::sys::sysinfo::sysinfo()
-        .system("read the host's memory size")?
-        .ram_total();
-    let facts = Facts {
-        bundle,
-        memory,
-        kind: &FileKind::of,
-    };
-    Ok(plan::plan(&config.spec, &config.value, &facts)?)
-}
-
-/// The root filesystem must be a directory.
-fn check_rootfs(plan: &Plan) -> Result<PathBuf, Error> {
-    let path = plan
-        .shares
-        .first()
-        .map(|share| share.source.clone())
-        .unwrap_or_default();
-    match fs::metadata(&path) {
-        Ok(found) if found.is_dir() => Ok(path),
-        Ok(_) => Err(Error::RootfsKind(path)),
-        Err(source) => Err(Error::Rootfs { path, source }),
-    }
-}
-
 /// The cgroup v2 hierarchy for the container, unless it is to have no cgroup. Where it has no controllers, the caller is told what that means.
 fn cgroup_root(context: &Context<'_>, plan: &Plan) -> Result<Option<PathBuf>, Error> {
-    let asked = plan.limits.iter().find_map(|limit| limit.property);
+    let asked = plan.limits.iter().find_map(|limit| limit.property.as_ref());
     if context.no_cgroup {
         return match asked {
-            Some(property) => Err(cgroup::Error::Disabled(property).into()),
+            Some(property) => Err(cgroup::Error::Disabled(property.to_string()).into()),
             None => Ok(None),
         };
     }

@@ -53,7 +53,7 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
         json,
         process,
         warnings,
-    } = load(&dir, args)?;
+    } = load(&dir, args, record.as_ref().map_or(0, |record| record.vcpus))?;
     let oom_score_adj = process.oom_score_adj();
     for warning in &warnings {
         context.report.warn(warning);
@@ -85,11 +85,11 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
 }
 
 /// The process that the arguments ask for.
-fn load(dir: &StateDir, args: &cli::Exec) -> Result<Wanted, Error> {
+fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
     let config = Config::load(dir.path())?;
     let own = &config.value["process"];
     let Some(path) = &args.process else {
-        return wanted(args, None, own, &dir.path().join("config.json"));
+        return wanted(args, None, own, &dir.path().join("config.json"), vcpus);
     };
     let mut text = String::new();
     let file = File::open(path).file("open", path)?;
@@ -106,7 +106,7 @@ fn load(dir: &StateDir, args: &cli::Exec) -> Result<Wanted, Error> {
         path: path.clone(),
         source,
     })?;
-    wanted(args, Some(file), own, path)
+    wanted(args, Some(file), own, path, vcpus)
 }
 
 /// The descriptors that go along, and what they are.

@@ -7,6 +7,7 @@ use oci_spec::runtime::{
     LinuxSeccompAction, MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
 };
 
+use crate::plan::ANNOTATIONS;
 use crate::{SPEC_VERSION, seccomp};
 
 /// The lowest version of the specification whose configurations are accepted.
@@ -147,6 +148,9 @@ const SECCOMP_FLAGS: [&str; 4] = [
 ];
 const SECCOMP_FLAGS_SUPPORTED: usize = 3;
 
+/// The annotations that change what is done; the one with a dot at its end stands for all that begin so.
+const UNSAFE_ANNOTATIONS: [&str; 3] = [ANNOTATIONS[0], ANNOTATIONS[1], "org.systemd.property."];
+
 /// What this runtime supports, as JSON.
 pub(crate) fn features() -> String {
     // By way of a value: annotations come in the same order each time.
@@ -173,7 +177,7 @@ fn supported() -> Features {
         .set_mount_options(names(&MOUNT_OPTIONS))
         .set_linux(Some(linux()))
         .set_annotations(Some(annotations.collect()))
-        .set_potentially_unsafe_config_annotations(Some(Vec::new()));
+        .set_potentially_unsafe_config_annotations(names(&UNSAFE_ANNOTATIONS));
     features
 }
 
@@ -245,7 +249,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::plan::{Facts, FileKind, plan};
+    use crate::plan::{Facts, FileKind, Owner, decide};
 
     /// The guest's reader of mount options.
     const GUEST: &str = include_str!("../../../agent/src/stage/options.rs");
@@ -282,9 +286,11 @@ mod tests {
             bundle: Path::new("/b"),
             memory: 8 << 30,
             kind: &|_| Ok(FileKind::Directory),
+            resctrl: false,
+            namespace: &|_, _| Ok(Owner::Host),
         };
         let spec = serde_json::from_value(config.clone()).unwrap();
-        plan(&spec, &config, &facts).is_err()
+        decide(&spec, &config, &facts).plan.is_err()
     }
 
     #[test]

@@ -76,11 +76,7 @@ fn what_names_no_scope_is_refused() {
 #[test]
 fn limits_are_properties() {
     let of = |file, value: &str| {
-        let limit = Limit {
-            file,
-            value: value.to_owned(),
-            property: Some("linux.x"),
-        };
+        let limit = Limit::asked(file, value, "linux.x");
         limit_properties(&limit).map_err(|e| e.to_string())
     };
     for (file, value, expected) in [
@@ -129,8 +125,9 @@ fn limits_are_properties() {
             "linux.x is not what a property of a systemd unit can say"
         );
     }
+    assert_eq!(of("io.max", "8:0 rbps=1"), Ok(Vec::new()));
     assert_eq!(
-        of("io.max", "1").unwrap_err(),
+        of("memory.oom.group", "1").unwrap_err(),
         "linux.x has no property of a systemd unit"
     );
 }
@@ -250,11 +247,7 @@ fn direct(path: &Path) -> Systemd {
 #[test]
 fn a_unit_is_started_when_its_job_is_done() {
     let scope = Scope::parse(Some(Path::new("a.slice:p:n")), "c", std::iter::empty()).unwrap();
-    let limit = Limit {
-        file: "memory.max",
-        value: "4096".into(),
-        property: None,
-    };
+    let limit = Limit::unasked("memory.max", "4096");
     let properties = scope.properties(42, &[limit]).unwrap();
     let script = |peer: &mut Peer| {
         let (call, serial) = peer.receive();

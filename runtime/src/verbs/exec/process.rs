@@ -23,12 +23,13 @@ pub(super) struct Wanted {
 }
 
 /// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own process. What
-/// went wrong with the JSON is said of `path`.
+/// went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has.
 pub(super) fn wanted(
     args: &cli::Exec,
     file: Option<Value>,
     own: &Value,
     path: &Path,
+    vcpus: u8,
 ) -> Result<Wanted, Error> {
     let mut process = match file {
         Some(process) => process,
@@ -38,14 +39,18 @@ pub(super) fn wanted(
     check(&process)?;
     let mut config = json!({ "process": process });
     let mut warnings = Vec::from_iter(config::take_unknown_capabilities(&mut config));
-    warnings.extend(plan::check_exec(&config)?);
-    let process = &config["process"];
-    Ok(Wanted {
-        json: process.to_string(),
-        process: Process::deserialize(process).map_err(|source| config::Error::Json {
+    let given = config.clone();
+    config::translate(&mut config);
+    let json = config["process"].to_string();
+    let process =
+        Process::deserialize(&config["process"]).map_err(|source| config::Error::Json {
             path: path.to_owned(),
             source,
-        })?,
+        })?;
+    warnings.extend(plan::check_exec(&given, &process, vcpus)?);
+    Ok(Wanted {
+        json,
+        process,
         warnings,
     })
 }
@@ -126,6 +131,7 @@ fn inherit(process: &mut Value, own: &Value) {
         "ioPriority",
         "scheduler",
         "oomScoreAdj",
+        "execCPUAffinity",
     ] {
         if says_nothing(properties.get(name))
             && let Some(value) = own.get(name)

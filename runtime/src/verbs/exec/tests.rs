@@ -26,7 +26,7 @@ fn args(flags: &[&str]) -> cli::Exec {
 
 /// What comes of the flags, or the error in one line.
 fn from(flags: &[&str], own: &Value) -> Result<Value, String> {
-    wanted(&args(flags), None, own, Path::new("/c"))
+    wanted(&args(flags), None, own, Path::new("/c"), 1)
         .map(|wanted| serde_json::from_str(&wanted.json).unwrap())
         .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
@@ -38,6 +38,7 @@ fn from_file(file: Value) -> Result<Wanted, String> {
         Some(file),
         &own(),
         Path::new("/f"),
+        1,
     )
     .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
@@ -133,11 +134,11 @@ fn bad_flags_are_refused() {
         (&["-u", ":1", "c", "id"], "parsing  as int for uid failed"),
         (
             &["--apparmor", "p", "c", "id"],
-            "process.apparmorProfile is not supported yet",
+            "process.apparmorProfile: the guest has no AppArmor",
         ),
         (
             &["--process-label", "l", "c", "id"],
-            "process.selinuxLabel is not supported yet",
+            "process.selinuxLabel: the guest has no SELinux",
         ),
     ];
     for (flags, text) in table {

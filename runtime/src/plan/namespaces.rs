@@ -1,0 +1,282 @@
+//! Namespaces, and what belongs to one: names, id mappings, clock offsets, kernel parameters.
+
+use std::path::Path;
+
+use oci_spec::runtime::{
+    Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType as Kind, LinuxTimeOffset, Spec,
+};
+
+use super::Facts;
+use super::ledger::{Ledger, Place};
+use crate::machine::Network;
+
+/// Most lines of an id map (user_namespaces(7)).
+const MAPPINGS_MAX: usize = 340;
+
+const NANOSECONDS: u32 = 1_000_000_000;
+
+/// Whose namespace a path leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The machine of the container with this id.
+    Container(String),
+    /// This host, or something that runs on it.
+    Host,
+}
+
+/// Refuses what cannot be, or belongs to a namespace that is not there.
+pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) {
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    for (index, namespace) in namespaces.iter().enumerate() {
+        let (kind, property) = (namespace.typ(), format!("linux.namespaces[{index}]"));
+        if namespaces[..index].iter().any(|other| other.typ() == kind) {
+            let problem = format!("there is another one of type {}", name(kind));
+            ledger.refuse(format!("{property}.type"), problem);
+        }
+        if kind == Kind::Network {
+            ledger.place(&format!("{property}.type"), Place::Both);
+            // It is joined, whosever it is.
+            if let Some(Err(problem)) = path(namespace).map(|path| (facts.namespace)(path, kind)) {
+                ledger.refuse(format!("{property}.path"), problem);
+            }
+        } else if let Some(path) = path(namespace) {
+            ledger.refuse(format!("{property}.path"), unreachable(path, kind, facts));
+        }
+    }
+    let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    names(spec, has(Kind::Uts), ledger);
+    for (property, paths) in [
+        ("linux.maskedPaths", linux.masked_paths()),
+        ("linux.readonlyPaths", linux.readonly_paths()),
+    ] {
+        if paths.as_ref().is_some_and(|paths| !paths.is_empty()) && !has(Kind::Mount) {
+            ledger.refuse(property, "cannot be without a private mount namespace");
+        }
+    }
+    mappings(linux, has(Kind::User), ledger);
+    offsets(linux, has(Kind::Time), ledger);
+    for (name, value) in linux.sysctl().iter().flatten() {
+        if let Err(problem) = sysctl(name, value, &has) {
+            ledger.refuse(format!("linux.sysctl[{name}]"), problem);
+        }
+    }
+}
+
+/// The machine process never lives in the host's own network namespace. Without a network namespace in the configuration the container
+/// shares that of the guest.
+pub(super) fn network(linux: &Linux) -> Network {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let network = namespaces.find(|namespace| namespace.typ() == Kind::Network);
+    match network.and_then(path) {
+        Some(path) => Network::Path(path.to_owned()),
+        None => Network::New,
+    }
+}
+
+fn path(namespace: &LinuxNamespace) -> Option<&Path> {
+    let path = namespace.path().as_deref();
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// A namespace's name in the configuration.
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Mount => "mount",
+        Kind::Cgroup => "cgroup",
+        Kind::Uts => "uts",
+        Kind::Ipc => "ipc",
+        Kind::User => "user",
+        Kind::Pid => "pid",
+        Kind::Network => "network",
+        Kind::Time => "time",
+    }
+}
+
+/// Why the namespace of a path cannot be joined.
+fn unreachable(path: &Path, kind: Kind, facts: &Facts<'_>) -> String {
+    let shown = path.display();
+    match (facts.namespace)(path, kind) {
+        Ok(Owner::Container(id)) => {
+            format!("pods are not supported yet: {shown} belongs to container {id}")
+        }
+        Ok(Owner::Host) => format!(
+            "{shown} is of this host's kernel, and the container's processes are of another"
+        ),
+        Err(problem) => problem,
+    }
+}
+
+/// A name belongs to a UTS namespace.
+fn names(spec: &Spec, uts: bool, ledger: &mut Ledger) {
+    for (property, name) in [
+        ("hostname", spec.hostname()),
+        ("domainname", spec.domainname()),
+    ] {
+        let Some(name) = name.as_deref().filter(|name| !name.is_empty()) else {
+            continue;
+        };
+        if !uts {
+            ledger.refuse(property, "cannot be set without a private UTS namespace");
+        }
+        // __NEW_UTS_LEN of linux/utsname.h.
+        if name.len() > 64 {
+            ledger.refuse(property, "is longer than 64 bytes");
+        }
+    }
+}
+
+fn mappings(linux: &Linux, user: bool, ledger: &mut Ledger) {
+    for (property, mappings) in [
+        ("linux.uidMappings", linux.uid_mappings()),
+        ("linux.gidMappings", linux.gid_mappings()),
+    ] {
+        let mappings = mappings.as_deref().unwrap_or_default();
+        if user && mappings.is_empty() {
+            ledger.refuse(property, "must not be empty with a user namespace");
+        } else if !user && !mappings.is_empty() {
+            ledger.refuse(property, "cannot be without a user namespace");
+        }
+        if mappings.len() > MAPPINGS_MAX {
+            ledger.refuse(property, format!("has more than {MAPPINGS_MAX} mappings"));
+        }
+        for (index, mapping) in mappings.iter().enumerate() {
+            if !is_range(*mapping) {
+                let problem = "is not a range of ids (size 0, or beyond the greatest id)";
+                ledger.refuse(format!("{property}[{index}]"), problem);
+            }
+        }
+    }
+}
+
+fn is_range(mapping: LinuxIdMapping) -> bool {
+    let fits = |first: u32| first.checked_add(mapping.size()).is_some();
+    mapping.size() > 0 && fits(mapping.container_id()) && fits(mapping.host_id())
+}
+
+fn offsets(linux: &Linux, time: bool, ledger: &mut Ledger) {
+    let Some(offsets) = linux.time_offsets() else {
+        return;
+    };
+    if !time {
+        ledger.refuse("linux.timeOffsets", "cannot be without a time namespace");
+    }
+    let mut offsets: Vec<(&String, &LinuxTimeOffset)> = offsets.iter().collect();
+    offsets.sort_by_key(|(clock, _)| *clock);
+    for (clock, offset) in offsets {
+        let property = format!("linux.timeOffsets.{clock}");
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            // time_namespaces(7).
+            ledger.refuse(property.as_str(), "is neither monotonic nor boottime");
+        }
+        if offset.nanosecs().unwrap_or(0) >= NANOSECONDS {
+            ledger.refuse(property, "nanosecs is a second or more");
+        }
+    }
+}
+
+/// A parameter's name with dots as separators. The first of `.` and `/` in it is the separator; the other one stands for itself (sysctl(8)).
+fn dotted(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(at) if name.as_bytes()[at] == b'/' => name
+            .chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect(),
+        _ => name.to_owned(),
+    }
+}
+
+/// Parameters of a namespace need that namespace, so that a configuration means the same with runc. All others are those of the guest's own
+/// kernel, which serves this container alone: there is nobody else whom they could harm.
+fn sysctl(name: &str, value: &str, has: &impl Fn(Kind) -> bool) -> Result<(), String> {
+    const IPC: [&str; 9] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.msg_next_id",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let name = dotted(name);
+    let parts: Vec<&str> = name.split('.').collect();
+    // A slash within a part stands for a dot in a file's name, as in net.ipv4.conf.eth0/100.
+    if parts.len() < 2 || parts.iter().any(|part| part.is_empty() || *part == "/") {
+        return Err("is not the name of a kernel parameter".into());
+    }
+    if value.contains('\0') || name.contains('\0') {
+        return Err("contains a NUL".into());
+    }
+    let needed = match name.as_str() {
+        "kernel.hostname" => {
+            return Err("is set by the property hostname".into());
+        }
+        "kernel.domainname" => Some(Kind::Uts),
+        name if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(Kind::Ipc),
+        name if name.starts_with("net.") => Some(Kind::Network),
+        name if name.starts_with("user.") => Some(Kind::User),
+        _ => None,
+    };
+    match needed {
+        Some(kind) if !has(kind) => Err(format!(
+            "cannot be without a private {} namespace",
+            self::name(kind)
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_parameters() {
+        let all = |_| true;
+        let none = |_| false;
+        for name in ["net.ipv4.ip_forward", "net/ipv4/conf/eno2.100/rp_filter"] {
+            assert_eq!(sysctl(name, "1", &all), Ok(()), "{name}");
+            assert!(sysctl(name, "1", &none).unwrap_err().contains("network"));
+        }
+        for (name, kind) in [
+            ("kernel.sem", "ipc"),
+            ("fs.mqueue.msg_max", "ipc"),
+            ("user.max_user_namespaces", "user"),
+            ("kernel.domainname", "uts"),
+        ] {
+            assert_eq!(sysctl(name, "1", &all), Ok(()), "{name}");
+            assert!(sysctl(name, "1", &none).unwrap_err().contains(kind));
+        }
+        for name in ["vm.overcommit_memory", "kernel.pid_max", "fs/nr_open"] {
+            assert_eq!(sysctl(name, "1", &none), Ok(()), "{name}");
+        }
+        for name in [
+            "kernel.hostname",
+            "kernel",
+            "",
+            "/",
+            ".",
+            "..",
+            "net..x",
+            "/etc/passwd",
+            "kernel.",
+            "a./.b",
+            "net.\0",
+            "../../x",
+        ] {
+            assert!(sysctl(name, "1", &all).is_err(), "{name:?}");
+        }
+        assert!(sysctl("vm.x", "\0", &all).is_err());
+    }
+
+    #[test]
+    fn separators() {
+        assert_eq!(dotted("net/ipv4/conf/eno2.100"), "net.ipv4.conf.eno2/100");
+        assert_eq!(dotted("net.ipv4.conf.eno2/100"), "net.ipv4.conf.eno2/100");
+    }
+}
