@@ -1,0 +1,231 @@
+"""Limits: what the guest's cgroup says, what the host's cgroup of the machine says, and that they bite."""
+
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+
+from chiton import only_chiton, wait_for
+from test_configuration import again, explained, probed  # noqa: F401
+
+MIB = 1 << 20
+
+# Tries what limits forbid; prints errnos and signals.
+BITE = r"""
+import ctypes, errno, json, mmap, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def number(function):
+    try:
+        function()
+        return 0
+    except OSError as e:
+        return e.errno
+def forks():
+    children = []
+    try:
+        for _ in range(100):
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+            children.append(child)
+    except OSError as e:
+        return [len(children), e.errno]
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+def eats(size):
+    child = os.fork()
+    if child == 0:
+        eaten = [bytearray(1 << 20) for _ in range(size >> 20)]
+        os._exit(len(eaten) & 1)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+def huge():
+    child = os.fork()
+    if child == 0:
+        try:
+            # MAP_HUGETLB of 2 MiB pages (asm-generic/mman-common.h).
+            mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)[0] = 1
+        except OSError as e:
+            os._exit(e.errno)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return [os.WTERMSIG(status), os.WEXITSTATUS(status)]
+def device(kind, major, minor, flags):
+    path = "/dev/shm/node"
+    os.mknod(path, kind | 0o600, os.makedev(major, minor))
+    try:
+        return number(lambda: os.close(os.open(path, flags)))
+    finally:
+        os.unlink(path)
+print(json.dumps({
+    "forks": forks(), "eats": eats(int(sys.argv[1])), "huge": huge(),
+    "null": device(0o020000, 1, 3, os.O_RDWR), "mem": device(0o020000, 1, 1, os.O_RDONLY),
+    "kmsg read": device(0o020000, 1, 11, os.O_RDONLY), "kmsg write": device(0o020000, 1, 11, os.O_WRONLY),
+    "loop": device(0o060000, 7, 0, os.O_RDONLY),
+}))
+"""
+
+
+@pytest.fixture
+def loop(scratch):
+    """A block device of this host: its number, and where a file system on it is mounted."""
+    image, mounted = scratch / "image", scratch / "mounted"
+    image.write_bytes(b"")
+    os.truncate(image, 64 * MIB)
+    mounted.mkdir()
+    for command in (["modprobe", "-a", "loop", "ext4"], ["mkfs.ext4", "-q", image]):
+        subprocess.run(command, check=True)
+    device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(["mount", device, mounted], check=True)
+    number = os.stat(device).st_rdev
+    yield f"{os.major(number)}:{os.minor(number)}", mounted
+    subprocess.run(["umount", mounted], check=True)
+    subprocess.run(["losetup", "--detach", device], check=True)
+    mounted.rmdir()
+    image.unlink()
+
+
+def test_limits(runtime, probed, rootfs, loop):  # noqa: F811
+    number, _ = loop
+    major, minor = map(int, number.split(":"))
+    (rootfs / "bite.py").write_text(BITE)
+
+    def change(config):
+        next(m for m in config["mounts"] if m["destination"] == "/dev/shm")["options"].remove("nodev")
+        config["linux"]["resources"] |= {
+            "memory": {"limit": 96 * MIB, "reservation": 32 * MIB, "swap": 128 * MIB, "swappiness": 60},
+            "cpu": {"shares": 512, "quota": 60000, "period": 50000},
+            "pids": {"limit": 20},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "unified": {"memory.high": str(512 * MIB)},
+            "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 3 * MIB}],
+                        "throttleWriteBpsDevice": [{"major": major, "minor": minor, "rate": 2 * MIB}],
+                        "throttleWriteIOPSDevice": [{"major": major, "minor": minor, "rate": 1000}]},
+            "devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"}],
+        }
+        config["process"]["capabilities"]["effective"] = config["process"]["capabilities"]["permitted"] = \
+            config["process"]["capabilities"]["bounding"] = [*config["process"]["capabilities"]["bounding"], "CAP_SYSLOG"]
+        if runtime.name == "chiton":
+            config["linux"]["resources"]["cpu"]["burst"] = 10000
+
+    c, said = probed(change)
+    files = said["cgroup"]
+    expected = {"memory.max": str(96 * MIB), "memory.low": str(32 * MIB), "memory.swap.max": str(32 * MIB), "memory.high": str(512 * MIB),
+                "cpu.max": "60000 50000", "pids.max": "20", "hugetlb.2MB.max": "0"}
+    if runtime.name == "chiton":
+        # As runc 1.4; 1.1 has another formula.
+        expected |= {"cpu.weight": "59", "cpu.max.burst": "10000", "hugetlb.2MB.rsvd.max": "0"}
+    assert {name: files.get(name) for name in expected} == expected
+    host = {name: (c.cgroup / name).read_text().strip() for name in ("cpu.max", "cpu.weight", "io.max", "io.weight", "memory.max", "pids.max")}
+    assert host["io.max"] == f"{number} rbps={3 * MIB} wbps={2 * MIB} riops=max wiops=1000"
+    assert host["io.weight"] == "default 4950"
+    assert host["cpu.max"] == "60000 50000"
+    if runtime.name == "chiton":
+        assert said["cpus"] == 2
+        assert host["cpu.weight"] == "59" and (c.cgroup / "cpu.max.burst").read_text() == "10000\n"
+        assert host["pids.max"] == "max", "the machine's threads are not the container's processes"
+        assert 96 * MIB < int(host["memory.max"]) < 400 * MIB
+
+    done = json.loads(c.output("python3", "/bite.py", str(200 * MIB)))
+    # Beside the init, and what runs this. EAGAIN; SIGKILL; SIGBUS or ENOMEM; EPERM.
+    assert done["forks"][0] < 20 and done["forks"][1] == 11
+    assert done["eats"] == 9
+    assert done["huge"] in ([7, 0], [0, 12])
+    assert (done["null"], done["mem"], done["loop"]) == (0, 1, 1)
+    assert (done["kmsg read"], done["kmsg write"]) == (0, 1)
+    assert c.status == "running"
+
+
+@only_chiton
+def test_limits_on_both_sides(probed):  # noqa: F811
+    def change(config):
+        config["linux"]["resources"] |= {
+            "cpu": {"idle": 1, "cpus": "0", "mems": "0"},
+            "unified": {"cpu.max": "30000 20000", "memory.min": "4096", "pids.max": "30", "io.max": "", "hugetlb.2MB.max": "2097152"},
+        }
+        config["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+
+    c, said = probed(change)
+    files = said["cgroup"]
+    assert (files["cpu.max"], files["cpu.idle"], files["pids.max"], files["hugetlb.2MB.max"]) == ("30000 20000", "1", "30", "2097152")
+    host = {name: (c.cgroup / name).read_text().strip() for name in ("cpu.max", "cpu.idle", "cpuset.cpus", "cpuset.mems", "pids.max")}
+    assert host == {"cpu.max": "30000 20000", "cpu.idle": "1", "cpuset.cpus": "0", "cpuset.mems": "0", "pids.max": "max"}
+    assert said["affinity"] == [0], "one vCPU, as there is one host CPU for it"
+    maps = pathlib.Path(f"/proc/{c.pid}/numa_maps").read_text().splitlines()
+    anonymous = [line for line in maps if "anon=" in line and "file=" not in line]
+    assert anonymous and all(line.split()[1] == "bind:0" for line in anonymous), anonymous
+
+
+@only_chiton
+@pytest.mark.parametrize("limit", [32, 200])
+def test_the_guest_is_limited_before_the_machine(runtime, container, rootfs, limit):
+    """A program that takes more than the container may have is killed in the guest. The machine lives, and its own cgroup is not short."""
+    (rootfs / "eat.py").write_text("eaten = []\nwhile True: eaten.append(bytearray(1 << 20))\n")
+
+    def change(config):
+        config["linux"]["resources"]["memory"] = {"limit": limit * MIB}
+
+    c = container("sh", "-c", "python3 /eat.py; echo $?; cat /sys/fs/cgroup/memory.events; sleep 1000", change=change)
+    output = c.bundle.path / "output"
+    wait_for(lambda: "oom_group_kill" in output.read_text(), 60)
+    lines = [line for line in output.read_text().splitlines() if line != "Killed"]
+    assert lines[0] == "137" and "oom_kill 1" in lines, lines
+    host = dict(line.split() for line in (c.cgroup / "memory.events").read_text().splitlines())
+    assert (host["oom"], host["oom_kill"], host["max"]) == ("0", "0", "0"), host
+    assert int((c.cgroup / "memory.peak").read_text()) < int((c.cgroup / "memory.max").read_text())
+    assert c.output("echo", "alive") == "alive\n"
+    wait_for(lambda: (c.bundle.path / "oom").exists())
+
+
+@only_chiton
+def test_the_machine_is_as_large_as_is_asked(runtime, run, bundle):
+    show = ("sh", "-c", "grep MemTotal /proc/meminfo; nproc; cat /sys/fs/cgroup/memory.max")
+
+    def annotated(config):
+        config["annotations"] = {"dev.chiton.memory": "192M", "dev.chiton.vcpus": "2"}
+        config["linux"]["resources"] |= {"memory": {"limit": 64 * MIB}, "cpu": {"quota": 50000}}
+
+    total, cpus, most = run(*show, change=annotated).stdout.splitlines()
+    assert 150 < int(total.split()[1]) >> 10 <= 192 and (cpus, most) == ("2", str(64 * MIB))
+
+    def hardware(config):
+        config["vm"] = {"hwConfig": {"memory": 256 * MIB, "vcpus": 2}}
+
+    total, cpus, most = run(*show, change=hardware).stdout.splitlines()
+    assert 200 < int(total.split()[1]) >> 10 <= 256 and (cpus, most) == ("2", "max")
+    made = bundle("true")
+    hardware(made.config)
+    assert explained(runtime, made.save())[0]["machine"] == {"memory": 256 * MIB, "vcpus": 2}
+    features = json.loads(runtime.ok("features"))
+    assert features["potentiallyUnsafeConfigAnnotations"] == ["dev.chiton.memory", "dev.chiton.vcpus", "org.systemd.property."]
+
+
+@only_chiton
+def test_block_io_is_throttled_and_updated(runtime, container, loop):
+    """The host does the container's I/O, so its limits count."""
+    number, mounted = loop
+    major, minor = map(int, number.split(":"))
+
+    def change(config):
+        config["mounts"].append({"destination": "/data", "type": "bind", "source": str(mounted), "options": ["bind"]})
+        config["linux"]["resources"]["blockIO"] = {"throttleWriteBpsDevice": [{"major": major, "minor": minor, "rate": MIB}]}
+
+    c = container("sleep", "1000", change=change)
+    begun = time.monotonic()
+    c.output("dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=4", "conv=fsync")
+    assert time.monotonic() - begun > 3, "4 MiB at 1 MiB a second"
+    request = {"blockIO": {"weight": 100, "throttleWriteBpsDevice": [{"major": major, "minor": minor, "rate": 0}],
+                           "throttleReadIOPSDevice": [{"major": major, "minor": minor, "rate": 70}]}}
+    runtime.ok("update", "--resources", "-", c.name, input=json.dumps(request), stdin=None)
+    assert (c.cgroup / "io.max").read_text() == f"{number} rbps=max wbps=max riops=70 wiops=max\n"
+    assert (c.cgroup / "io.weight").read_text() == "default 910\n"
+    # What cannot be leaves all as it was.
+    request["blockIO"]["throttleReadIOPSDevice"][0]["rate"] = 80
+    request["blockIO"]["throttleWriteIOPSDevice"] = [{"major": 4095, "minor": 1, "rate": 1}]
+    done = runtime("update", "--resources", "-", c.name, input=json.dumps(request), stdin=None)
+    assert done.returncode == 1 and "linux.resources.blockIO.throttleWriteIOPSDevice" in done.stderr
+    assert (c.cgroup / "io.max").read_text() == f"{number} rbps=max wbps=max riops=70 wiops=max\n"
