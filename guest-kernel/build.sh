@@ -11,7 +11,7 @@ export LC_ALL=C
 umask 022
 
 readonly PACKAGE=linux-source-6.12
-readonly TOOLS=(bc binutils bison cpio flex gcc libc6-dev libelf-dev make perl xz-utils)
+readonly TOOLS=(bc binutils bison cpio flex gcc libc6-dev libelf-dev make patch perl xz-utils)
 
 # Everything that could differ between two builds of the same inputs.
 export SOURCE_DATE_EPOCH=0
@@ -32,7 +32,7 @@ trap '[[ -z $work ]] || rm -rf -- "$work"' EXIT
 # Prints the Debian packages whose tools are missing.
 missing_tools() {
     local -A tool=([bc]=bc [ld]=binutils [bison]=bison [cpio]=cpio [flex]=flex
-        [gcc]=gcc [make]=make [perl]=perl [xz]=xz-utils)
+        [gcc]=gcc [make]=make [patch]=patch [perl]=perl [xz]=xz-utils)
     local name
     for name in "${!tool[@]}"; do
         command -v "$name" >/dev/null || echo "${tool[$name]}"
@@ -83,7 +83,7 @@ key() {
         gcc --version | head -n1
         ld --version | head -n1
         fragments "$2"
-        cat -- "$here/build.sh" "$here/compact.pl"
+        cat -- "$here/build.sh" "$here/compact.pl" "$here"/patches/*.patch
     } | sha256sum | cut -c1-32
 }
 
@@ -119,6 +119,10 @@ fetch_source() {
 
 build() {
     cd "$work/src"
+    local each
+    for each in "$here"/patches/*.patch; do
+        patch -s -p1 <"$each" >&2 || die "$each does not apply to this version of the kernel"
+    done
     fragments "$1" >wanted.config
     say "configuring ($1)"
     make -s ARCH=x86_64 KCONFIG_ALLCONFIG=wanted.config allnoconfig >&2
