@@ -72,7 +72,6 @@ fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
 }
 
 fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
-    note(linux.intel_rdt().is_some(), "linux.intelRdt");
     note(
         linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
         "linux.netDevices",
@@ -220,7 +219,7 @@ mod tests {
                 "selinuxLabel":"l"},
             "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
             "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
-                "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},"intelRdt":{},
+                "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},
                 "devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}],
                 "resources":{"memory":{"disableOOMKiller":true},
                     "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
@@ -228,7 +227,6 @@ mod tests {
         let expected = [
             "process.apparmorProfile",
             "process.selinuxLabel",
-            "linux.intelRdt",
             "linux.mountLabel",
             "linux.namespaces[ipc].path",
             "linux.devices[0] (block device)",

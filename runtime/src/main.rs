@@ -14,6 +14,7 @@ mod plan;
 mod process;
 mod relay;
 mod report;
+mod resctrl;
 mod seccomp;
 mod signals;
 mod state;

@@ -203,19 +203,19 @@ def test_explain_says_what_create_does(runtime, bundle, scratch):
 
     made.config["linux"]["resources"] |= {"rdma": {"mlx5": {"hcaHandles": 1}}, "cpu": {"realtimeRuntime": 5, "cpus": "all"}}
     made.config["process"] |= {"cwd": "relative", "apparmorProfile": "docker-default", "rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}
-    made.config["linux"]["sysctl"] = {"kernel.hostname": "x"}
+    made.config["linux"] |= {"sysctl": {"kernel.hostname": "x"}, "intelRdt": {"closID": "../x"}}
     made.config["annotations"] = {"dev.chiton.memory": "lots"}
     made.config["galaxy"] = {"stars": 1}
     made.save()
     said, lines = explained(runtime, made, code=1)
     refused = {name: reason for name, (word, reason) in lines.items() if word == "refused"}
-    assert list(refused) == ["annotations", "linux.resources.cpu.cpus", "linux.resources.cpu.realtimeRuntime", "linux.resources.rdma",
+    assert list(refused) == ["annotations", "linux.intelRdt", "linux.resources.cpu.cpus", "linux.resources.cpu.realtimeRuntime", "linux.resources.rdma",
                              "linux.sysctl[kernel.hostname]", "process.apparmorProfile", "process.cwd", "process.rlimits"]
     assert lines["galaxy"][0] == "ignored" and said["machine"] is None
     for args in (("create",), ("run",)):
         done = runtime(*args, "--bundle", made.path, "x")
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-        assert len(done.stderr.split("; ")) == len(refused)
+        assert len(done.stderr.split("; ")) == sum(len(reason.split("; ")) for reason in refused.values())
         for name, reason in refused.items():
             assert name in done.stderr and reason.rsplit(": ", 1)[-1] in done.stderr, name
 

@@ -103,6 +103,48 @@ impl Ledger {
         ledger
     }
 
+    /// Notes what is unknown inside of properties that are looked at as a whole: what is not there any more when `spec`, which has been read
+    /// from `config`, is written again.
+    pub(super) fn note_unknown(&mut self, config: &Value, spec: &impl Serialize) {
+        if let Ok(known) = serde_json::to_value(spec) {
+            self.compare(config, &known, "", "");
+        }
+    }
+
+    fn compare(&mut self, given: &Value, known: &Value, name: &str, shown: &str) {
+        match (given, known) {
+            (Value::Object(given), Value::Object(known)) => {
+                for (key, value) in given {
+                    let join = |prefix: &str| match prefix {
+                        "" => key.clone(),
+                        prefix => format!("{prefix}.{key}"),
+                    };
+                    let (name, shown) = (join(name), join(shown));
+                    match known.get(key) {
+                        Some(known) => self.compare(value, known, &name, &shown),
+                        None if value.is_null() || is_empty(value) || rule(&name).is_some() => {}
+                        None if self.mentions(&shown) => {}
+                        None => self.add(&shown, Fate::Unknown),
+                    }
+                }
+            }
+            (Value::Array(given), Value::Array(known)) if given.len() == known.len() => {
+                for (index, (given, known)) in given.iter().zip(known).enumerate() {
+                    self.compare(given, known, name, &format!("{shown}[{index}]"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a property has an entry, or a refusal in that of another one.
+    fn mentions(&self, property: &str) -> bool {
+        self.0.iter().any(|entry| match &entry.fate {
+            Fate::Refused(refusals) => refusals.iter().any(|refusal| refusal.property == property),
+            _ => entry.property == property,
+        })
+    }
+
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.0
     }

@@ -20,9 +20,9 @@ mod update;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
 use protocol::{Overlay, Seccomp};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) use ledger::{Entry, Ledger, Refused};
 pub(crate) use namespaces::Owner;
@@ -92,6 +92,8 @@ pub(crate) struct Plan {
     pub(crate) network: Network,
     /// `oom_score_adj` of the machine process.
     pub(crate) oom_score_adj: Option<i32>,
+    /// The machine's share of caches and memory bandwidth.
+    pub(crate) intel_rdt: Option<LinuxIntelRdt>,
     /// Where the machine takes its memory from.
     pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `linux.cgroupsPath`.
@@ -125,7 +127,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     let rootfs = rootfs(spec, facts, &mut ledger);
     check_cgroups_path(&linux, &mut ledger);
     check_hooks(spec, &mut ledger);
-    check_linux(&linux, facts, &mut ledger);
+    check_linux(&linux, value, facts, &mut ledger);
     namespaces::check(spec, &linux, facts, &mut ledger);
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
@@ -146,10 +148,12 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     );
     let seccomp = compile_seccomp(&linux, &mut ledger);
     let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
+    ledger.note_unknown(value, spec);
     let plan = match ledger.refused() {
         Some(refused) => Err(refused),
         None => Ok(Plan {
             memory_policy,
+            intel_rdt: linux.intel_rdt().clone(),
             memory: size.memory,
             vcpus: size.vcpus,
             shares: std::iter::once(rootfs).chain(mounts.shares).collect(),
@@ -177,6 +181,7 @@ pub(crate) fn check_exec(
 ) -> Result<Vec<String>, Refused> {
     let mut ledger = Ledger::of(config);
     process::check(process, vcpus, &mut ledger);
+    ledger.note_unknown(config, &json!({ "process": process }));
     match ledger.refused() {
         Some(refused) => Err(refused),
         None => Ok(ledger.warnings()),
@@ -270,8 +275,45 @@ fn compile_seccomp(linux: &Linux, ledger: &mut Ledger) -> Option<Seccomp> {
     None
 }
 
+/// The rules of the specification and of runc.
+fn check_rdt(rdt: &LinuxIntelRdt, value: &Value, facts: &Facts<'_>, ledger: &mut Ledger) {
+    if !facts.resctrl {
+        let problem = "needs resctrl, which is not mounted on this host";
+        ledger.refuse("linux.intelRdt", problem);
+    }
+    let mut refuse = |name: &str, problem: &str| {
+        ledger.refuse(format!("linux.intelRdt.{name}"), problem);
+    };
+    let class = rdt.clos_id().as_deref().unwrap_or_default();
+    if matches!(class, "." | "..") || class.len() > 1 && class.contains('/') || class.contains('\0')
+    {
+        refuse("closID", "is no name of a class of service");
+    }
+    let bandwidth = rdt.mem_bw_schema().as_deref().unwrap_or_default();
+    if !bandwidth.is_empty() && !bandwidth.starts_with("MB:") {
+        refuse("memBwSchema", "does not begin with MB:");
+    }
+    let schemas = [rdt.l3_cache_schema(), rdt.mem_bw_schema()];
+    let lines = schemas
+        .into_iter()
+        .flatten()
+        .chain(rdt.schemata().iter().flatten());
+    if lines.into_iter().any(|line| line.contains('\n')) {
+        refuse("schemata", "contains a newline");
+    }
+    // oci-spec does not know them by these names.
+    for name in ["enableCMT", "enableMBM"] {
+        if value["linux"]["intelRdt"][name] == true {
+            refuse(
+                name,
+                "is what enableMonitoring is called since version 1.3 of the specification",
+            );
+        }
+    }
+}
+
 /// What has no place of its own.
-fn check_linux(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) {
+fn check_linux(linux: &Linux, value: &Value, facts: &Facts<'_>, ledger: &mut Ledger) {
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         if matches!(device.typ(), LinuxDeviceType::B | LinuxDeviceType::A) {
             let problem = "block devices are not supported yet";
@@ -287,13 +329,8 @@ fn check_linux(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) {
         // The specification has none yet either (config-linux.md, Personality).
         ledger.refuse("linux.personality.flags", "there are none");
     }
-    if linux.intel_rdt().is_some() {
-        let problem = if facts.resctrl {
-            "is not supported yet"
-        } else {
-            "needs resctrl, which is not mounted on this host"
-        };
-        ledger.refuse("linux.intelRdt", problem);
+    if let Some(rdt) = linux.intel_rdt() {
+        check_rdt(rdt, value, facts, ledger);
     }
     if let Some(propagation) = linux.rootfs_propagation().as_deref()
         && !matches!(

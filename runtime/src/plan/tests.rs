@@ -32,7 +32,11 @@ const TABLE: &[Line] = &[
     Line("linux.devices", r#"[{"path":"/dev/x","type":"p"}]"#, "guest"),
     Line("linux.devices", r#"[{"path":"/dev/x","type":"b","major":8,"minor":0}]"#, "refused"),
     Line("linux.gidMappings", r#"[{"containerID":0,"hostID":1,"size":1}]"#, "guest"),
-    Line("linux.intelRdt", r#"{"closID":"x"}"#, "refused"),
+    Line("linux.intelRdt", r#"{"closID":"x","l3CacheSchema":"L3:0=f","memBwSchema":"MB:0=70"}"#, "host"),
+    Line("linux.intelRdt", r#"{"closID":"../x"}"#, "refused"),
+    Line("linux.intelRdt", r#"{"memBwSchema":"L3:0=70"}"#, "refused"),
+    Line("linux.intelRdt", r#"{"schemata":["L3:0=f\nMB:0=1"]}"#, "refused"),
+    Line("linux.intelRdt", r#"{"enableCMT":true}"#, "refused"),
     Line("linux.maskedPaths", r#"["/proc/kcore"]"#, "guest"),
     Line("linux.memoryPolicy", r#"{"mode":"MPOL_BIND","nodes":"0"}"#, "host"),
     Line("linux.memoryPolicy", r#"{"mode":"MPOL_BIND"}"#, "refused"),
@@ -248,7 +252,7 @@ pub(super) fn facts() -> Facts<'static> {
         bundle: Path::new("/b"),
         memory: 1 << 34,
         kind: &kind,
-        resctrl: false,
+        resctrl: true,
         namespace: &namespace,
     }
 }
@@ -400,6 +404,21 @@ fn all_that_is_refused_is_named() {
 }
 
 #[test]
+fn resctrl_has_to_be_there() {
+    let config = with("linux.intelRdt", r#"{"closID":"x"}"#);
+    let spec: Spec = serde_json::from_value(config.clone()).unwrap();
+    let facts = Facts {
+        resctrl: false,
+        ..facts()
+    };
+    let error = decide(&spec, &config, &facts).plan.err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "linux.intelRdt: needs resctrl, which is not mounted on this host"
+    );
+}
+
+#[test]
 fn whose_namespace_it_is_is_said() {
     let refusal = |path: &str| {
         let json = format!(r#"[{{"type":"ipc","path":"{path}"}}]"#);
@@ -505,6 +524,23 @@ fn the_network_namespace_of_a_path_is_joined() {
 fn unknown_properties_are_warnings() {
     let plan = planned(&with("linux.galaxy", "1")).ok().unwrap();
     assert_eq!(plan.warnings, ["ignoring unknown property linux.galaxy"]);
+    let mut config = with(
+        "linux.seccomp",
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","star":1,"syscalls":[{"names":["read"],"action":"SCMP_ACT_LOG","moon":{}},
+            {"names":["write"],"action":"SCMP_ACT_LOG","sun":5}]}"#,
+    );
+    config["process"]["rlimits"] =
+        serde_json::json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1, "colour": "red"}]);
+    config["annotations"] = serde_json::json!({"any": "thing"});
+    let plan = planned(&config).ok().unwrap();
+    assert_eq!(
+        plan.warnings,
+        [
+            "ignoring unknown property linux.seccomp.star",
+            "ignoring unknown property linux.seccomp.syscalls[1].sun",
+            "ignoring unknown property process.rlimits[0].colour",
+        ]
+    );
 }
 
 #[test]

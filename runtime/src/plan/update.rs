@@ -59,7 +59,8 @@ pub(crate) fn update(
         );
     }
     let mut changed = said(Value::Object(changed), RESOURCES);
-    parse(&changed)?;
+    let known = json!({"linux": {"resources": parse(&changed)?}});
+    ledger.note_unknown(&json!({"linux": {"resources": changed}}), &known);
 
     let mut config = config.clone();
     let old = of_config(&config)?;
@@ -336,6 +337,12 @@ mod tests {
             let refusal = refusal("{}", bad);
             assert!(refusal.starts_with("linux.resources: "), "{refusal}");
         }
+        let request = r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1,"colour":"red"}]}"#;
+        let warnings = updated("{}", request).unwrap().warnings;
+        assert_eq!(
+            warnings,
+            ["ignoring unknown property linux.resources.hugepageLimits[0].colour"]
+        );
         let warnings = updated("{}", r#"{"pids":{"limt":5}}"#).unwrap().warnings;
         assert_eq!(
             warnings,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::process::Identity;
+use crate::resctrl::Groups;
 
 /// The version of the record that this program writes and the only one it reads.
 const VERSION: u32 = 1;
@@ -40,6 +41,9 @@ pub(crate) struct Record {
     /// The systemd unit that the cgroup belongs to, for instance `chiton-a.scope`.
     #[serde(default)]
     pub(crate) scope: Option<String>,
+    /// The groups of resctrl that the machine belongs to.
+    #[serde(default)]
+    pub(crate) resctrl: Option<Groups>,
     /// The machine process; `None` while create is at work.
     pub(crate) machine: Option<Identity>,
 }
@@ -60,6 +64,7 @@ impl Record {
             memory: 0,
             vcpus: 0,
             scope: None,
+            resctrl: None,
             machine: None,
         }
     }

@@ -21,6 +21,7 @@ use crate::machine::{self, Launch};
 use crate::plan::Plan;
 use crate::process::Identity;
 use crate::report::Report;
+use crate::resctrl::{self, Groups};
 use crate::state::{Lock, Record, StateDir, write_atomically};
 use crate::terminal::{self, DescriptorSocket};
 
@@ -99,6 +100,7 @@ pub(super) fn created(
     let mut attempt = Attempt {
         dir: Some(StateDir::create(context.root, &id)?),
         cgroup: None,
+        resctrl: None,
         pid_file: None,
         lock: None,
     };
@@ -129,8 +131,14 @@ pub(super) fn created(
         (None, Some(_)) => return Err(cgroup::Error::from(systemd::Error::NoHierarchy).into()),
         (None, None) => None,
     };
+    let rdt = plan.intel_rdt.as_ref();
+    record.resctrl = rdt.map(|rdt| Groups::of(Path::new(resctrl::ROOT), id.as_str(), rdt));
     // From here on a create that is killed leaves enough for delete to find everything.
     attempt.dir()?.write_record(&record)?;
+    if let (Some(groups), Some(rdt)) = (&record.resctrl, rdt) {
+        groups.make(rdt)?;
+        attempt.resctrl = Some(groups.clone());
+    }
     let mut placeholder = None;
     if let (Some(root), Some(path)) = (&root, &record.cgroup) {
         attempt.cgroup = Some(match &scope {
@@ -163,8 +171,12 @@ pub(super) fn created(
         begun: context.begun,
     };
     let hooks = Hooks::of(&config.spec, &record);
+    let groups = record.resctrl.clone();
     let mut ready = |pid| {
         debug(format!("machine process {pid} is in its namespaces"));
+        if let Some(groups) = &groups {
+            groups.add(pid)?;
+        }
         hooks.run(Kind::Prestart, pid)?;
         hooks.run(Kind::CreateRuntime, pid)?;
         Ok(hooks.run(Kind::CreateContainer, pid)?)
@@ -207,6 +219,7 @@ pub(super) fn created(
 struct Attempt {
     dir: Option<StateDir>,
     cgroup: Option<Cgroup>,
+    resctrl: Option<Groups>,
     pid_file: Option<PathBuf>,
     /// Held until all is undone: the id is free when the lock is.
     lock: Option<Lock>,
@@ -219,6 +232,7 @@ impl Attempt {
 
     fn keep(mut self) -> Result<(StateDir, Lock), Error> {
         self.pid_file = None;
+        self.resctrl = None;
         self.cgroup = None;
         self.dir.take().zip(self.lock.take()).ok_or(Error::NotFound)
     }
@@ -230,9 +244,11 @@ impl Attempt {
         if let Some(path) = self.pid_file.take() {
             let _ = fs::remove_file(path);
         }
+        let groups = self.resctrl.take();
+        let groups = groups.as_ref().map_or(Ok(()), Groups::remove);
         let cgroup = self.cgroup.take();
         let cgroup = cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
-        if let (Some(dir), Ok(())) = (self.dir.take(), cgroup) {
+        if let (Some(dir), Ok(()), Ok(())) = (self.dir.take(), cgroup, groups) {
             let _ = dir.remove();
         }
     }

@@ -71,6 +71,9 @@ pub(super) fn destroy(
     if let Some(machine) = record.and_then(|record| record.machine) {
         end(machine)?;
     }
+    if let Some(groups) = record.and_then(|record| record.resctrl.as_ref()) {
+        groups.remove()?;
+    }
     if let Some(record) = record
         && let Some(path) = record.cgroup.clone()
     {

@@ -14,11 +14,8 @@ use crate::config::{CONFIG, Config};
 use crate::error::{Error, FileContext, SystemContext};
 use crate::plan::{self, Decision, Entry, Facts, FileKind, Ledger, Owner, Plan};
 use crate::report::Report;
+use crate::resctrl;
 use crate::state::StateDir;
-
-/// Where resctrl is mounted, and its number (linux/magic.h).
-const RESCTRL: &str = "/sys/fs/resctrl";
-const RDTGROUP_SUPER_MAGIC: i64 = 0x0765_5821;
 
 /// The decision as text, and whether there is anything that `create` would refuse.
 pub(crate) fn explain(
@@ -98,7 +95,7 @@ pub(super) fn decide(root: &Path, config: &Config, bundle: &Path) -> Result<Deci
         bundle,
         memory,
         kind: &FileKind::of,
-        resctrl: statfs(RESCTRL).is_ok_and(|fs| fs.filesystem_type().0 == RDTGROUP_SUPER_MAGIC),
+        resctrl: resctrl::is_mounted(),
         namespace: &|path, kind| owner(root, path, kind),
     };
     Ok(plan::decide(&config.spec, &config.value, &facts))

@@ -148,6 +148,22 @@ const SECCOMP_FLAGS: [&str; 4] = [
 ];
 const SECCOMP_FLAGS_SUPPORTED: usize = 3;
 
+const MEMORY_POLICIES: [&str; 7] = [
+    "MPOL_BIND",
+    "MPOL_DEFAULT",
+    "MPOL_INTERLEAVE",
+    "MPOL_LOCAL",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_WEIGHTED_INTERLEAVE",
+];
+
+const MEMORY_POLICY_FLAGS: [&str; 3] = [
+    "MPOL_F_NUMA_BALANCING",
+    "MPOL_F_RELATIVE_NODES",
+    "MPOL_F_STATIC_NODES",
+];
+
 /// The annotations that change what is done; the one with a dot at its end stands for all that begin so.
 const UNSAFE_ANNOTATIONS: [&str; 3] = [ANNOTATIONS[0], ANNOTATIONS[1], "org.systemd.property."];
 
@@ -195,11 +211,13 @@ fn linux() -> LinuxFeature {
     selinux.set_enabled(Some(false));
     let mut intel_rdt = IntelRdt::default();
     intel_rdt
-        .set_enabled(Some(false))
-        .set_schemata(Some(false))
-        .set_monitoring(Some(false));
+        .set_enabled(Some(true))
+        .set_schemata(Some(true))
+        .set_monitoring(Some(true));
     let mut memory_policy = MemoryPolicy::default();
-    memory_policy.set_modes(names(&[])).set_flags(names(&[]));
+    memory_policy
+        .set_modes(names(&MEMORY_POLICIES))
+        .set_flags(names(&MEMORY_POLICY_FLAGS));
     let mut id_map = IDMap::default();
     id_map.set_enabled(Some(false));
     let mut mount_extensions = MountExtensions::default();
@@ -348,6 +366,14 @@ mod tests {
         for flag in list("knownFlags") {
             let listed = list("supportedFlags").contains(&flag);
             assert_eq!(compiles(with("flags", &flag)), listed, "{flag}");
+        }
+    }
+
+    #[test]
+    fn memory_policies_are_those_of_the_specification() {
+        for mode in MEMORY_POLICIES {
+            let policy = json!({"mode": mode, "flags": MEMORY_POLICY_FLAGS});
+            serde_json::from_value::<oci_spec::runtime::LinuxMemoryPolicy>(policy).unwrap();
         }
     }
 

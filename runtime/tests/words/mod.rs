@@ -7,9 +7,10 @@ pub(crate) fn plain(text: &str) -> String {
             .strip_prefix("time=\"")
             .and_then(|rest| rest.split_once(" msg="));
         // Quoted as in JSON, as far as these tests go.
-        quoted.map_or(line.to_owned(), |(_, quoted)| {
-            serde_json::from_str(quoted).unwrap()
-        })
+        quoted.map_or_else(
+            || line.to_owned(),
+            |(_, quoted)| serde_json::from_str(quoted).unwrap(),
+        )
     };
     text.lines().map(|line| words(line) + "\n").collect()
 }

@@ -245,6 +245,7 @@ fn configurations_of_the_real_world_are_accepted() {
         config["process"]["apparmorProfile"] = json!("unconfined");
         let plan = planned(&config);
         assert!(plan.is_ok(), "{}", plan.err().unwrap());
+        assert_eq!(plan.ok().unwrap().warnings, Vec::<String>::new());
     }
 }
 
