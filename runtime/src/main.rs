@@ -115,7 +115,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Update(args) => verbs::update(root, args, report)?,
         Verb::Events(args) => verbs::events(root, args, report)?,
         Verb::Explain(args) => {
-            let (text, refused) = verbs::explain(root, args, report)?;
+            let (text, refused) = verbs::explain(&context, args)?;
             print(&text)?;
             return Ok(u8::from(refused));
         }

@@ -30,6 +30,7 @@ pub(crate) use size::ANNOTATIONS;
 pub(crate) use update::{MachineSize, update};
 
 use crate::cgroup::Limit;
+use crate::cgroup::systemd::{self, Scope};
 use crate::machine::{MemoryPolicy, Network, Share};
 use crate::{hooks, seccomp};
 
@@ -72,6 +73,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) memory: u64,
     /// What a path of this host is, or why that is not known.
     pub(crate) kind: &'a dyn Fn(&Path) -> Result<FileKind, String>,
+    /// Whether systemd is to make the cgroup.
+    pub(crate) systemd: bool,
     /// Whether resctrl is mounted.
     pub(crate) resctrl: bool,
     /// Whose namespace of this type a path leads to, or why that is not known.
@@ -125,7 +128,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     let mut ledger = Ledger::of(value);
     let linux = spec.linux().clone().unwrap_or_default_empty();
     let rootfs = rootfs(spec, facts, &mut ledger);
-    check_cgroups_path(&linux, &mut ledger);
+    check_cgroup(spec, &linux, facts, &mut ledger);
     check_hooks(spec, &mut ledger);
     check_linux(&linux, value, facts, &mut ledger);
     namespaces::check(spec, &linux, facts, &mut ledger);
@@ -236,9 +239,20 @@ fn rootfs(spec: &Spec, facts: &Facts<'_>, ledger: &mut Ledger) -> Share {
     }
 }
 
-fn check_cgroups_path(linux: &Linux, ledger: &mut Ledger) {
+/// Whether there can be a cgroup of this name, or a scope of systemd for it.
+fn check_cgroup(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) {
     let path = linux.cgroups_path().as_deref();
-    if path.is_some_and(|path| path.components().any(|c| c == Component::ParentDir)) {
+    if facts.systemd {
+        // The container's id has been found to be fit for a name.
+        let annotations = spec.annotations().iter().flatten();
+        match Scope::parse(path, "id", annotations) {
+            Ok(_) => {}
+            Err(e @ systemd::Error::Annotation { .. }) => {
+                ledger.refuse("annotations", e.to_string());
+            }
+            Err(e) => ledger.refuse("linux.cgroupsPath", e.to_string()),
+        }
+    } else if path.is_some_and(|path| path.components().any(|c| c == Component::ParentDir)) {
         ledger.refuse("linux.cgroupsPath", "contains ..");
     }
 }

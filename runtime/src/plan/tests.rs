@@ -252,6 +252,7 @@ pub(super) fn facts() -> Facts<'static> {
         bundle: Path::new("/b"),
         memory: 1 << 34,
         kind: &kind,
+        systemd: false,
         resctrl: true,
         namespace: &namespace,
     }
@@ -401,6 +402,25 @@ fn all_that_is_refused_is_named() {
             "vm.kernel: the kernel and all else that runs the machine are Chiton's own",
         ]
     );
+}
+
+#[test]
+fn a_scope_of_systemd_has_a_name_of_three_parts() {
+    let refusal = |property: &str, value: &str| {
+        let config = with(property, value);
+        let spec: Spec = serde_json::from_value(config.clone()).unwrap();
+        let facts = Facts {
+            systemd: true,
+            ..facts()
+        };
+        let error = decide(&spec, &config, &facts).plan.err();
+        error.map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(refusal("linux.cgroupsPath", r#""a.slice:b:c""#), "");
+    let error = refusal("linux.cgroupsPath", r#""/a/b""#);
+    assert!(error.starts_with("linux.cgroupsPath: expected cgroupsPath to be of format"));
+    let error = refusal("annotations", r#"{"org.systemd.property.X":"?"}"#);
+    assert!(error.starts_with("annotations: annotation org.systemd.property.X"));
 }
 
 #[test]

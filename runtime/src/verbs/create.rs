@@ -68,7 +68,7 @@ pub(super) fn created(
     check_flags(context, args)?;
     let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
     let config = Config::load(&bundle)?;
-    let plan = explain::decide(context.root, &config, &bundle)?.plan?;
+    let plan = explain::decide(context, &config, &bundle)?.plan?;
     let debug = |text: String| context.report.debug(&text);
     debug(format!("configuration of {} loaded", bundle.display()));
     for warning in config.warnings.iter().chain(&plan.warnings) {

@@ -9,20 +9,16 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 use serde_json::{Value, json};
 
+use super::Context;
 use crate::cli;
 use crate::config::{CONFIG, Config};
 use crate::error::{Error, FileContext, SystemContext};
 use crate::plan::{self, Decision, Entry, Facts, FileKind, Ledger, Owner, Plan};
-use crate::report::Report;
 use crate::resctrl;
 use crate::state::StateDir;
 
 /// The decision as text, and whether there is anything that `create` would refuse.
-pub(crate) fn explain(
-    root: &Path,
-    args: &cli::Explain,
-    report: &Report,
-) -> Result<(String, bool), Error> {
+pub(crate) fn explain(context: &Context<'_>, args: &cli::Explain) -> Result<(String, bool), Error> {
     let path = args.config.as_ref().unwrap_or(&args.bundle);
     let path = fs::canonicalize(path).file("open", path)?;
     let file = if path.is_dir() {
@@ -33,9 +29,9 @@ pub(crate) fn explain(
     let bundle = file.parent().unwrap_or_else(|| Path::new("/"));
     let config = Config::load_file(file.clone())?;
     for warning in &config.warnings {
-        report.warn(warning);
+        context.report.warn(warning);
     }
-    let Decision { ledger, plan } = decide(root, &config, bundle)?;
+    let Decision { ledger, plan } = decide(context, &config, bundle)?;
     let plan = plan.as_ref().ok();
     let text = if args.json {
         as_json(&ledger, plan)
@@ -86,8 +82,12 @@ fn as_json(ledger: &Ledger, plan: Option<&Plan>) -> String {
     serde_json::to_string_pretty(&value).unwrap_or_default() + "\n"
 }
 
-/// Decides about the configuration of a bundle. `root` is where the state of containers is.
-pub(super) fn decide(root: &Path, config: &Config, bundle: &Path) -> Result<Decision, Error> {
+/// Decides about the configuration of a bundle.
+pub(super) fn decide(
+    context: &Context<'_>,
+    config: &Config,
+    bundle: &Path,
+) -> Result<Decision, Error> {
     let memory = nix::sys::sysinfo::sysinfo()
         .system("read the host's memory size")?
         .ram_total();
@@ -95,8 +95,9 @@ pub(super) fn decide(root: &Path, config: &Config, bundle: &Path) -> Result<Deci
         bundle,
         memory,
         kind: &FileKind::of,
+        systemd: context.systemd_cgroup,
         resctrl: resctrl::is_mounted(),
-        namespace: &|path, kind| owner(root, path, kind),
+        namespace: &|path, kind| owner(context.root, path, kind),
     };
     Ok(plan::decide(&config.spec, &config.value, &facts))
 }

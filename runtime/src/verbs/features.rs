@@ -304,6 +304,7 @@ mod tests {
             bundle: Path::new("/b"),
             memory: 8 << 30,
             kind: &|_| Ok(FileKind::Directory),
+            systemd: false,
             resctrl: false,
             namespace: &|_, _| Ok(Owner::Host),
         };
