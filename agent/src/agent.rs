@@ -8,11 +8,13 @@ use protocol::{
     Create, Exec, Failure, FailureKind, INIT, Message, ProcessId, Reply, Request, RequestBody,
 };
 
-use crate::boot::{Booted, now, since_boot};
+use crate::boot::{Booted, now};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Event};
+use crate::errand::Errands;
 use crate::error::{During, Error, Result};
 use crate::process::Process;
+use crate::stage::Task;
 use crate::stream::Stream;
 use crate::sys;
 
@@ -29,6 +31,9 @@ const STREAMS: u64 = 1;
 const FREEZING: u64 = u64::MAX - 2;
 const MEMORY: u64 = u64::MAX - 3;
 
+/// Errands, beyond all streams, too: their numbers are added.
+const ERRANDS: u64 = 1 << 63;
+
 /// Events taken at once.
 const BATCH: usize = 16;
 
@@ -41,6 +46,7 @@ pub(crate) struct Agent {
     config: String,
     /// Of the container that has been created.
     cgroup: Option<Cgroup>,
+    errands: Errands,
     /// The host is to be told, once it has taken what it was told before.
     out_of_memory: bool,
     /// What epoll knows of the control stream's wishes.
@@ -58,6 +64,7 @@ impl Agent {
             container: None,
             config: String::new(),
             cgroup: None,
+            errands: Errands::default(),
             out_of_memory: false,
             interest,
         };
@@ -136,6 +143,7 @@ impl Agent {
             SIGNALS => self.reap(),
             FREEZING => self.settle(),
             MEMORY => self.look_at_memory(),
+            token if token >= ERRANDS => self.errand_ready(token - ERRANDS),
             token => self.process_ready(token / PARTS, token % PARTS, events),
         }
     }
@@ -212,15 +220,34 @@ impl Agent {
                     Err(error) => Err(error),
                 }
             }
-            RequestBody::Update(json) => cgroup.update(&json).map(|()| Reply::Done),
+            RequestBody::Update(json) => {
+                let task = Task::Update(cgroup.update(json));
+                return self.errand(id, &task);
+            }
+            RequestBody::Processes => {
+                let task = Task::Processes(cgroup.processes());
+                return self.errand(id, &task);
+            }
             RequestBody::Statistics => cgroup.statistics().map(Reply::Statistics),
-            RequestBody::Processes => cgroup.processes().map(|processes| Reply::Processes {
-                now: since_boot(),
-                processes,
-            }),
             _ => Err(Error::Config("the request is not supported".into())),
         };
         Some(result.map_err(|error| error.failure()))
+    }
+
+    /// Sends for the answer. None when it comes later.
+    fn errand(&mut self, id: u64, task: &Task) -> Option<std::result::Result<Reply, Failure>> {
+        let watch = |number, wire: BorrowedFd<'_>| {
+            watch(&self.epoll, wire, EpollFlags::EPOLLIN, ERRANDS + number)
+        };
+        let begun = self.errands.begin(id, task, watch);
+        begun.err().map(|error| Err(error.failure()))
+    }
+
+    fn errand_ready(&mut self, number: u64) -> Result<()> {
+        match self.errands.hear(number) {
+            Some((id, result)) => self.booted.control.send(&Message::Response { id, result }),
+            None => Ok(()),
+        }
     }
 
     fn settle(&mut self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The container's cgroup while the container lives: freezing, limits, figures, processes, and the
-//! watch for want of memory.
+//! watch for want of memory. What can block is only described here, for another process to do
+//! ([`errand`](crate::errand)).
 //!
 //! Pause and resume are answered by what `cgroup.events` says, and the kernel says when that has
 //! changed (cgroup-v2.rst: a modified event generated on the file, here EPOLLPRI).
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
 use protocol::{Failure, FailureKind, MAX_FRAME, Process, Reply};
+use serde::{Deserialize, Serialize};
 
 use crate::container;
 use crate::error::{During, Error, Result};
@@ -141,9 +143,54 @@ impl Cgroup {
         Ok(grown)
     }
 
-    /// Changes the limits that the JSON of a `linux.resources` object has.
-    pub(crate) fn update(&self, json: &str) -> Result<()> {
-        let resources: LinuxResources = serde_json::from_str(json)
+    /// What is to be done for an update to the JSON of a `linux.resources` object. It may take as long as the kernel needs to make room.
+    pub(crate) fn update(&self, json: String) -> Update {
+        Update {
+            directory: self.directory.clone(),
+            config: self.config.clone(),
+            json,
+        }
+    }
+
+    /// What is to be done to list the processes. They may hold it up: their command lines are in their own memory.
+    pub(crate) fn processes(&self) -> Processes {
+        Processes {
+            directory: self.directory.clone(),
+        }
+    }
+
+    /// The figures: names and contents of the files that there are.
+    pub(crate) fn statistics(&self) -> Result<Vec<(String, String)>> {
+        let what = || format!("list {}", self.directory.display());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory).during(what)? {
+            let name = entry.during(what)?.file_name();
+            names.extend(name.into_string().ok().filter(|name| is_statistic(name)));
+        }
+        names.sort();
+        let read = |name: String| {
+            let text = bounded(&self.directory.join(&name), MAX_FILE)?;
+            Some((name, text))
+        };
+        let files = names.into_iter().filter_map(read);
+        Ok(fitting(files, MAX_ANSWER, |(name, text)| {
+            json_length(name) + json_length(text)
+        }))
+    }
+}
+
+/// A change of limits.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Update {
+    directory: PathBuf,
+    config: String,
+    json: String,
+}
+
+impl Update {
+    /// Changes the limits that are named, all or none.
+    pub(crate) fn apply(&self) -> Result<()> {
+        let resources: LinuxResources = serde_json::from_str(&self.json)
             .map_err(|error| Error::Config(format!("linux.resources: {error}")))?;
         let mut refused = unsupported_resources(&resources);
         let devices = resources.devices().as_ref();
@@ -167,28 +214,17 @@ impl Cgroup {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         Ok(resources.and_then(|resources| resources.devices().clone()))
     }
+}
 
-    /// The figures: names and contents of the files that there are.
-    pub(crate) fn statistics(&self) -> Result<Vec<(String, String)>> {
-        let what = || format!("list {}", self.directory.display());
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.directory).during(what)? {
-            let name = entry.during(what)?.file_name();
-            names.extend(name.into_string().ok().filter(|name| is_statistic(name)));
-        }
-        names.sort();
-        let read = |name: String| {
-            let text = bounded(&self.directory.join(&name), MAX_FILE)?;
-            Some((name, text))
-        };
-        let files = names.into_iter().filter_map(read);
-        Ok(fitting(files, MAX_ANSWER, |(name, text)| {
-            json_length(name) + json_length(text)
-        }))
-    }
+/// The list of processes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Processes {
+    directory: PathBuf,
+}
 
+impl Processes {
     /// The processes by pid, as many as an answer holds.
-    pub(crate) fn processes(&self) -> Result<Vec<Process>> {
+    pub(crate) fn read(&self) -> Result<Vec<Process>> {
         let mut pids = Vec::new();
         container::processes(&self.directory, &mut pids)
             .during(|| format!("list the processes of {}", self.directory.display()))?;
@@ -348,7 +384,7 @@ mod tests {
             format!("{own}\n4194305\n"),
         )
         .unwrap();
-        let processes = cgroup.processes().unwrap();
+        let processes = cgroup.processes().read().unwrap();
         assert_eq!(
             processes.len(),
             1,
@@ -393,14 +429,15 @@ mod tests {
     fn what_an_update_cannot_change_is_refused() {
         let (_dir, mut cgroup) = cgroup();
         cgroup.config = r#"{"ociVersion":"1.0.2"}"#.to_owned();
-        let text = |json| cgroup.update(json).unwrap_err().to_string();
+        let update = |cgroup: &Cgroup, json: &str| cgroup.update(json.to_owned()).apply();
+        let text = |json| update(&cgroup, json).unwrap_err().to_string();
         assert!(text(r#"{"rdma":{"a":{"hcaHandles":1}}}"#).contains("linux.resources.rdma"));
         let devices = r#"{"devices":[{"allow":true,"access":"rwm"}]}"#;
         assert!(text(devices).contains("linux.resources.devices"));
         cgroup.config = format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{devices}}}}}"#);
-        assert!(cgroup.update(devices).is_ok(), "the same rules");
-        let text = |json| cgroup.update(json).unwrap_err().to_string();
+        assert!(update(&cgroup, devices).is_ok(), "the same rules");
+        let text = |json| update(&cgroup, json).unwrap_err().to_string();
         assert!(text("[").contains("linux.resources"));
-        assert!(cgroup.update(r#"{"devices":[]}"#).is_ok());
+        assert!(update(&cgroup, r#"{"devices":[]}"#).is_ok());
     }
 }

@@ -8,6 +8,7 @@ mod boot;
 mod cgroup;
 mod container;
 mod control;
+mod errand;
 mod error;
 mod process;
 mod stage;

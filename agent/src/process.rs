@@ -85,29 +85,8 @@ impl Process {
             ends(ports.stdout, Direction::ToHost, terminal)?,
             ends(stderr, Direction::ToHost, terminal)?,
         ];
-        let (wire, far) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .during(|| "create a socket pair")?;
-        fcntl(&wire, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-        let task = task_file(task)?;
-        for inherited in [&far, &task] {
-            fcntl(inherited, FcntlArg::F_SETFD(FdFlag::empty())).during(|| "pass a descriptor")?;
-        }
-        // Waited for by the agent's loop, as every child.
-        Command::new("/proc/self/exe")
-            .env_clear()
-            .arg("stage")
-            .arg(task.as_raw_fd().to_string())
-            .arg(far.as_raw_fd().to_string())
-            .stdin(stdin.theirs)
-            .stdout(stdout.theirs)
-            .stderr(stderr.theirs)
-            .spawn()
-            .during(|| "start the stage process")?;
+        let theirs = [stdin.theirs, stdout.theirs, stderr.theirs];
+        let wire = spawn_stage(task, theirs)?;
         let streams = [stdin.ours, stdout.ours, stderr.ours];
         Ok(Process::new(wire, streams.into_iter().flatten().collect()))
     }
@@ -212,6 +191,8 @@ impl Process {
                     Report::Child(pid) => self.pid = Some(pid),
                     Report::Prepared => self.prepared = true,
                     Report::Failed(failure) => self.failure = Some(failure),
+                    // It was not asked.
+                    Report::Answered(_) => {}
                 }
             }
         }
@@ -404,6 +385,34 @@ fn died(exit: Option<Exit>) -> Failure {
     };
     let text = format!("the process that was to be set up {how}");
     Failure::message(FailureKind::Other, text)
+}
+
+/// Starts a stage process for `task`, with these standard streams; the wire to it, which does not block.
+pub(crate) fn spawn_stage(task: &Task, [stdin, stdout, stderr]: [Stdio; 3]) -> Result<OwnedFd> {
+    let (wire, far) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .during(|| "create a socket pair")?;
+    fcntl(&wire, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
+    let task = task_file(task)?;
+    for inherited in [&far, &task] {
+        fcntl(inherited, FcntlArg::F_SETFD(FdFlag::empty())).during(|| "pass a descriptor")?;
+    }
+    // Waited for by the agent's loop, as every child.
+    Command::new("/proc/self/exe")
+        .env_clear()
+        .arg("stage")
+        .arg(task.as_raw_fd().to_string())
+        .arg(far.as_raw_fd().to_string())
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()
+        .during(|| "start the stage process")?;
+    Ok(wire)
 }
 
 /// The task in a file of its own: a pipe could fill up and block the agent.

@@ -85,7 +85,7 @@ pub(crate) fn create(spec: &Spec, directory: &Path) -> Result<OwnedFd> {
     Ok(cgroup)
 }
 
-/// Changes the limits that `resources` has, and no others.
+/// Changes the limits that `resources` has, and no others: all of them or, as far as the kernel takes back what it said before, none.
 pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> {
     let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let checked = resources.memory().as_ref();
@@ -110,10 +110,31 @@ pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> 
             settings.swap(quota, burst);
         }
     }
+    let mut former = Vec::new();
     for (file, value) in settings {
-        write(directory, &file, &value)?;
+        // Some can only be written to: they are orders and not limits.
+        let old = fs::read_to_string(directory.join(&file)).ok();
+        if let Err(error) = write(directory, &file, &value) {
+            return Err(put_back(directory, former, error));
+        }
+        former.extend(old.map(|old| (file, old)));
     }
     Ok(())
+}
+
+/// Puts back what has been changed; the error that is the reason, and what could not be put back.
+fn put_back(directory: &Path, former: Vec<Setting>, error: Error) -> Error {
+    let mut lost = Vec::new();
+    for (file, old) in former.into_iter().rev() {
+        if write(directory, &file, old.trim_end()).is_err() {
+            lost.push(file);
+        }
+    }
+    if lost.is_empty() {
+        return error;
+    }
+    let (error, lost) = (error.failure(), lost.join(", "));
+    Error::Config(format!("{error}; not put back: {lost}"))
 }
 
 /// Adds to what is asked for what its files say together with it: a quota has a period, and the
@@ -426,6 +447,37 @@ mod tests {
         let json = r#"{"pids":{"limit":8}}"#;
         super::update(serde_json::from_str(json).unwrap(), dir.path()).unwrap();
         assert!(get("pids.max").starts_with('8'));
+    }
+
+    #[test]
+    fn an_update_that_fails_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        let get = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        put("memory.max", "1000\n");
+        put("cpu.weight", "59\n");
+        let update = |json: &str| super::update(serde_json::from_str(json).unwrap(), dir.path());
+        let json = r#"{"memory":{"limit":2000},"cpu":{"shares":1024,"burst":7}}"#;
+        let error = update(json).unwrap_err().to_string();
+        assert!(error.contains("to cpu.max.burst"), "{error}");
+        assert!(get("memory.max").starts_with("1000"));
+        // The plain file is overwritten from its beginning.
+        assert!(get("cpu.weight").starts_with("59"));
+        put("cpu.max.burst", "0\n");
+        update(json).unwrap();
+        assert!(get("memory.max").starts_with("2000"));
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("kept"), "1\n").unwrap();
+        let former =
+            [("gone", "max\n"), ("kept", "2\n")].map(|(f, v)| (f.to_owned(), v.to_owned()));
+        let reason = Error::Config("the reason".into());
+        let error = put_back(dir.path(), former.into(), reason).to_string();
+        assert_eq!(error, "the reason; not put back: gone");
+        assert_eq!(fs::read(dir.path().join("kept")).unwrap(), b"2\n");
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //!   │<── end of stream: executed; or Failed ─────────────────┤
 //! ```
 //! A process that is executed in the container comes to be in the same way, except that the stage
-//! and the process join what is there ([`exec`]), and that the agent sends the byte at once.
+//! and the process join what is there ([`exec`]), and that the agent sends the byte at once. A task
+//! that makes no process is done by the stage itself, which reports the answer and ends.
 //!
 //! Invariants: init is a child of PID 1 from its birth, so its exit status is exact; its pid is
 //! told before it may run, so it cannot end unknown; the wire is close-on-exec, so its end with
@@ -43,7 +44,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Spec};
-use protocol::{Create, Exec, Failure, Stdio};
+use protocol::{Create, Exec, Failure, Reply, Stdio};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use cgroup::{
@@ -51,6 +52,8 @@ pub(crate) use cgroup::{
 };
 pub(crate) use mounts::{SHARE, STAGING};
 
+use crate::boot::since_boot;
+use crate::cgroup::{Processes, Update};
 use crate::error::{self, During, Error, Result};
 use crate::sys;
 use crate::unsupported::unsupported;
@@ -62,6 +65,10 @@ pub(crate) enum Task {
     Create(Create),
     /// To execute one more process in it.
     Exec(Box<Join>),
+    /// To change its limits.
+    Update(Update),
+    /// To list its processes.
+    Processes(Processes),
 }
 
 /// A process and the container that it joins.
@@ -84,6 +91,8 @@ pub(crate) enum Report {
     Prepared,
     /// What could not be done.
     Failed(Failure),
+    /// The answer to a task that makes no process.
+    Answered(std::result::Result<Reply, Failure>),
 }
 
 /// The stream to the agent.
@@ -270,7 +279,20 @@ fn run(arguments: &[String], wire: &Wire) -> Result<()> {
     match serde_json::from_slice(&text).map_err(Error::Parse)? {
         Task::Create(create) => set_up(create, wire),
         Task::Exec(join) => exec::set_up(*join, wire),
+        Task::Update(update) => answer(wire, update.apply().map(|()| Reply::Done)),
+        Task::Processes(processes) => answer(
+            wire,
+            processes.read().map(|processes| Reply::Processes {
+                now: since_boot(),
+                processes,
+            }),
+        ),
     }
+}
+
+fn answer(wire: &Wire, result: Result<Reply>) -> Result<()> {
+    let result = result.map_err(|error| error.failure());
+    wire.send(&Report::Answered(result), None)
 }
 
 fn set_up(create: Create, wire: &Wire) -> Result<()> {

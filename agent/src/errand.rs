@@ -1,0 +1,174 @@
+//! What PID 1 has done by others because it may take long, or for ever: changing limits, for which the
+//! kernel first makes room, and reading the command lines of processes, which are in the memory of those.
+//!
+//! Invariants: each errand is one stage process and is answered exactly once; there is one change of
+//! limits at a time, so that what it puts back when it fails is what was; all errands are bounded in number.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+
+use nix::errno::Errno;
+use nix::unistd::read;
+use protocol::{Decoder, Failure, FailureKind, Reply};
+
+use crate::error::{Error, Result};
+use crate::process::spawn_stage;
+use crate::stage::{Report, Task};
+
+/// Lists of processes at a time.
+const MAX_LISTS: usize = 16;
+
+/// The answer to a request.
+pub(crate) type Answer = std::result::Result<Reply, Failure>;
+
+/// All errands, by numbers that are used once.
+#[derive(Default)]
+pub(crate) struct Errands {
+    table: BTreeMap<u64, Errand>,
+    last: u64,
+}
+
+struct Errand {
+    request: u64,
+    updates: bool,
+    wire: OwnedFd,
+    decoder: Decoder,
+}
+
+impl Errands {
+    /// Begins an errand for a request. `watch` is given its number, and the wire to be watched for it.
+    ///
+    /// # Errors
+    /// There are too many already, no process is to be had, or `watch` fails.
+    pub(crate) fn begin(
+        &mut self,
+        request: u64,
+        task: &Task,
+        watch: impl FnOnce(u64, BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let updates = matches!(task, Task::Update(_));
+        self.check_room(updates)?;
+        let null = [Stdio::null(), Stdio::null(), Stdio::null()];
+        let wire = spawn_stage(task, null)?;
+        watch(self.last + 1, wire.as_fd())?;
+        self.add(request, updates, wire);
+        Ok(())
+    }
+
+    fn check_room(&self, updates: bool) -> Result<()> {
+        let same = self.table.values().filter(|e| e.updates == updates);
+        match (updates, same.count()) {
+            (true, 1..) => Err(Error::Config("another update is under way".into())),
+            (false, MAX_LISTS..) => {
+                let text = "too many lists of processes are being made";
+                Err(Error::Config(text.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add(&mut self, request: u64, updates: bool, wire: OwnedFd) -> u64 {
+        self.last += 1;
+        let errand = Errand {
+            request,
+            updates,
+            wire,
+            decoder: Decoder::new(),
+        };
+        self.table.insert(self.last, errand);
+        self.last
+    }
+
+    /// Reads what has come; the request and its answer when the errand is done.
+    pub(crate) fn hear(&mut self, number: u64) -> Option<(u64, Answer)> {
+        let errand = self.table.get_mut(&number)?;
+        let answer = errand.hear()?;
+        let request = errand.request;
+        self.table.remove(&number);
+        Some((request, answer))
+    }
+}
+
+impl Errand {
+    fn hear(&mut self) -> Option<Answer> {
+        let failed = |text: &str| Some(Err(Failure::message(FailureKind::Other, text)));
+        let mut piece = [0; 16 << 10];
+        loop {
+            match read(&self.wire, &mut piece) {
+                Err(Errno::EAGAIN) => return None,
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => return failed("the process that was to do it has ended"),
+                Ok(count) => self.decoder.push(&piece[..count]),
+            }
+            match self.decoder.take() {
+                Ok(None) => {}
+                Ok(Some(Report::Answered(answer))) => return Some(answer),
+                Ok(Some(Report::Failed(failure))) => return Some(Err(failure)),
+                Ok(Some(_)) | Err(_) => {
+                    return failed("the process that was to do it made no sense");
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn begin(errands: &mut Errands, request: u64, updates: bool) -> (u64, UnixStream) {
+        let (wire, stage) = UnixStream::pair().unwrap();
+        wire.set_nonblocking(true).unwrap();
+        errands.check_room(updates).unwrap();
+        (errands.add(request, updates, wire.into()), stage)
+    }
+
+    fn say(stage: &mut UnixStream, report: &Report) {
+        let frame = protocol::encode(report).unwrap();
+        stage.write_all(&frame).unwrap();
+    }
+
+    #[test]
+    fn it_is_answered_once_when_it_is_done() {
+        let mut errands = Errands::default();
+        let (number, mut stage) = begin(&mut errands, 7, true);
+        assert_eq!(errands.hear(number), None);
+        say(&mut stage, &Report::Answered(Ok(Reply::Done)));
+        assert_eq!(errands.hear(number), Some((7, Ok(Reply::Done))));
+        drop(stage);
+        assert_eq!(errands.hear(number), None);
+    }
+
+    #[test]
+    fn one_that_ends_early_is_a_failure() {
+        let mut errands = Errands::default();
+        let (number, stage) = begin(&mut errands, 7, false);
+        drop(stage);
+        assert!(matches!(errands.hear(number), Some((7, Err(_)))));
+        let (number, mut stage) = begin(&mut errands, 8, false);
+        say(&mut stage, &Report::Prepared);
+        assert!(matches!(errands.hear(number), Some((8, Err(_)))));
+        let failure = Failure::message(FailureKind::Config, "no");
+        let (number, mut stage) = begin(&mut errands, 9, false);
+        say(&mut stage, &Report::Failed(failure.clone()));
+        assert_eq!(errands.hear(number), Some((9, Err(failure))));
+        assert!(errands.table.is_empty());
+    }
+
+    #[test]
+    fn they_are_bounded_and_do_not_keep_each_other_out() {
+        let mut errands = Errands::default();
+        let lists: Vec<_> = (0..16).map(|n| begin(&mut errands, n, false)).collect();
+        assert!(errands.check_room(false).is_err());
+        let (number, update) = begin(&mut errands, 99, true);
+        let error = errands.check_room(true).unwrap_err().to_string();
+        assert_eq!(error, "another update is under way");
+        drop((lists, update));
+        assert!(errands.hear(number).is_some());
+        assert!(errands.check_room(true).is_ok());
+    }
+}
