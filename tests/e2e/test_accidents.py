@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import Runtime, alive, wait_for
+from chiton import Runtime, alive, ended, subreaper, wait_for
 
 
 @pytest.fixture
@@ -79,6 +79,51 @@ def test_a_memory_limit_bites_in_the_guest(run):
         config["linux"]["resources"]["memory"] = {"limit": 64 << 20}
     done = run("python3", "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))", change=limit)
     assert done.returncode == 137, done.stderr
+
+
+GREEDY = """
+import os, time
+def wait(name):
+    while not os.path.exists(name): time.sleep(0.05)
+def grab():
+    pieces = []
+    while True: pieces.append(bytearray(1 << 20))
+wait("/first")
+child = os.fork()
+if child == 0:
+    open("/proc/self/oom_score_adj", "w").write("1000")
+    grab()
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+open("/.child", "w").write(str(status))
+os.rename("/.child", "/child")
+wait("/second")
+grab()
+"""
+
+
+def test_callers_hear_of_want_of_memory(container, rootfs):
+    """In the stream of events, once for a child that is killed and once for the container; and as Podman does, by a file."""
+    def limit(config):
+        config["linux"]["resources"]["memory"] = {"limit": 64 << 20}
+    with subreaper():
+        c = container("python3", "-c", GREEDY, change=limit)
+        events = c.runtime.popen("events", "--interval", "100ms", c.name, stdout=subprocess.PIPE, text=True)
+        assert json.loads(events.stdout.readline())["type"] == "stats"  # it listens
+        (rootfs / "first").touch()
+        wait_for((rootfs / "child").exists)
+        assert (rootfs / "child").read_text() == "-9"
+        event = next(event for event in map(json.loads, events.stdout) if event["type"] == "oom")
+        assert event["id"] == c.name
+        assert c.status == "running"
+        oom = c.bundle.path / "oom"
+        if c.runtime.name == "chiton":  # runc's callers look into the cgroup for themselves
+            oom.unlink()
+        (rootfs / "second").touch()
+        assert ended(c.pid) == -signal.SIGKILL
+        rest, _ = events.communicate(timeout=30)
+        assert "oom" in [json.loads(line)["type"] for line in rest.splitlines()]
+        assert events.returncode == 0
+        assert oom.exists() == (c.runtime.name == "chiton")
 
 
 def test_a_pids_limit_bites_in_the_guest(script):
