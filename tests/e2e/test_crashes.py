@@ -1,0 +1,184 @@
+"""kill -9 of each process at each step of each verb: what is left is recognised, and `delete --force` removes all of it.
+
+strace(1) kills a process as it enters a chosen system call: all steps before that have been taken, and none after it.
+"""
+
+import collections
+import os
+import pathlib
+import re
+import signal
+import subprocess
+
+import pytest
+
+from chiton import Container, alive, cgroups, left_behind, only_chiton, wait_for
+
+# What a verb does that others can see: a step is one of these calls.
+STEPS = ("mkdir", "flock", "write", "rename", "clone3", "connect", "sendto", "sendmsg", "recvfrom", "pidfd_send_signal", "kill", "poll",
+         "unlink", "unlinkat", "rmdir")
+# What the machine process does on its way into the jail, and a verb never does.
+MACHINE = ("setsid", "signalfd4", "bind", "listen", "unshare", "open_tree", "mount", "fsmount", "pivot_root", "umount2", "setgroups", "capset")
+# The same for a stub.
+STUB = ("setsid", "chdir", "close_range", "signalfd4", "setgroups", "capset")
+
+
+class Traced:
+    """A verb under strace."""
+
+    def __init__(self, runtime, path):
+        self.runtime, self.trace, self.output = runtime, path / "trace", path / "traced-output"
+
+    def run(self, options, args):
+        """Its exit code, negative for a signal."""
+        command = ["strace", "-q", "-o", self.trace, *options, *self.runtime.command(*args)]
+        with open(self.output, "wb") as output:
+            return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=120, check=False).returncode
+
+    def count(self, calls, args):
+        """How often the verb makes each of the calls when nothing happens to it."""
+        assert self.run(["-e", "trace=" + ",".join(f"?{call}" for call in calls)], args) == 0, self.output.read_text()
+        names = re.findall(r"^(\w+)\(", self.trace.read_text(), re.MULTILINE)
+        return collections.Counter(names)
+
+    def kill_verb(self, call, number, args):
+        """Kills it as it enters a call for the `number`-th time."""
+        code = self.run(["-e", f"trace={call}", f"--inject={call}:signal=KILL:when={number}"], args)
+        assert code == -signal.SIGKILL, f"{args} at {call} {number}: exit {code}\n{self.output.read_text()}"
+
+    def kill_child(self, call, args):
+        """Kills its child as it enters a call for the first time; the verb's exit code and words."""
+        code = self.run(["-f", "-e", f"trace={call}", f"--inject={call}:signal=KILL:when=1"], args)
+        assert "killed by SIGKILL" in self.trace.read_text(), f"{call}: nobody was killed"
+        return code, self.output.read_text()
+
+
+@pytest.fixture
+def traced(chiton, scratch):
+    chiton.root.mkdir(mode=0o700)  # else the first verb has a step more
+    return Traced(chiton, scratch)
+
+
+@pytest.fixture
+def cleaned(chiton):
+    """`delete --force` works and leaves nothing."""
+    before = cgroups()
+
+    def cleaned(name, step):
+        done = chiton("delete", "--force", name)
+        assert done.returncode == 0, f"after {step}: {done.stderr}"
+        assert left_behind(chiton, before) == [], f"after {step}"
+
+    return cleaned
+
+
+def steps(counted):
+    return [(call, number) for call, count in counted.items() for number in range(1, count + 1)]
+
+
+def test_create(chiton, traced, cleaned, bundle):
+    made = bundle("true")
+    made.config["linux"]["resources"]["pids"] = {"limit": 100}
+    made.save()
+    create = ("create", "--bundle", made.path, "--pid-file", made.path / "pid", "crashed")
+    counted = traced.count(STEPS, create)
+    cleaned("crashed", "create")
+    assert {"mkdir", "write", "rename", "clone3", "sendto"} <= counted.keys()
+    for step in steps(counted):
+        traced.kill_verb(*step, create)
+        cleaned("crashed", step)
+
+
+def test_the_machine_while_it_is_created(chiton, traced, cleaned, bundle):
+    made = bundle("true").save()
+    create = ("create", "--bundle", made.path, "--pid-file", made.path / "pid", "crashed")
+    before = cgroups()
+    for call in MACHINE:
+        code, text = traced.kill_child(call, create)
+        assert code == 1 and "the machine process ended unexpectedly (SIGKILL)" in text, (call, text)
+        assert left_behind(chiton, before) == [], call
+        assert not (made.path / "pid").exists()
+    cleaned("crashed", "all")
+
+
+def test_start(chiton, traced, cleaned, bundle, rootfs):
+    c = Container(chiton, "crashed", bundle("sh", "-c", "echo >>/started; exec sleep 1000").save(), verb=("create",))
+    for call in ("flock", "connect", "sendto"):
+        traced.kill_verb(call, 1, ("start", "crashed"))
+        assert c.status == "created"
+    assert not (rootfs / "started").exists()
+    # Asked for, with nobody there to hear of it.
+    traced.kill_verb("recvfrom", 1, ("start", "crashed"))
+    wait_for(lambda: (rootfs / "started").exists())
+    wait_for(lambda: c.status == "running")
+    assert (rootfs / "started").read_text() == "\n"
+    cleaned("crashed", "start")
+
+
+def test_delete(chiton, traced, cleaned, bundle):
+    made = bundle("true").save()
+
+    def create():
+        Container(chiton, "crashed", made, verb=("create",))
+
+    create()
+    counted = traced.count(STEPS, ("delete", "crashed"))
+    assert {"pidfd_send_signal", "rmdir", "unlinkat"} <= counted.keys()
+    for step in steps(counted):
+        create()
+        traced.kill_verb(*step, ("delete", "crashed"))
+        assert chiton.status("crashed") in ("created", "creating", "stopped", None)
+        cleaned("crashed", step)
+
+
+@only_chiton
+def test_exec(container, traced):
+    c = container("sleep", "1000")
+    pid_file = c.bundle.path / "exec-pid"
+    execute = ("exec", "--detach", "--pid-file", pid_file, c.name, "sleep", "4321")
+
+    def alone():
+        """Nothing is there but the container's init, on the host and in the guest."""
+        wait_for(lambda: (c.cgroup / "cgroup.procs").read_text().split() == [str(c.pid)])
+        wait_for(lambda: "4321" not in c.verb("ps"))
+
+    counted = traced.count(STEPS, execute)
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    alone()
+    pid_file.unlink()
+    assert {"connect", "sendmsg", "clone3", "write", "rename"} <= counted.keys()
+    for step in steps(counted):
+        traced.kill_verb(*step, execute)
+        wait_for(lambda: (c.cgroup / "cgroup.procs").read_text().split() == [str(c.pid)])
+    alone()
+    pid_file.unlink(missing_ok=True)
+    for call in STUB:
+        code, text = traced.kill_child(call, execute)
+        assert code == 255 and "it ended unexpectedly" in text, (call, text)
+        assert not pid_file.exists()
+    alone()
+    assert c.output("echo", "well") == "well\n"
+
+
+@only_chiton
+def test_the_machine_while_verbs_wait_for_it(container):
+    c = container("sleep", "1000")
+    os.kill(c.pid, signal.SIGSTOP)
+    waiting = {}
+    for verb in (["exec", c.name, "true"], ["exec", "--detach", c.name, "true"], ["kill", c.name, "TERM"], ["update", "--pids-limit", "50", c.name],
+                 ["pause", c.name], ["events", "--stats", c.name], ["ps", c.name]):
+        waiting[" ".join(verb)] = c.runtime.popen(*verb, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Each of them has come to its question, or waits for the lock.
+    wait_for(lambda: all("poll" in state or "unix" in state or "lock" in state or "skb" in state for state in map(where, waiting.values())))
+    os.kill(c.pid, signal.SIGKILL)
+    wait_for(lambda: not alive(c.pid))
+    for verb, process in waiting.items():
+        _, text = process.communicate(timeout=30)
+        assert process.returncode == (255 if verb.startswith("exec") else 1), (verb, text)
+        assert len(text.splitlines()) == 1 and re.search("not running|stopped", text), (verb, text)
+    assert c.status == "stopped"
+
+
+def where(process):
+    """Where in the kernel a process waits; nowhere if it does not."""
+    return pathlib.Path(f"/proc/{process.pid}/wchan").read_text()
