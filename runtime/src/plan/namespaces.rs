@@ -53,7 +53,10 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
             ledger.refuse(property, "cannot be without a private mount namespace");
         }
     }
-    mappings(linux, has(Kind::User), ledger);
+    let user = namespaces
+        .iter()
+        .find(|namespace| namespace.typ() == Kind::User);
+    mappings(linux, user, ledger);
     offsets(linux, has(Kind::Time), ledger);
     for (name, value) in linux.sysctl().iter().flatten() {
         if let Err(problem) = sysctl(name, value, &has) {
@@ -125,16 +128,18 @@ fn names(spec: &Spec, uts: bool, ledger: &mut Ledger) {
     }
 }
 
-fn mappings(linux: &Linux, user: bool, ledger: &mut Ledger) {
+/// A user namespace that is joined has its mappings already.
+fn mappings(linux: &Linux, user: Option<&LinuxNamespace>, ledger: &mut Ledger) {
+    let joins = user.is_some_and(|namespace| path(namespace).is_some());
     for (property, mappings) in [
         ("linux.uidMappings", linux.uid_mappings()),
         ("linux.gidMappings", linux.gid_mappings()),
     ] {
         let mappings = mappings.as_deref().unwrap_or_default();
-        if user && mappings.is_empty() {
+        if user.is_some() && !joins && mappings.is_empty() {
             ledger.refuse(property, "must not be empty with a user namespace");
-        } else if !user && !mappings.is_empty() {
-            ledger.refuse(property, "cannot be without a user namespace");
+        } else if (user.is_none() || joins) && !mappings.is_empty() {
+            ledger.refuse(property, "cannot be without a new user namespace");
         }
         if mappings.len() > MAPPINGS_MAX {
             ledger.refuse(property, format!("has more than {MAPPINGS_MAX} mappings"));
