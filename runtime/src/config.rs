@@ -223,6 +223,14 @@ mod tests {
             error.contains("`galaxy`") && error.contains("line 2 column"),
             "{error}"
         );
+        let limit = r#"{"ociVersion":"1.0.0","process":{"user":{},"cwd":"/","rlimits":[{"type":"RLIMIT_LUCK"}]}}"#;
+        let error = parse(limit).unwrap_err();
+        assert!(error.contains("`RLIMIT_LUCK`"), "{error}");
+        let flags = r#"{"ociVersion":"1.0.0","process":{"user":{},"cwd":"/","scheduler":{"policy":"SCHED_OTHER",
+            "flags":["SCHED_FLAG_RESET_ON_FORK","SCHED_FLAG_DL_OVERRUN"]},"execCPUAffinity":{"initial":"","final":"0"}},
+            "vm":{"hwConfig":{"vcpus":2}}}"#;
+        let config = parse(flags).unwrap();
+        assert!(config.value["vm"].is_object() && config.spec.vm().is_none());
         assert!(
             parse("{}")
                 .unwrap_err()
