@@ -37,6 +37,7 @@ fn main() -> Result<()> {
         memory: memory.parse::<u64>()? << 20,
         vcpus: vcpus.parse()?,
         net: &addresses,
+        disks: &[],
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;
     machine.start()?;
@@ -70,5 +71,6 @@ fn share(directory: &str) -> Result<vmm_fs::Server> {
         proc_self_fd,
         open_fd_limit: 100,
         timeout,
+        lasting_mounts: None,
     })?)
 }

@@ -4,12 +4,13 @@
 //! changes names holds the inodes concerned ([`Inodes::hold`]) over its system call, so that nobody
 //! needs their old names while the new ones are not recorded yet.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::errno::{Errno, Result};
-use crate::identity::{Facts, examine};
+use crate::identity::{Facts, Witness, examine};
 use crate::sys;
 use crate::table::{Entry, Limits, Place, Released, Table};
 
@@ -54,14 +55,28 @@ pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 /// All inodes the guest knows.
 pub(crate) struct Inodes {
     table: RwLock<Table>,
+    /// [`crate::Config::lasting_mounts`].
+    lasting: Option<HashSet<u64>>,
 }
 
 impl Inodes {
     /// The root alone.
-    pub(crate) fn new(root: OwnedFd, facts: Facts, limits: Limits) -> Self {
+    pub(crate) fn new(
+        root: OwnedFd,
+        facts: Facts,
+        limits: Limits,
+        lasting: Option<HashSet<u64>>,
+    ) -> Self {
         Self {
             table: RwLock::new(Table::new(Arc::new(root), facts, limits)),
+            lasting,
         }
+    }
+
+    /// Whether a descriptor of the object may be kept. What could not be recognised again is kept in any case.
+    fn keeps(&self, facts: &Facts) -> bool {
+        let lasts = |mounts: &HashSet<u64>| mounts.contains(&facts.key.mount);
+        facts.witness == Witness::None || self.lasting.as_ref().is_none_or(lasts)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {
@@ -148,7 +163,13 @@ impl Inodes {
         if !examine(fd.as_fd())?.1.is_same_as(&expected) {
             return Err(STALE);
         }
-        let fd = self.write().install(id, Arc::new(fd));
+        let fd = Arc::new(fd);
+        // One whose name is about to change has to stay open, wherever it is.
+        let held = { self.read().get(id).is_some_and(Entry::is_held) };
+        if !held && !self.keeps(&expected) {
+            return Ok(fd);
+        }
+        let fd = self.write().install(id, fd);
         // After each step, so that a long chain is not open all at once.
         self.evict_surplus();
         fd
@@ -188,7 +209,9 @@ impl Inodes {
         fd: Option<OwnedFd>,
         facts: Facts,
     ) -> Result<u64> {
-        let fd = fd.map(Arc::new);
+        // What has no name could not be opened again.
+        let keeps = place.is_none() || self.keeps(&facts);
+        let fd = fd.filter(|_| keeps).map(Arc::new);
         let opened = fd.is_some();
         let id = self.change(|table, released| table.admit(place, fd, facts, released))?;
         if opened {
@@ -296,8 +319,13 @@ pub(crate) struct Hold<'a> {
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.inodes
-                .change(|table, released| table.release(id, released));
+            self.inodes.change(|table, released| {
+                table.release(id, released);
+                let facts = table.get(id).map(|entry| &entry.facts);
+                if facts.is_some_and(|facts| !self.inodes.keeps(facts)) {
+                    table.close(id, released);
+                }
+            });
         }
     }
 }

@@ -71,6 +71,7 @@ mod table;
 mod worker;
 mod xattr;
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -89,6 +90,9 @@ pub struct Config {
     pub open_fd_limit: usize,
     /// How long the guest may take names and attributes for unchanged.
     pub timeout: Duration,
+    /// The mounts (`stx_mnt_id`) that nobody but this process could take away; `None` for all. On others no
+    /// descriptor is kept for what the guest only knows: it would keep the host from unmounting them.
+    pub lasting_mounts: Option<HashSet<u64>>,
 }
 
 impl Config {

@@ -96,7 +96,7 @@ impl Server {
         Ok(Self {
             timeout: (config.timeout.as_secs(), config.timeout.subsec_nanos()),
             proc: config.proc_self_fd,
-            inodes: Inodes::new(config.root, facts, limits),
+            inodes: Inodes::new(config.root, facts, limits, config.lasting_mounts),
             handles: Handles::new(pinned),
             ready: AtomicBool::new(false),
         })

@@ -83,6 +83,11 @@ impl Entry {
         self.nlookup > 0
     }
 
+    /// Whether a request is about to change its names.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds > 0
+    }
+
     /// Its descriptor, noted as used.
     pub(crate) fn touch(&self) -> Option<Arc<OwnedFd>> {
         self.used.store(true, Ordering::Relaxed);
@@ -390,6 +395,15 @@ impl Table {
     pub(crate) fn release(&mut self, id: u64, released: &mut Released) {
         self.change(id, |entry| entry.holds = entry.holds.saturating_sub(1));
         self.remove_needless(id, released);
+    }
+
+    /// Gives up the descriptor of `id` unless it is needed: no request holds it, and it has a name to be opened by again.
+    pub(crate) fn close(&mut self, id: u64, released: &mut Released) {
+        self.change(id, |entry| {
+            if entry.place.is_some() && entry.holds == 0 {
+                released.extend(entry.fd.take());
+            }
+        });
     }
 
     /// Fails with ENFILE if no further inode may lose its name and be kept open.

@@ -1,6 +1,7 @@
 //! A FUSE client that speaks to the server in request bytes.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -65,11 +66,21 @@ pub(crate) fn path_fd(path: &Path) -> OwnedFd {
 
 /// A server of `root`, before INIT. The calling thread serves.
 pub(crate) fn server(root: &Path, open_fd_limit: usize) -> Server {
+    server_with(root, open_fd_limit, None)
+}
+
+/// The same, of which only the mounts with these ids last.
+pub(crate) fn server_with(
+    root: &Path,
+    open_fd_limit: usize,
+    lasting_mounts: Option<HashSet<u64>>,
+) -> Server {
     let server = Server::new(Config {
         root: path_fd(root),
         proc_self_fd: path_fd(Path::new("/proc/self/fd")),
         open_fd_limit,
         timeout: Duration::from_secs(1),
+        lasting_mounts,
     });
     // Opened first: entering changes the thread's working directory later.
     vmm_fs::enter_worker_thread().unwrap();

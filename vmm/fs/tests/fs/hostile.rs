@@ -441,6 +441,7 @@ fn configurations_that_cannot_work_are_refused() {
             proc_self_fd: path_fd(proc),
             open_fd_limit: 8,
             timeout: std::time::Duration::ZERO,
+            lasting_mounts: None,
         })
     };
     let fds = Path::new("/proc/self/fd");

@@ -1,5 +1,6 @@
 //! Mounts below the exported tree, in a mount namespace of the test's own thread.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -187,4 +188,68 @@ fn check_copying_up(merged: &Path) {
     client
         .rename((dir.nodeid, "moved"), (dir.nodeid, "file"), 0)
         .unwrap();
+}
+
+/// The host can unmount what the guest knows and has not open.
+#[test]
+fn nothing_is_kept_open_on_mounts_that_may_go() {
+    let tree = tempfile::tempdir().unwrap();
+    let root = tree.path().to_owned();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            enter_mount_namespace();
+            let volume = root.join("volume");
+            fs::create_dir(&volume).unwrap();
+            let path = volume.to_str().unwrap().to_owned();
+            let server = server_with(&root, 100, Some(HashSet::from([mount_id(&root)])));
+            let client = Client::new(&server);
+            assert_eq!(client.lookup(ROOT, "volume").unwrap().flags, 0);
+            mount(&["-t", "tmpfs", "none", &path]);
+            let dir = client.lookup(ROOT, "volume").unwrap();
+            assert_eq!(dir.flags, 1, "FUSE_ATTR_SUBMOUNT");
+            let (file, fh) = client
+                .create(dir.nodeid, "file", libc::O_RDWR, 0o644)
+                .unwrap();
+            client.write(file.nodeid, fh, 0, b"data").unwrap();
+            let below = client.mkdir(dir.nodeid, "below", 0o755).unwrap();
+            // What is open keeps the mount, as with a local process.
+            assert!(!unmount(&path));
+            client.release(file.nodeid, fh).unwrap();
+            assert_eq!(client.getattr(file.nodeid).unwrap().size, 4);
+            assert_eq!(client.getattr(below.nodeid).unwrap().ino, below.ino);
+            client
+                .rename((dir.nodeid, "file"), (below.nodeid, "moved"), 0)
+                .unwrap();
+            assert_eq!(
+                client.lookup(below.nodeid, "moved").unwrap().nodeid,
+                file.nodeid
+            );
+            // An open file stays whole when its last name goes.
+            let fh = client.open(file.nodeid, libc::O_RDWR).unwrap();
+            client
+                .call(UNLINK, below.nodeid, body().name("moved"))
+                .unwrap();
+            assert_eq!(client.getattr(file.nodeid).unwrap().nlink, 0);
+            client.release(file.nodeid, fh).unwrap();
+            client.forget(file.nodeid, 2);
+            assert!(unmount(&path), "the host cannot unmount");
+            assert_eq!(client.getattr(below.nodeid), Err(libc::ESTALE));
+            assert_eq!(client.lookup(ROOT, "volume").unwrap().flags, 0);
+        });
+    });
+}
+
+fn mount_id(path: &Path) -> u64 {
+    // SAFETY: plain data, for which zero is valid.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let mask = libc::STATX_MNT_ID;
+    // SAFETY: a path that ends in NUL, and room for the answer.
+    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, mask, &raw mut stat) };
+    assert_eq!(result, 0);
+    stat.stx_mnt_id
+}
+
+fn unmount(path: &str) -> bool {
+    Command::new("umount").arg(path).status().unwrap().success()
 }
