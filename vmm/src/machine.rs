@@ -28,7 +28,7 @@ use crate::gate::Gate;
 use crate::layout::MAX_VCPUS;
 use crate::memory::Extent;
 use crate::vcpu::Report;
-use crate::virtio::{FileServer, Fs, Net, NetError, Rng, RngWork, Tap};
+use crate::virtio::{Blk, Disk, Fs, Net, NetError, RequestServer, Rng, RngWork, Tap};
 use crate::vsock::{self, GUEST_CID, Port, Vsock};
 use crate::{boot, kvm, last_words, memory, sys, vcpu};
 
@@ -60,6 +60,8 @@ pub struct MachineConfig<'a> {
     pub vcpus: u8,
     /// The network slots, by their Ethernet addresses. Each is a device of the guest whose link is down until [`Machine::attach_net`].
     pub net: &'a [[u8; 6]],
+    /// The block devices.
+    pub disks: &'a [Arc<Disk>],
 }
 
 /// Why there is no machine, or it cannot go on.
@@ -83,6 +85,9 @@ pub enum Error {
     /// Too few or too many vCPUs.
     #[error("{0} vCPUs asked for; 1 to {MAX_VCPUS} are possible")]
     Vcpus(u8),
+    /// Too many block devices.
+    #[error("{0} block devices asked for; beside the network slots {1} are possible")]
+    Disks(usize, usize),
     /// Too many network slots.
     #[error("{0} network slots asked for; {MAX_NET_SLOTS} are possible")]
     NetSlots(usize),
@@ -267,7 +272,7 @@ impl Machine {
     ///
     /// # Errors
     /// The host or the kernel image does not allow it; nothing runs then.
-    pub fn new<S: FileServer>(
+    pub fn new<S: RequestServer>(
         device: File,
         config: MachineConfig<'_>,
         server: Arc<S>,
@@ -276,6 +281,7 @@ impl Machine {
             memory: size,
             vcpus: count,
             net: addresses,
+            disks,
             ..
         } = config;
         if !(1..=MAX_VCPUS).contains(&count) {
@@ -283,6 +289,10 @@ impl Machine {
         }
         if addresses.len() > MAX_NET_SLOTS {
             return Err(Error::NetSlots(addresses.len()));
+        }
+        let room = MAX_NET_SLOTS - addresses.len();
+        if disks.len() > room {
+            return Err(Error::Disks(disks.len(), room));
         }
         let device = sys::kvm(device);
         let vm = kvm::create_vm(&device)?;
@@ -307,6 +317,11 @@ impl Machine {
             devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
             nets.push(net);
         }
+        let first = DEVICES.saturating_add(u8::try_from(nets.len()).unwrap_or(u8::MAX));
+        for (place, disk) in (first..).zip(disks) {
+            let front = Blk::new(disk.clone());
+            devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
+        }
 
         let entry = boot::load(&memory, &extent, config, devices.len()).map_err(Error::Boot)?;
         boot::configure_boot_vcpu(&vcpus[0], entry).map_err(kvm::error("KVM_SET_SREGS"))?;
@@ -315,7 +330,8 @@ impl Machine {
         let epoll = Epoll::new().map_err(kvm::system("epoll"))?;
         watch(&epoll, report.ended(), EventSet::IN, Token::Ended)?;
         watch(&epoll, &vsock.epoll_fd(), EventSet::IN, Token::Vsock)?;
-        let tokens = (0..).map(Token::NetQueues);
+        // The threads of fs and blk wait for their queues themselves.
+        let tokens = (0..).map(Token::NetQueues).take(nets.len());
         for (device, token) in devices[2..]
             .iter()
             .zip([Token::Rng].into_iter().chain(tokens))

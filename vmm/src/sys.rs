@@ -223,6 +223,29 @@ pub(crate) fn read(fd: BorrowedFd<'_>, to: &Incoming<'_>) -> io::Result<usize> {
     retry(|| unsafe { libc::readv(fd.as_raw_fd(), to.0.as_ptr(), int_len(&to.0)) })
 }
 
+/// An offset for system calls; one that no file reaches is an error.
+fn offset(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// pwritev(2).
+pub(crate) fn write_at(
+    fd: BorrowedFd<'_>,
+    from: &Outgoing<'_>,
+    position: u64,
+) -> io::Result<usize> {
+    let (iovecs, at) = (&from.0, offset(position)?);
+    // SAFETY: as for `write`.
+    retry(|| unsafe { libc::pwritev(fd.as_raw_fd(), iovecs.as_ptr(), int_len(iovecs), at) })
+}
+
+/// preadv(2).
+pub(crate) fn read_at(fd: BorrowedFd<'_>, to: &Incoming<'_>, position: u64) -> io::Result<usize> {
+    let (iovecs, at) = (&to.0, offset(position)?);
+    // SAFETY: as for `read`.
+    retry(|| unsafe { libc::preadv(fd.as_raw_fd(), iovecs.as_ptr(), int_len(iovecs), at) })
+}
+
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 
 /// `kvm_signal_mask` (linux/kvm.h) with a signal set of the kernel's size.

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
-use vmm::virtio::{FileServer, NetError};
+use vmm::virtio::{NetError, RequestServer};
 use vmm::{
     BootError, EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig, MemoryError,
 };
@@ -29,7 +29,7 @@ const DEVICE: u32 = 0xd000_0000;
 /// Answers nothing: no test makes a request.
 struct NoFiles;
 
-impl FileServer for NoFiles {
+impl RequestServer for NoFiles {
     fn enter_worker_thread(&self) -> io::Result<()> {
         Ok(())
     }
@@ -139,6 +139,7 @@ fn machine_with_net(
             memory,
             vcpus,
             net,
+            disks: &[],
         },
         Arc::new(NoFiles),
     )

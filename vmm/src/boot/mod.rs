@@ -147,6 +147,7 @@ mod tests {
                 memory: 8 << 20,
                 vcpus: 1,
                 net: &[],
+                disks: &[],
             };
             load(&memory, &extent, config, 3)
         };

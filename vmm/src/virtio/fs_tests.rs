@@ -5,9 +5,11 @@
     reason = "small numbers of the tests' own"
 )]
 
-use std::sync::Condvar;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::thread;
 
+use super::super::pool::MAX_WORKERS;
 use super::super::test_driver::{
     BUFFERS, Driver, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, broken_chains,
 };
@@ -27,7 +29,7 @@ struct Echo {
     refuses: bool,
 }
 
-impl FileServer for Echo {
+impl RequestServer for Echo {
     fn enter_worker_thread(&self) -> io::Result<()> {
         self.threads.fetch_add(1, Ordering::SeqCst);
         if self.refuses {

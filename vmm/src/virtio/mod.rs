@@ -1,19 +1,23 @@
 //! virtio: the devices' common trait, the MMIO transport and the devices themselves.
 
+mod blk;
 mod chain;
 mod device;
 mod fs;
 mod mmio;
 mod net;
+mod pool;
 mod queue_registers;
 mod rng;
 #[cfg(test)]
 mod test_driver;
 
+pub use blk::Disk;
 pub use device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-pub use fs::FileServer;
 pub use net::Error as NetError;
+pub use pool::RequestServer;
 
+pub(crate) use blk::Blk;
 pub(crate) use fs::Fs;
 pub(crate) use mmio::Transport;
 pub(crate) use net::{Net, Tap};
