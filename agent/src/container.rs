@@ -70,7 +70,7 @@ impl Container {
             .as_ref()
             .is_some_and(|p| p.terminal() == Some(true));
         let stdio = create.stdio;
-        let task = Task::Create(create);
+        let task = Task::Create(Box::new(create));
         let process = Process::spawn(&task, stdio, terminal)?;
         let Task::Create(create) = task else {
             unreachable!("made just above")
@@ -80,7 +80,7 @@ impl Container {
             request: Some(id),
         };
         Ok(Container {
-            create,
+            create: *create,
             started,
             cgroup,
             own_pids,

@@ -217,25 +217,19 @@ fn c_short_flags(flags: c_int) -> libc::c_short {
     libc::c_short::try_from(flags).unwrap_or(0)
 }
 
-/// A terminal pair: unlocks the slave of `master` and opens it. Returns its number and descriptor.
-pub(crate) fn open_slave(master: impl AsFd) -> io::Result<(u32, OwnedFd)> {
+/// A terminal pair: unlocks the slave of `master` and opens it.
+pub(crate) fn open_slave(master: impl AsFd) -> io::Result<OwnedFd> {
     let master = master.as_fd().as_raw_fd();
     let unlocked: c_int = 0;
-    let mut number: libc::c_uint = 0;
     // SAFETY: TIOCSPTLCK reads an int, which outlives the call.
     int(c_long::from(unsafe {
         libc::ioctl(master, libc::TIOCSPTLCK, &raw const unlocked)
     }))?;
-    // SAFETY: TIOCGPTN writes an unsigned int, which outlives the call.
-    int(c_long::from(unsafe {
-        libc::ioctl(master, libc::TIOCGPTN, &raw mut number)
-    }))?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: TIOCGPTPEER takes open flags by value.
-    let slave = own(c_long::from(unsafe {
+    own(c_long::from(unsafe {
         libc::ioctl(master, libc::TIOCGPTPEER, flags)
-    }))?;
-    Ok((number, slave))
+    }))
 }
 
 /// Sets the size of a terminal, in characters.

@@ -2,8 +2,8 @@
 //! names the property; nothing is dropped in silence.
 
 use oci_spec::runtime::{
-    Linux, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
-    LinuxSeccompAction, Mount, Process, Spec,
+    Linux, LinuxMemory, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction,
+    Mount, Process, Spec,
 };
 use protocol::Overlay;
 
@@ -92,10 +92,6 @@ fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
             &format!("linux.namespaces[{}].path", name(namespace.typ())),
         );
     }
-    for (index, device) in linux.devices().iter().flatten().enumerate() {
-        let block = device.typ() == LinuxDeviceType::B;
-        note(block, &format!("linux.devices[{index}] (block device)"));
-    }
 }
 
 /// Whether a filter could ever do anything but allow.
@@ -171,14 +167,7 @@ fn of_memory(memory: &LinuxMemory, note: &mut impl FnMut(bool, &str)) {
 }
 
 fn of_mount(mount: &Mount, index: usize, note: &mut impl FnMut(bool, &str)) {
-    let mapped = mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-        || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty());
-    note(mapped, &format!("mounts[{index}].uidMappings"));
     let options = mount.options().iter().flatten().map(String::as_str);
-    for option in options.clone() {
-        let unknown = matches!(option, "idmap" | "ridmap" | "remount");
-        note(unknown, &format!("mounts[{index}].options {option}"));
-    }
     if options
         .clone()
         .any(|option| matches!(option, "bind" | "rbind"))
@@ -220,7 +209,6 @@ mod tests {
             "mounts":[{"destination":"/m","options":["rbind","rshared","idmap"]}],
             "linux":{"namespaces":[{"type":"ipc","path":"/n"}],"mountLabel":"m",
                 "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},
-                "devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0}],
                 "resources":{"memory":{"disableOOMKiller":true},
                     "network":{"classID":5},"rdma":{"a":{"hcaHandles":1}},
                     "cpu":{"realtimeRuntime":5},"unified":{"misc.max":"1"}}}}"#;
@@ -229,14 +217,12 @@ mod tests {
             "process.selinuxLabel",
             "linux.mountLabel",
             "linux.namespaces[ipc].path",
-            "linux.devices[0] (block device)",
             "linux.seccomp (not compiled)",
             "linux.resources.network.classID",
             "linux.resources.rdma",
             "linux.resources.cpu.realtimeRuntime",
             "linux.resources.memory.disableOOMKiller",
             "linux.resources.unified[misc.max]",
-            "mounts[0].options idmap",
             "mounts[0].options rshared",
         ];
         assert_eq!(of(json), expected);

@@ -129,13 +129,42 @@ pub struct Create {
 pub struct Overlay {
     /// The root filesystem, for instance `rootfs`.
     pub rootfs: String,
-    /// For each bind mount: its index in `mounts` of the configuration, and its source, for
-    /// instance `mnt/0`.
+    /// For each mount whose source is shared: its index in `mounts` of the configuration, and its
+    /// source, for instance `mnt/0`.
     #[serde(default)]
     pub binds: Vec<(usize, String)>,
+    /// For each bind mount of a character device: its index in `mounts`, and the device, of which
+    /// the guest has one of its own.
+    #[serde(default)]
+    pub devices: Vec<(usize, Device)>,
+    /// Mounts of the host below those sources, for instance `mnt/0/below`, outer before inner: what
+    /// the configuration does not make recursive must not reach them.
+    #[serde(default)]
+    pub submounts: Vec<String>,
+    /// The block devices of the host that the guest has as virtio-blk.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
     /// `linux.seccomp`, compiled.
     #[serde(default)]
     pub seccomp: Option<Seccomp>,
+}
+
+/// A block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its number on the host, as the configuration has it.
+    pub device: Device,
+    /// The serial number under which the guest finds it.
+    pub serial: String,
+}
+
+/// A device number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// The major number.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
 }
 
 /// A seccomp filter, ready for `seccomp(SECCOMP_SET_MODE_FILTER)`.
@@ -356,6 +385,12 @@ mod tests {
                     flags: 2,
                     program: vec![6],
                 }),
+                devices: vec![(4, Device { major: 1, minor: 3 })],
+                submounts: vec!["mnt/0/x".to_owned()],
+                disks: vec![Disk {
+                    device: Device { major: 8, minor: 0 },
+                    serial: "disk0".to_owned(),
+                }],
             },
             stdio: Stdio {
                 stdin: None,
@@ -371,6 +406,8 @@ mod tests {
             concat!(
                 r#"{"id":1,"body":{"Create":{"id":"c1","config":"{\"ociVersion\":\"1.0\"}\n","#,
                 r#""bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
+                r#""devices":[[4,{"major":1,"minor":3}]],"submounts":["mnt/0/x"],"#,
+                r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
                 r#""seccomp":{"flags":2,"program":[6]}},"#,
                 r#""stdio":{"stdin":null,"stdout":70000,"stderr":70001}}}}"#
             ),

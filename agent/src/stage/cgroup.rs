@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 
 use super::device_filter;
+use super::devices::Disks;
 use crate::error::{During, Error, Result};
 use crate::sys;
 
@@ -51,7 +52,7 @@ pub(crate) fn directory(spec: &Spec, id: &str) -> Result<PathBuf> {
 }
 
 /// Creates the cgroup, applies the limits and the device rules, and returns it as a descriptor.
-pub(crate) fn create(spec: &Spec, directory: &Path) -> Result<OwnedFd> {
+pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<OwnedFd> {
     let mut parent = PathBuf::from(ROOT);
     let names = directory.strip_prefix(ROOT).unwrap_or(directory);
     for (depth, name) in names.iter().enumerate() {
@@ -76,7 +77,7 @@ pub(crate) fn create(spec: &Spec, directory: &Path) -> Result<OwnedFd> {
     let rules = resources
         .and_then(|resources| resources.devices().as_deref())
         .unwrap_or_default();
-    let program = sys::load_device_program(&device_filter::compile(rules)?)
+    let program = sys::load_device_program(&device_filter::compile(rules, disks)?)
         .during(|| "load the device filter")?;
     let cgroup: OwnedFd = fs::File::open(directory)
         .during(|| format!("open {}", directory.display()))?

@@ -5,6 +5,7 @@
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use super::devices::Disks;
 use crate::error::{Error, Result};
 use crate::sys::Instruction;
 
@@ -110,9 +111,30 @@ fn rule(from: &LinuxDeviceCgroup) -> Result<Rule> {
     })
 }
 
-/// The program that applies `rules` and the defaults after them.
-pub(crate) fn compile(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Instruction>> {
-    let mut all = rules.iter().map(rule).collect::<Result<Vec<_>>>()?;
+/// The program that applies `rules` and the defaults after them. Block devices have other numbers here than on the host, which the rules
+/// have: each rule that names numbers becomes one for each of `disks` that it covers.
+pub(crate) fn compile(rules: &[LinuxDeviceCgroup], disks: &Disks) -> Result<Vec<Instruction>> {
+    let mut all = Vec::new();
+    for rule in rules {
+        let rule = self::rule(rule)?;
+        if rule.kind != Some(BLOCK) || (rule.major, rule.minor) == (None, None) {
+            all.push(rule);
+            continue;
+        }
+        let is = |wanted: Option<i32>, number: u32| {
+            wanted.is_none_or(|wanted| u32::try_from(wanted) == Ok(number))
+        };
+        for (host, here) in disks.iter() {
+            if is(rule.major, host.major) && is(rule.minor, host.minor) {
+                let number = |number: u32| i32::try_from(number).ok();
+                all.push(Rule {
+                    major: number(here.major),
+                    minor: number(here.minor),
+                    ..rule
+                });
+            }
+        }
+    }
     all.extend_from_slice(DEFAULTS);
     Ok(assemble(&all))
 }
@@ -199,6 +221,7 @@ fn assemble(rules: &[Rule]) -> Vec<Instruction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::Device;
 
     /// Runs a program on one access: the few instructions that it can consist of.
     fn run(program: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
@@ -244,9 +267,18 @@ mod tests {
         }
     }
 
+    /// The disks of the host that the tests' rules are about, with numbers as of virtio-blk.
+    fn disks() -> Disks {
+        let device = |major, minor| Device { major, minor };
+        Disks::of(&[
+            (device(8, 0), device(254, 0)),
+            (device(8, 1), device(254, 16)),
+        ])
+    }
+
     fn program(json: &str) -> Vec<Instruction> {
         let rules: Vec<LinuxDeviceCgroup> = serde_json::from_str(json).unwrap();
-        compile(&rules).unwrap()
+        compile(&rules, &disks()).unwrap()
     }
 
     const DENY_ALL: &str = r#"{"allow":false,"access":"rwm"}"#;
@@ -296,11 +328,12 @@ mod tests {
             "two rules together"
         );
         assert!(!run(&program, CHARACTER, READ, 10, 228));
-        assert!(run(&program, BLOCK, READ | WRITE, 8, 0));
-        assert!(run(&program, BLOCK, READ, 8, 1));
-        assert!(!run(&program, BLOCK, WRITE, 8, 1));
-        assert!(!run(&program, BLOCK, READ | WRITE, 8, 1));
-        assert!(!run(&program, BLOCK, READ, 9, 1));
+        assert!(run(&program, BLOCK, READ | WRITE, 254, 0));
+        assert!(run(&program, BLOCK, READ, 254, 16));
+        assert!(!run(&program, BLOCK, WRITE, 254, 16));
+        assert!(!run(&program, BLOCK, READ | WRITE, 254, 16));
+        assert!(!run(&program, BLOCK, READ, 254, 32));
+        assert!(!run(&program, BLOCK, READ, 8, 0), "a number of the host");
     }
 
     #[test]
@@ -325,7 +358,10 @@ mod tests {
             r#"[{"allow":true,"type":"c","major":4294967296,"access":"r"}]"#,
         ] {
             let rules: Vec<LinuxDeviceCgroup> = serde_json::from_str(json).unwrap();
-            assert!(matches!(compile(&rules), Err(Error::Config(_))), "{json}");
+            assert!(
+                matches!(compile(&rules, &disks()), Err(Error::Config(_))),
+                "{json}"
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! The nodes of the container's `/dev`: those that the specification promises, those of the
 //! configuration, and the console.
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use nix::sys::stat::FchmodatFlags;
 use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, major, makedev, minor, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
+use protocol::{Device, Disk, Overlay};
 
 use super::mounts::guest_device;
 use super::tree::{Kind, Tree, clone_mount};
@@ -58,12 +60,66 @@ fn own_dev(spec: &Spec) -> bool {
     })
 }
 
+/// The block devices of the host that the guest has: their numbers there and here.
+#[derive(Debug, Default)]
+pub(crate) struct Disks(Vec<(Device, Device)>);
+
+impl Disks {
+    /// Finds them by their serial numbers.
+    pub(crate) fn find(overlay: &Overlay) -> Result<Disks> {
+        let find = |disk: &Disk| {
+            let missing = || Error::Config(format!("the guest has no {}", disk.serial));
+            for entry in fs::read_dir("/sys/block").during(|| "list /sys/block")? {
+                let directory = entry.during(|| "list /sys/block")?.path();
+                // What is no virtio-blk has none.
+                let serial = fs::read_to_string(directory.join("serial")).unwrap_or_default();
+                if serial == disk.serial {
+                    let text = fs::read_to_string(directory.join("dev"))
+                        .during(|| format!("read {}/dev", directory.display()))?;
+                    let (major, minor) = text.trim().split_once(':').ok_or_else(missing)?;
+                    let number = |text: &str| text.parse().map_err(|_| missing());
+                    let here = Device {
+                        major: number(major)?,
+                        minor: number(minor)?,
+                    };
+                    return Ok((disk.device, here));
+                }
+            }
+            Err(missing())
+        };
+        overlay
+            .disks
+            .iter()
+            .map(find)
+            .collect::<Result<_>>()
+            .map(Disks)
+    }
+
+    /// Disks with these numbers.
+    #[cfg(test)]
+    pub(crate) fn of(numbers: &[(Device, Device)]) -> Disks {
+        Disks(numbers.to_vec())
+    }
+
+    /// Each with its number on the host and here.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Device, Device)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// The number here of a device of the host.
+    fn here(&self, host: Device) -> Option<Device> {
+        self.iter()
+            .find(|(there, _)| *there == host)
+            .map(|(_, here)| here)
+    }
+}
+
 /// Fills `/dev`.
-pub(crate) fn create(spec: &Spec, tree: &Tree) -> Result<()> {
+pub(crate) fn create(spec: &Spec, tree: &Tree, disks: &Disks) -> Result<()> {
     if !own_dev(spec) {
         return Ok(());
     }
-    let configured = nodes(spec)?;
+    let configured = nodes(spec, disks)?;
     for (path, major, minor) in DEFAULTS {
         let path = PathBuf::from(path);
         if !configured.iter().any(|node| node.path == path) {
@@ -89,7 +145,7 @@ pub(crate) fn create(spec: &Spec, tree: &Tree) -> Result<()> {
 
 /// The nodes of the configuration. A device that the guest does not have is an error: its node
 /// would be dead.
-fn nodes(spec: &Spec) -> Result<Vec<Node>> {
+fn nodes(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
     let devices = spec
         .linux()
         .as_ref()
@@ -108,6 +164,17 @@ fn nodes(spec: &Spec) -> Result<Vec<Node>> {
                     )));
                 }
                 (SFlag::S_IFCHR, makedev(u64::from(major), u64::from(minor)))
+            }
+            (LinuxDeviceType::B, (Ok(major), Ok(minor))) => {
+                let here = disks.here(Device { major, minor }).ok_or_else(|| {
+                    bad(format!(
+                        "the host has not provided block device {major}:{minor}"
+                    ))
+                })?;
+                (
+                    SFlag::S_IFBLK,
+                    makedev(here.major.into(), here.minor.into()),
+                )
             }
             _ => return Err(bad("unsupported type or number".into())),
         };
@@ -150,7 +217,7 @@ fn make(tree: &Tree, node: &Node) -> Result<()> {
         // The image's own node, if it is the right one.
         Err(Errno::EEXIST) if same(&parent, name, node).during(what)? => Ok(()),
         // No node can be made in a user namespace or on the share: bind the guest's, as runc does.
-        Err(Errno::EEXIST | Errno::EPERM) if node.kind == SFlag::S_IFCHR => bind(tree, node),
+        Err(Errno::EEXIST | Errno::EPERM) if node.kind != SFlag::S_IFIFO => bind(tree, node),
         result => result.during(what),
     }
 }
@@ -161,23 +228,31 @@ fn same(parent: impl AsFd, name: &std::ffi::OsStr, node: &Node) -> nix::Result<b
 }
 
 fn bind(tree: &Tree, node: &Node) -> Result<()> {
+    let number = |of: fn(u64) -> u64| u32::try_from(of(node.device)).unwrap_or(0);
+    let device = Device {
+        major: number(major),
+        minor: number(minor),
+    };
+    tree.attach(&own(node.kind, device)?, &node.path)
+}
+
+/// A mount of the guest's own node of a device.
+pub(crate) fn own(kind: SFlag, device: Device) -> Result<OwnedFd> {
+    let Device { major, minor } = device;
+    let kind = if kind == SFlag::S_IFBLK {
+        "block"
+    } else {
+        "char"
+    };
     // The kernel keeps the node's name in devtmpfs in its uevent.
-    let id = format!(
-        "/sys/dev/char/{}:{}/uevent",
-        major(node.device),
-        minor(node.device)
-    );
-    let uevent = std::fs::read_to_string(&id).during(|| format!("read {id}"))?;
+    let id = format!("/sys/dev/{kind}/{major}:{minor}/uevent");
+    let uevent = fs::read_to_string(&id).during(|| format!("read {id}"))?;
     let name = uevent
         .lines()
         .find_map(|line| line.strip_prefix("DEVNAME="));
-    let name = name.ok_or_else(|| {
-        Error::Config(format!(
-            "{}: the guest has no node for it",
-            node.path.display()
-        ))
-    })?;
-    tree.attach(&guest_device(name)?, &node.path)
+    let name = name
+        .ok_or_else(|| Error::Config(format!("the guest has no node of device {major}:{minor}")))?;
+    guest_device(name)
 }
 
 /// Makes a symbolic link. One that exists is replaced, anything else is left alone, as runc does.
@@ -204,28 +279,24 @@ pub(crate) struct Terminal {
     pub(crate) slave: OwnedFd,
 }
 
-/// Opens a terminal pair of the container. Returns it and its number.
-pub(crate) fn open_terminal(tree: &Tree, process: &Process) -> Result<(Terminal, u32)> {
+/// Opens a terminal pair of the container.
+pub(crate) fn open_terminal(tree: &Tree, process: &Process) -> Result<Terminal> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY;
     let master = tree
         .open(Path::new("/dev/ptmx"), flags)
         .during(|| "open /dev/ptmx of the container (process.terminal needs a devpts mount)")?;
-    let (number, slave) = sys::open_slave(&master).during(|| "open the terminal")?;
+    let slave = sys::open_slave(&master).during(|| "open the terminal")?;
     if let Some(size) = process.console_size() {
         let cut = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
         sys::set_window_size(&slave, cut(size.height()), cut(size.width()))
             .during(|| "set the size of the terminal")?;
     }
-    Ok((Terminal { master, slave }, number))
+    Ok(Terminal { master, slave })
 }
 
-/// Mounts a terminal's slave at `/dev/console`.
-pub(crate) fn mount_console(tree: &Tree, number: u32) -> Result<()> {
-    let path = PathBuf::from(format!("/dev/pts/{number}"));
-    let node = tree
-        .open(&path, OFlag::O_PATH)
-        .during(|| format!("open {}", path.display()))?;
-    let copy = clone_mount(&node, Path::new(""), false)?;
+/// Mounts a terminal's slave at `/dev/console`: the open one, whatever lies at its path by now.
+pub(crate) fn mount_console(tree: &Tree, terminal: &Terminal) -> Result<()> {
+    let copy = clone_mount(&terminal.slave, Path::new(""), false)?;
     let console = tree.create(Path::new("/dev/console"), Kind::File)?;
     sys::attach(copy, console).during(|| "mount /dev/console")
 }

@@ -171,7 +171,7 @@ fn prepare(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Result<p
             Mode::empty(),
         )
         .during(|| "open the root")?;
-        Some(devices::open_terminal(&Tree::new(root), process)?.0)
+        Some(devices::open_terminal(&Tree::new(root), process)?)
     } else {
         None
     };

@@ -12,7 +12,7 @@ use nix::unistd::{
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::devices;
+use super::devices::{self, Disks};
 use super::hooks;
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
@@ -23,14 +23,14 @@ use crate::error::{During, Error, Result};
 use crate::sys;
 
 /// Sets the container up, waits for the start, and executes its program. Returns what failed.
-pub(super) fn run(plan: &Plan, sources: Sources, wire: &Wire) -> Error {
-    match prepare(plan, sources, wire) {
+pub(super) fn run(plan: &Plan, sources: Sources, disks: &Disks, wire: &Wire) -> Error {
+    match prepare(plan, sources, disks, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
 }
 
-fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
+fn prepare(plan: &Plan, sources: Sources, disks: &Disks, wire: &Wire) -> Result<Program> {
     let spec = &plan.spec;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
@@ -38,10 +38,10 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     name(spec)?;
     sysctl::set(spec, Moment::InNamespaces)?;
     let tree = mounts::mount_all(spec, sources)?;
-    devices::create(spec, &tree)?;
+    devices::create(spec, &tree, disks)?;
     let terminal = if process.terminal() == Some(true) {
-        let (terminal, number) = devices::open_terminal(&tree, process)?;
-        devices::mount_console(&tree, number)?;
+        let terminal = devices::open_terminal(&tree, process)?;
+        devices::mount_console(&tree, &terminal)?;
         Some(terminal)
     } else {
         None
@@ -52,6 +52,7 @@ fn prepare(plan: &Plan, sources: Sources, wire: &Wire) -> Result<Program> {
     process::limit(spec, process)?;
     change_root(&tree, plan.has(LinuxNamespaceType::Mount))?;
     drop(tree);
+    mounts::propagate_root(spec)?;
     let seccomp = plan.create.overlay.seccomp.as_ref();
     let (program, seccomp) = process::assume(process, terminal, seccomp, wire)?;
     process::settle(seccomp)?;

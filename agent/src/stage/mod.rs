@@ -52,6 +52,7 @@ pub(crate) use cgroup::{
 };
 pub(crate) use mounts::{SHARE, STAGING};
 
+use self::devices::Disks;
 use crate::boot::since_boot;
 use crate::cgroup::{Processes, Update};
 use crate::error::{self, During, Error, Result};
@@ -62,7 +63,7 @@ use crate::unsupported::unsupported;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Task {
     /// To set the container up.
-    Create(Create),
+    Create(Box<Create>),
     /// To execute one more process in it.
     Exec(Box<Join>),
     /// To change its limits.
@@ -277,7 +278,7 @@ fn run(arguments: &[String], wire: &Wire) -> Result<()> {
         .during(|| "read the request")?;
     drop(file);
     match serde_json::from_slice(&text).map_err(Error::Parse)? {
-        Task::Create(create) => set_up(create, wire),
+        Task::Create(create) => set_up(*create, wire),
         Task::Exec(join) => exec::set_up(*join, wire),
         Task::Update(update) => answer(wire, update.apply().map(|()| Reply::Done)),
         Task::Processes(processes) => answer(
@@ -300,7 +301,8 @@ fn set_up(create: Create, wire: &Wire) -> Result<()> {
     let process = plan.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
     let directory = cgroup::directory(&plan.spec, &plan.create.id)?;
-    let cgroup = cgroup::create(&plan.spec, &directory)?;
+    let disks = Disks::find(&plan.create.overlay)?;
+    let cgroup = cgroup::create(&plan.spec, &directory, &disks)?;
     let sources = mounts::Sources::take(&plan.spec, &plan.create.overlay)?;
     give_stdio(&plan.spec, process, plan.create.stdio)?;
     sysctl::set(&plan.spec, sysctl::Moment::Before)?;
@@ -308,7 +310,7 @@ fn set_up(create: Create, wire: &Wire) -> Result<()> {
         new_time(&plan.spec)?;
     }
     let born = clone(plan.clone_flags(), cgroup.as_fd(), wire, || {
-        init::run(&plan, sources, wire)
+        init::run(&plan, sources, &disks, wire)
     })?;
     if plan.has(LinuxNamespaceType::User) {
         write_maps(&plan.spec, born.pid)?;

@@ -5,13 +5,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
 use protocol::Overlay;
 
 use super::copy_up;
+use super::devices;
 use super::options::{self, MountOptions};
 use super::tree::{Kind, Tree, c_path, clone_mount, is, proc_path};
 use crate::error::{During, Error, Result};
@@ -45,6 +46,12 @@ impl Sources {
             }
             clone_mount(&share, Path::new(path), recursive)
         };
+        for path in &overlay.submounts {
+            // Mounts it, as the kernel otherwise does when somebody first goes there, and then with the attributes of the mount
+            // above. What cannot be entered is not mounted then either.
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let _ = openat(&share, path.as_str(), flags, Mode::empty());
+        }
         let rootfs = take(&overlay.rootfs, true)?;
         let mut binds = HashMap::new();
         for (index, path) in &overlay.binds {
@@ -53,6 +60,9 @@ impl Sources {
                 mount.ok_or_else(|| Error::Config(format!("the overlay names mounts[{index}]")))?;
             let options = parse(mount);
             binds.insert(*index, take(path, options.recursive)?);
+        }
+        for (index, device) in &overlay.devices {
+            binds.insert(*index, devices::own(SFlag::S_IFCHR, *device)?);
         }
         Ok(Sources { rootfs, binds })
     }
@@ -78,28 +88,47 @@ pub(crate) fn mount_all(spec: &Spec, sources: Sources) -> Result<Tree> {
 
 fn one(tree: &Tree, mount: &Mount, source: Option<&OwnedFd>, index: usize) -> Result<()> {
     let options = parse(mount);
+    let path = mount.destination();
+    if options.remount {
+        return remount(tree, mount, &options);
+    }
+    if options.bind && !options.data.is_empty() {
+        let text = format!("{}: unknown bind option {:?}", path.display(), options.data);
+        return Err(Error::Config(text));
+    }
+    if let Some(source) = source {
+        change(source, &options, path)?;
+        return tree.attach(source, path);
+    }
     if options.bind {
-        let source = source.ok_or_else(|| {
-            Error::Config(format!(
-                "mounts[{index}]: the host has not provided the bind mount"
-            ))
-        })?;
-        return bind(tree, mount, &options, source);
+        return Err(Error::Config(format!(
+            "mounts[{index}]: the host has not provided the bind mount"
+        )));
     }
     file_system(tree, mount, &options)
 }
 
-fn bind(tree: &Tree, mount: &Mount, options: &MountOptions, source: &OwnedFd) -> Result<()> {
-    if !options.data.is_empty() {
-        let text = format!(
-            "{}: unknown bind option {:?}",
-            mount.destination().display(),
-            options.data
-        );
-        return Err(Error::Config(text));
-    }
-    change(source, options, mount.destination())?;
-    tree.attach(source, mount.destination())
+/// Changes what is mounted at the destination already (mount(2), MS_REMOUNT): of a bind mount the mount alone, else the file system
+/// too.
+fn remount(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()> {
+    let path = mount_.destination();
+    let mounted = tree
+        .open(path, OFlag::O_PATH)
+        .during(|| format!("open {}", path.display()))?;
+    let mut flags = options.mount_flags() | MsFlags::MS_REMOUNT;
+    flags.set(MsFlags::MS_BIND, options.bind);
+    let data = (!options.data.is_empty()).then_some(options.data.as_str());
+    mount(
+        None::<&str>,
+        &proc_path(&mounted),
+        None::<&str>,
+        flags,
+        data,
+    )
+    .during(|| format!("remount {}", path.display()))?;
+    sys::mount_setattr(&mounted, true, options.recursive_attributes)
+        .during(|| format!("change the mount {}", path.display()))?;
+    propagate(&mounted, options, path)
 }
 
 /// Applies attributes and propagation to a mount.
@@ -128,6 +157,9 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
     // cgroup v1 does not exist here; runc maps the name to v2 in the same way.
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
     let target = tree.create(path, Kind::Directory)?;
+    if matches!(kind, "proc" | "sysfs") {
+        ordinary(tree, path, kind)?;
+    }
     let mut flags = options.mount_flags();
     let mut data = options.data.clone();
     if kind == "tmpfs" {
@@ -168,7 +200,23 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
             seal_one(&mounted, options, path)?;
         }
     }
+    sys::mount_setattr(&mounted, true, options.recursive_attributes)
+        .during(|| format!("change the mount {}", path.display()))?;
     propagate(&mounted, options, path)
+}
+
+/// What the kernel keeps there is where a process looks for it only if no symbolic link stands in its place, as runc has it.
+fn ordinary(tree: &Tree, path: &Path, kind: &str) -> Result<()> {
+    let found = tree
+        .open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+        .during(|| format!("open {}", path.display()))?;
+    if is(&found, SFlag::S_IFDIR).during(|| format!("stat {}", path.display()))? {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "filesystem {kind:?} must be mounted on ordinary directory: {}",
+        path.display()
+    )))
 }
 
 /// `/dev` is filled after it is mounted.
@@ -215,21 +263,26 @@ pub(crate) fn seal(spec: &Spec, tree: &Tree) -> Result<()> {
         )
         .during(|| "make the root read-only")?;
     }
+    Ok(())
+}
+
+/// `linux.rootfsPropagation`, of the container's root when it is `/`: pivot_root(2) takes no shared mount.
+pub(crate) fn propagate_root(spec: &Spec) -> Result<()> {
     let propagation = spec
         .linux()
         .as_ref()
         .and_then(|linux| linux.rootfs_propagation().as_deref());
-    if let Some(name) = propagation.filter(|name| !name.is_empty()) {
-        let (propagation, recursive) = options::propagation(name)
-            .ok_or_else(|| Error::Config(format!("linux.rootfsPropagation: unknown {name:?}")))?;
-        let change = MountAttributes {
-            propagation,
-            ..MountAttributes::default()
-        };
-        sys::mount_setattr(tree.root(), recursive, change)
-            .during(|| "set the propagation of the root")?;
-    }
-    Ok(())
+    let Some(name) = propagation.filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    let (propagation, recursive) = options::propagation(name)
+        .ok_or_else(|| Error::Config(format!("linux.rootfsPropagation: unknown {name:?}")))?;
+    let root = File::open("/").during(|| "open the root")?;
+    let change = MountAttributes {
+        propagation,
+        ..MountAttributes::default()
+    };
+    sys::mount_setattr(root, recursive, change).during(|| "set the propagation of the root")
 }
 
 /// Whether a device of the guest's own `/dev` is mounted read-only or hidden does not matter: it

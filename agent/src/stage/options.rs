@@ -11,6 +11,8 @@ pub(crate) struct MountOptions {
     /// A bind mount, and with the mounts below it.
     pub(crate) bind: bool,
     pub(crate) recursive: bool,
+    /// A change of what is mounted there already.
+    pub(crate) remount: bool,
     /// Of the mount itself.
     pub(crate) attributes: MountAttributes,
     /// Of the mount and all below it.
@@ -66,6 +68,8 @@ const ATTRIBUTES: &[(&str, Change)] = &[
 
 /// The superblock flags of mount(2), set and cleared.
 const SUPERBLOCK: &[(&str, Change)] = &[
+    ("acl", set(MsFlags::MS_POSIXACL.bits())),
+    ("noacl", clear(MsFlags::MS_POSIXACL.bits())),
     ("sync", set(MsFlags::MS_SYNCHRONOUS.bits())),
     ("async", clear(MsFlags::MS_SYNCHRONOUS.bits())),
     ("dirsync", set(MsFlags::MS_DIRSYNC.bits())),
@@ -124,6 +128,9 @@ impl MountOptions {
             "" | "defaults" => {}
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
+            // The host has mapped the ids.
+            "idmap" | "ridmap" => {}
+            "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
             _ => self.add_from_tables(option),
         }

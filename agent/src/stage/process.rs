@@ -331,6 +331,7 @@ pub(crate) fn become_user(process: &Process) -> Result<()> {
     if entered.is_err() {
         chdir(cwd).during(|| format!("change to process.cwd {}", cwd.display()))?;
     }
+    stay_inside(cwd)?;
     prctl::set_keepcaps(false).during(|| "stop keeping capabilities")?;
     sys::set_capabilities(sets).during(|| "set process.capabilities")?;
     sys::clear_ambient().during(|| "clear the ambient capabilities")?;
@@ -341,6 +342,20 @@ pub(crate) fn become_user(process: &Process) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a working directory that is not below `/`: a path through `/proc` can lead to what this process still has open of the
+/// guest's own files.
+fn stay_inside(cwd: &Path) -> Result<()> {
+    // getcwd(3): an error unless the path the kernel gives is absolute.
+    match std::env::current_dir() {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Config(format!(
+            "process.cwd {} is outside of the container's root",
+            cwd.display()
+        ))),
+        result => result.map(drop).during(|| "look at process.cwd"),
+    }
 }
 
 fn set_user(process: &Process) -> Result<()> {

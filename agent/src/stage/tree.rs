@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -44,7 +44,7 @@ impl Tree {
     pub(crate) fn open(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
         } else {
@@ -110,10 +110,14 @@ impl Tree {
         let parent = self.open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         match kind {
             Kind::Directory => mkdirat(&parent, name, Mode::from_bits_retain(0o755)),
-            Kind::File => {
-                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                openat(&parent, name, flags, Mode::from_bits_retain(0o644)).map(drop)
-            }
+            // Without opening it: what has been open for writing keeps the host from making the root read-only for a moment.
+            Kind::File => mknodat(
+                &parent,
+                name,
+                SFlag::S_IFREG,
+                Mode::from_bits_retain(0o644),
+                0,
+            ),
         }
     }
 

@@ -8,16 +8,17 @@
 //!
 //! Every step must succeed: a machine that is not in its jail does not run.
 
-use std::io;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{fchdir, pivot_root, setgroups};
 use rustix::fs::CWD;
 use rustix::mount::{
@@ -29,7 +30,8 @@ use rustix::thread::{
     set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
 };
 
-use super::{Network, Share, sys};
+use super::sys::{self, MountChange};
+use super::{Network, Share, mountinfo};
 
 /// RLIMIT_NOFILE; less where the caller's own limit is lower and may not be raised.
 const DESCRIPTOR_LIMIT: u64 = 65536;
@@ -61,7 +63,7 @@ pub(super) struct Error {
 }
 
 /// Names the step that an error belongs to.
-trait Step<T> {
+pub(super) trait Step<T> {
     fn step(self, doing: impl FnOnce() -> String) -> Result<T, Error>;
 }
 
@@ -80,6 +82,10 @@ pub(super) struct Tree {
     pub(super) root: OwnedFd,
     /// `/proc/self/fd` as the root of a mount of its own: `..` does not leave it.
     pub(super) proc_self_fd: OwnedFd,
+    /// Paths of mounts below shares that are to differ from these, outer before inner.
+    pub(super) submounts: Vec<String>,
+    /// The ids of the mounts that the host cannot take away; `None` for all.
+    pub(super) lasting: Option<HashSet<u64>>,
 }
 
 /// Enters the container's network namespace.
@@ -105,53 +111,48 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
     )
     .step(|| "clone /proc/self/fd".into())?;
 
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let own = open("/proc/self", flags, Mode::empty()).step(|| "open /proc/self".into())?;
     unshare(CloneFlags::CLONE_NEWNS).step(|| "create a mount namespace".into())?;
+    let clones = shares
+        .iter()
+        .map(Share::clone_mount)
+        .collect::<Result<Vec<_>, _>>()?;
     // Nothing done here may travel back to the host.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .step(|| "make the mounts private".into())?;
 
-    let clones = shares
-        .iter()
-        .map(clone_share)
-        .collect::<Result<Vec<_>, _>>()?;
     let root = root_tmpfs()?;
     fchdir(&root).step(|| "enter the exported tree".into())?;
     mkdirat(AT_FDCWD, "mnt", Mode::from_bits_truncate(0o755)).step(|| "create mnt".into())?;
     for (share, clone) in shares.iter().zip(&clones) {
-        attach(share, clone)?;
+        share.attach(clone.as_ref())?;
     }
-    sys::mount_setattr(
-        root.as_fd(),
-        MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(),
-        false,
-    )
-    .step(|| "make the exported tree's root read-only".into())?;
+    let read_only = MountChange {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..MountChange::default()
+    };
+    sys::mount_setattr(root.as_fd(), &read_only, false)
+        .step(|| "make the exported tree's root read-only".into())?;
 
     // With both arguments the same directory the old root ends up mounted on top of the new one, from where it is removed.
     pivot_root(".", ".").step(|| "pivot into the exported tree".into())?;
     umount2(".", MntFlags::MNT_DETACH).step(|| "leave the host's files".into())?;
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open("/", flags, Mode::empty()).step(|| "open the exported tree".into())?;
-    Ok(Tree { root, proc_self_fd })
-}
-
-/// A private clone of a share's mount, on which nothing is executed, no device works and no set-user-id bit counts.
-fn clone_share(share: &Share) -> Result<OwnedFd, Error> {
-    let name = || format!("share {}", share.source.display());
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if share.recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
+    let mut tree = Tree {
+        root,
+        proc_self_fd,
+        submounts: Vec::new(),
+        lasting: None,
+    };
+    if shares
+        .iter()
+        .any(|share| share.follows || share.differs_below())
+    {
+        look_at_mounts(&own, shares, &mut tree).step(|| "read the mounts of the tree".into())?;
     }
-    let clone = open_tree(CWD, &share.source, flags).step(name)?;
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    if share.readonly {
-        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-    }
-    sys::mount_setattr(clone.as_fd(), attributes.bits().into(), share.recursive).step(name)?;
-    Ok(clone)
+    Ok(tree)
 }
 
 /// The root of the exported tree: a tmpfs that holds mount points only, mounted over the root directory.
@@ -170,25 +171,32 @@ fn root_tmpfs() -> Result<OwnedFd, Error> {
     Ok(root)
 }
 
-/// Attaches a cloned share below the current directory.
-fn attach(share: &Share, clone: &OwnedFd) -> Result<(), Error> {
-    let name = || format!("share {}", share.source.display());
-    let kind = SFlag::from_bits_truncate(fstat(clone).step(name)?.st_mode) & SFlag::S_IFMT;
-    let mode = Mode::from_bits_truncate(0o755);
-    if kind == SFlag::S_IFDIR {
-        mkdirat(AT_FDCWD, Path::new(&share.name), mode).step(name)?;
-    } else if kind == SFlag::S_IFREG {
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        openat(AT_FDCWD, Path::new(&share.name), flags, mode).step(name)?;
-    } else {
-        let unsupported = io::Error::new(
-            io::ErrorKind::Unsupported,
-            "only directories and regular files can be shared with the guest",
-        );
-        return Err(unsupported).step(name);
+/// Looks at the mounts of the tree: [`Tree::submounts`] and [`Tree::lasting`].
+fn look_at_mounts(own: &OwnedFd, shares: &[Share], tree: &mut Tree) -> io::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let mut text = String::new();
+    File::from(openat(own, "mountinfo", flags, Mode::empty())?).read_to_string(&mut text)?;
+    let mounts = mountinfo::parse(&text);
+    for mount in &mounts {
+        let Some(path) = mount.target.strip_prefix('/') else {
+            continue;
+        };
+        let below = |share: &&Share| {
+            path.strip_prefix(&share.name)
+                .is_some_and(|rest| rest.starts_with('/'))
+        };
+        if shares
+            .iter()
+            .filter(|share| share.differs_below())
+            .any(|share| below(&share))
+        {
+            tree.submounts.push(path.to_owned());
+        }
     }
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(clone.as_fd(), c"", CWD, &*share.name, flags).step(name)
+    if shares.iter().any(|share| share.follows) {
+        tree.lasting = Some(mountinfo::lasting(&mounts));
+    }
+    Ok(())
 }
 
 /// Sets the resource limits; how many descriptors the file server may keep open for inodes.

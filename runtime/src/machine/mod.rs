@@ -15,12 +15,15 @@
 mod agent;
 mod clients;
 mod control;
+mod disk;
 mod execs;
 mod jail;
 mod journal;
 mod life;
+mod mountinfo;
 mod process;
 mod requests;
+mod share;
 mod streams;
 mod sync;
 mod sys;
@@ -42,8 +45,10 @@ use sync::{FromMachine, SyncSocket, ToMachine};
 pub(crate) use control::{
     Connection, Control, ControlReply, ExecControl, ExecRequest, Stream, control, exec,
 };
+pub(crate) use disk::Disk;
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
 pub(crate) use process::end_as;
+pub(crate) use share::{Attributes, IdMap, IdRange, Share};
 pub(crate) use sys::{Cloned, clone_process, close_all_but, exit_now};
 pub(crate) use timeline::now;
 
@@ -63,6 +68,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) vcpus: u8,
     /// The files the guest sees.
     pub(crate) shares: Vec<Share>,
+    /// The block devices the guest has.
+    pub(crate) disks: Vec<Disk>,
     /// The network namespace the machine process lives in.
     pub(crate) network: Network,
     /// From which of the host's memory nodes the machine takes its memory.
@@ -79,18 +86,6 @@ pub(crate) struct Launch<'a> {
     pub(crate) terminal: Option<OwnedFd>,
     /// CLOCK_MONOTONIC at the start of the verb.
     pub(crate) begun: Duration,
-}
-
-/// One tree or file of the host that the guest sees.
-pub(crate) struct Share {
-    /// Where it is in the exported tree: `rootfs` or `mnt/N`.
-    pub(crate) name: String,
-    /// The host's path.
-    pub(crate) source: PathBuf,
-    /// Whether mounts below `source` come along.
-    pub(crate) recursive: bool,
-    /// Whether the host side refuses writes.
-    pub(crate) readonly: bool,
 }
 
 /// What set_mempolicy(2) takes.
@@ -185,6 +180,9 @@ pub(crate) fn spawn(
                 sync: Some(ours),
             };
             spawned.await_created(namespaces_ready)?;
+            for share in launch.shares.iter().filter(|share| share.sealed) {
+                share::seal(pid, &share.name).doing("make the root filesystem read-only")?;
+            }
             Ok(spawned)
         }
     }

@@ -18,7 +18,7 @@ use super::journal::Journal;
 use super::life::{Life, Parts};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
-use super::{Doing, Launch, control, jail, streams, sys};
+use super::{Doing, Launch, control, disk, jail, streams, sys};
 use crate::guest;
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
@@ -111,7 +111,7 @@ pub(crate) fn end_as(exit: Exit) -> ! {
 }
 
 /// Into the jail and up to the first KVM_RUN.
-fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
+fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     let signals = leave_the_caller()?;
     let listener = control::listen(launch.state_dir).doing("listen on control.sock")?;
     let journal = Journal::create(launch.state_dir).doing("create the journal")?;
@@ -142,8 +142,10 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
     let streams = streams::of_launch(launch.terminal)?;
 
     let open_fd_limit = jail::set_limits()?;
+    let disks = disk::open(&launch.disks)?;
     jail::enter_network(&launch.network)?;
     let tree = jail::enter_tree(&launch.shares)?;
+    launch.overlay.submounts = tree.submounts;
     jail::enter_user_namespace()?;
     sync.send(&FromMachine::MapIds)
         .doing("ask for the id maps")?;
@@ -154,6 +156,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         proc_self_fd: tree.proc_self_fd,
         open_fd_limit,
         timeout: FS_TIMEOUT,
+        lasting_mounts: tree.lasting,
     })?;
     let config = MachineConfig {
         kernel: guest::KERNEL,
@@ -161,6 +164,7 @@ fn prepare(launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         memory: launch.memory,
         vcpus: launch.vcpus,
         net: &[],
+        disks: &disks,
     };
     let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;

@@ -49,17 +49,27 @@ pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned
     }
 }
 
-/// Sets `attributes` (MOUNT_ATTR_*) on a detached mount, on all mounts below it if `recursive`.
+/// A change that mount_setattr(2) makes: MOUNT_ATTR_* bits, one MS_* propagation type or 0, and a user namespace for MOUNT_ATTR_IDMAP.
+#[derive(Default, Clone, Copy)]
+pub(super) struct MountChange<'a> {
+    pub(super) set: u64,
+    pub(super) clear: u64,
+    pub(super) propagation: u64,
+    pub(super) user_namespace: Option<BorrowedFd<'a>>,
+}
+
+/// Changes the mount whose root is `mount`, and all mounts below it if `recursive`.
 pub(super) fn mount_setattr(
     mount: BorrowedFd<'_>,
-    attributes: u64,
+    change: &MountChange<'_>,
     recursive: bool,
 ) -> io::Result<()> {
+    let user_namespace = change.user_namespace.map_or(0, |fd| fd.as_raw_fd());
     let attr = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
+        attr_set: change.set,
+        attr_clr: change.clear,
+        propagation: change.propagation,
+        userns_fd: u64::from(user_namespace.unsigned_abs()),
     };
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {

@@ -5,6 +5,7 @@
 //! `explain` prints it.
 
 mod cpus;
+mod devices;
 mod ledger;
 mod memory_policy;
 mod mounts;
@@ -18,10 +19,12 @@ mod tests;
 mod update;
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
-use protocol::{Overlay, Seccomp};
+use nix::sys::stat::{major, minor};
+use oci_spec::runtime::{Linux, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
+use protocol::{Device, Overlay, Seccomp};
 use serde_json::{Value, json};
 
 pub(crate) use ledger::{Entry, Ledger, Refused};
@@ -31,7 +34,7 @@ pub(crate) use update::{MachineSize, update};
 
 use crate::cgroup::Limit;
 use crate::cgroup::systemd::{self, Scope};
-use crate::machine::{MemoryPolicy, Network, Share};
+use crate::machine::{Disk, MemoryPolicy, Network, Share};
 use crate::{hooks, seccomp};
 
 /// Name of the root filesystem's share.
@@ -45,22 +48,36 @@ const RESOURCES: &str = "linux.resources";
 pub(crate) enum FileKind {
     Directory,
     File,
-    /// A socket, FIFO or device: its other end is on this host and not in the guest.
-    Special,
+    Socket,
+    Fifo,
+    /// A character device, with its number.
+    Character(Device),
+    /// A block device.
+    Block,
 }
 
 impl FileKind {
     /// Follows symbolic links.
     pub(crate) fn of(path: &Path) -> Result<FileKind, String> {
-        let kind = fs::metadata(path)
-            .map_err(|e| format!("stat {}: {e}", path.display()))?
-            .file_type();
+        let metadata = fs::metadata(path).map_err(|e| format!("stat {}: {e}", path.display()))?;
+        let kind = metadata.file_type();
         Ok(if kind.is_dir() {
             FileKind::Directory
-        } else if kind.is_file() {
-            FileKind::File
+        } else if kind.is_socket() {
+            FileKind::Socket
+        } else if kind.is_fifo() {
+            FileKind::Fifo
+        } else if kind.is_block_device() {
+            FileKind::Block
+        } else if kind.is_char_device() {
+            // 12 and 20 bits (linux/kdev_t.h).
+            let number = |of: fn(u64) -> u64| u32::try_from(of(metadata.rdev())).unwrap_or(0);
+            FileKind::Character(Device {
+                major: number(major),
+                minor: number(minor),
+            })
         } else {
-            FileKind::Special
+            FileKind::File
         })
     }
 }
@@ -89,6 +106,8 @@ pub(crate) struct Plan {
     pub(crate) vcpus: u8,
     /// Files that the guest sees: the root filesystem first, then the sources of the bind mounts.
     pub(crate) shares: Vec<Share>,
+    /// Block devices that the guest has.
+    pub(crate) disks: Vec<Disk>,
     /// What the guest must know beside the configuration.
     pub(crate) overlay: Overlay,
     /// Network namespace of the machine process.
@@ -146,11 +165,13 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     }
     let mounts = mounts::mounts(
         spec.mounts().as_deref().unwrap_or_default(),
+        &linux,
         facts,
         &mut ledger,
     );
     let seccomp = compile_seccomp(&linux, &mut ledger);
     let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
+    let disks = devices::disks(&linux, &mut ledger);
     ledger.note_unknown(value, spec);
     let plan = match ledger.refused() {
         Some(refused) => Err(refused),
@@ -163,8 +184,12 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
             overlay: Overlay {
                 rootfs: ROOTFS.into(),
                 binds: mounts.binds,
+                devices: mounts.devices,
+                submounts: Vec::new(),
+                disks: disks.iter().map(Disk::for_the_guest).collect(),
                 seccomp,
             },
+            disks,
             network: namespaces::network(&linux),
             oom_score_adj: spec.process().as_ref().and_then(Process::oom_score_adj),
             cgroups_path: linux.cgroups_path().clone(),
@@ -235,7 +260,8 @@ fn rootfs(spec: &Spec, facts: &Facts<'_>, ledger: &mut Ledger) -> Share {
         name: ROOTFS.into(),
         source,
         recursive: true,
-        readonly: root.is_some_and(|root| root.readonly() == Some(true)),
+        sealed: root.is_some_and(|root| root.readonly() == Some(true)),
+        ..Share::default()
     }
 }
 
@@ -328,12 +354,6 @@ fn check_rdt(rdt: &LinuxIntelRdt, value: &Value, facts: &Facts<'_>, ledger: &mut
 
 /// What has no place of its own.
 fn check_linux(linux: &Linux, value: &Value, facts: &Facts<'_>, ledger: &mut Ledger) {
-    for (index, device) in linux.devices().iter().flatten().enumerate() {
-        if matches!(device.typ(), LinuxDeviceType::B | LinuxDeviceType::A) {
-            let problem = "block devices are not supported yet";
-            ledger.refuse(format!("linux.devices[{index}]"), problem);
-        }
-    }
     if let Some(personality) = linux.personality()
         && personality
             .flags()

@@ -30,7 +30,9 @@ const TABLE: &[Line] = &[
     Line("linux.cgroupsPath", r#""/a/../b""#, "refused"),
     Line("linux.devices", r#"[{"path":"/dev/x","type":"c","major":1,"minor":3}]"#, "guest"),
     Line("linux.devices", r#"[{"path":"/dev/x","type":"p"}]"#, "guest"),
-    Line("linux.devices", r#"[{"path":"/dev/x","type":"b","major":8,"minor":0}]"#, "refused"),
+    Line("linux.devices", r#"[{"path":"/dev/x","type":"b","major":8,"minor":0}]"#, "both"),
+    Line("linux.devices", r#"[{"path":"/dev/fuse","type":"u","major":10,"minor":229}]"#, "guest"),
+    Line("linux.devices", r#"[{"path":"/dev/mem","type":"c","major":1,"minor":1}]"#, "refused"),
     Line("linux.gidMappings", r#"[{"containerID":0,"hostID":1,"size":1}]"#, "guest"),
     Line("linux.intelRdt", r#"{"closID":"x","l3CacheSchema":"L3:0=f","memBwSchema":"MB:0=70"}"#, "host"),
     Line("linux.intelRdt", r#"{"closID":"../x"}"#, "refused"),
@@ -150,19 +152,32 @@ const TABLE: &[Line] = &[
     Line("mounts.type", r#"[{"destination":"/c","type":"cgroup"},{"destination":"/2","type":"cgroup2"}]"#, "guest"),
     Line("mounts.type", r#"[{"destination":"/n","type":"nfs"}]"#, "refused"),
     Line("mounts.type", r#"[{"destination":"/n"}]"#, "refused"),
+    Line("mounts.type", r#"[{"destination":"/n","type":"ramfs"},{"destination":"/h","type":"hugetlbfs"}]"#, "guest"),
+    Line("mounts.type", r#"[{"destination":"/o","type":"overlay","options":["lowerdir=/a:/b"]}]"#, "guest"),
+    Line("mounts.options", r#"[{"destination":"/o","type":"overlay","options":["lowerdir=/a:/b"]}]"#, "both"),
+    Line("mounts.options", r#"[{"destination":"/o","type":"overlay","options":["lowerdir=a"]}]"#, "refused"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dir"}]"#, "both"),
     Line("mounts.source", r#"[{"destination":"/m","source":"/file","options":["bind"]}]"#, "both"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/socket"}]"#, "refused"),
+    Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/fifo"}]"#, "refused"),
+    Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dev/null"}]"#, "both"),
+    Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dev/mem"}]"#, "refused"),
+    Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dev/sda"}]"#, "refused"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/missing"}]"#, "refused"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind"}]"#, "refused"),
     Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["rbind","rro","nosuid"]}]"#, "both"),
     Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["rbind","rprivate"]}]"#, "both"),
-    Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["rbind","rslave"]}]"#, "refused"),
+    Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["rbind","rslave"]}]"#, "both"),
     Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["rbind","rshared"]}]"#, "refused"),
     Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["bind","idmap"]}]"#, "refused"),
     Line("mounts.options", r#"[{"destination":"/m","type":"tmpfs","options":["shared","size=1m"]}]"#, "guest"),
-    Line("mounts.uidMappings", r#"[{"destination":"/m","type":"proc","uidMappings":[{"size":1}]}]"#, "refused"),
-    Line("mounts.gidMappings", r#"[{"destination":"/m","type":"proc","gidMappings":[{"size":1}]}]"#, "refused"),
+    Line("mounts.options", r#"[{"destination":"/m","type":"tmpfs","options":["idmap"]}]"#, "refused"),
+    Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["bind","colour=red"]}]"#, "refused"),
+    Line("mounts.options", r#"[{"destination":"/proc/sys","source":"/socket","options":["bind","remount","ro"]}]"#, "guest"),
+    Line("mounts.uidMappings", r#"[{"destination":"/m","type":"bind","source":"/dir","uidMappings":[{"containerID":0,"hostID":1,"size":1}],"gidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#, "host"),
+    Line("mounts.uidMappings", r#"[{"destination":"/m","type":"proc","uidMappings":[{"containerID":0,"hostID":1,"size":1}],"gidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#, "refused"),
+    Line("mounts.gidMappings", r#"[{"destination":"/m","type":"bind","source":"/dir","uidMappings":[{"containerID":0,"hostID":1,"size":1}],"gidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#, "host"),
+    Line("mounts.gidMappings", r#"[{"destination":"/m","type":"bind","source":"/dir","uidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#, "refused"),
     Line("ociVersion", r#""1.0.2""#, "host"),
     Line("process.apparmorProfile", r#""docker-default""#, "refused"),
     Line("process.apparmorProfile", r#""unconfined""#, "nothing"),
@@ -232,7 +247,11 @@ const TABLE: &[Line] = &[
 fn kind(path: &Path) -> Result<FileKind, String> {
     match path.to_str() {
         Some("/file") => Ok(FileKind::File),
-        Some("/socket") => Ok(FileKind::Special),
+        Some("/socket") => Ok(FileKind::Socket),
+        Some("/fifo") => Ok(FileKind::Fifo),
+        Some("/dev/null") => Ok(FileKind::Character(Device { major: 1, minor: 3 })),
+        Some("/dev/mem") => Ok(FileKind::Character(Device { major: 1, minor: 1 })),
+        Some("/dev/sda") => Ok(FileKind::Block),
         Some("/missing") => Err("stat /missing: No such file or directory".into()),
         _ => Ok(FileKind::Directory),
     }
@@ -384,7 +403,7 @@ fn all_that_is_refused_is_named() {
     let mut config = with("vm.kernel", r#"{"path":"/vmlinux"}"#);
     config["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
     config["linux"]["devices"] =
-        serde_json::json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+        serde_json::json!([{"path": "/dev/mem", "type": "c", "major": 1, "minor": 1}]);
     config["process"]["args"] = serde_json::json!([]);
     config["process"]["cwd"] = "tmp".into();
     config["hostname"] = "h".into();
@@ -395,7 +414,7 @@ fn all_that_is_refused_is_named() {
         refusals,
         [
             "hostname: cannot be set without a private UTS namespace",
-            "linux.devices[0]: block devices are not supported yet",
+            "linux.devices[0]: /dev/mem: the guest has no character device 1:1",
             "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY is not supported yet",
             "process.args: must not be empty",
             "process.cwd: must be an absolute path",
@@ -472,8 +491,7 @@ fn the_minimal_plan() {
         plan.overlay,
         Overlay {
             rootfs: "rootfs".into(),
-            binds: vec![],
-            seccomp: None
+            ..Overlay::default()
         }
     );
     assert!(matches!(plan.network, Network::New));
@@ -484,7 +502,7 @@ fn the_minimal_plan() {
         (rootfs.name.as_str(), rootfs.source.as_path()),
         ("rootfs", Path::new("/b/rootfs"))
     );
-    assert!(rootfs.recursive && !rootfs.readonly);
+    assert!(rootfs.recursive && !rootfs.sealed);
     assert!(plan.warnings.is_empty());
 }
 
@@ -517,17 +535,68 @@ fn bind_mounts_become_shares() {
                 s.name.as_str(),
                 s.source.to_str().unwrap(),
                 s.recursive,
-                s.readonly,
+                s.own.set,
             )
         })
         .collect();
     assert_eq!(
         shares,
         [
-            ("mnt/0", "/b/data", true, true),
-            ("mnt/1", "/file", false, false)
+            ("mnt/0", "/b/data", true, libc::MOUNT_ATTR_RDONLY),
+            ("mnt/1", "/file", false, 0)
         ]
     );
+}
+
+#[test]
+fn the_host_changes_what_means_something_there() {
+    let config = with(
+        "mounts",
+        r#"[{"destination":"/a","source":"/a","options":["rbind","rw","rro","noatime","nosuid","rslave"]},
+            {"destination":"/b","source":"/b","options":["rbind","ro","rw","rrw","ridmap"],
+             "uidMappings":[{"containerID":0,"hostID":1000,"size":10}],
+             "gidMappings":[{"containerID":0,"hostID":2000,"size":20}]},
+            {"destination":"/null","source":"/dev/null","options":["bind","ro"]},
+            {"destination":"/o","type":"overlay","source":"overlay",
+             "options":["ro","lowerdir=/x","nodev","upperdir=/y","rprivate","volatile"]}]"#,
+    );
+    let plan = planned(&config).ok().unwrap();
+    let [_, a, b, overlay] = &plan.shares[..] else {
+        panic!("{:?}", plan.shares)
+    };
+    let (read_only, time) = (libc::MOUNT_ATTR_RDONLY, libc::MOUNT_ATTR__ATIME);
+    assert_eq!((a.own.set, a.own.clear), (libc::MOUNT_ATTR_NOATIME, time));
+    assert_eq!((a.below.set, a.below.clear), (read_only, 0));
+    assert!(a.follows && a.id_map.is_none() && a.recursive);
+    assert_eq!((b.own.set, b.own.clear), (0, 0));
+    assert_eq!((b.below.set, b.below.clear), (0, read_only));
+    let map = b.id_map.as_ref().unwrap();
+    assert_eq!((map.uids[0].seen, map.gids[0].count), (1000, 20));
+    assert!(map.recursive && !b.follows);
+    assert_eq!(
+        overlay.overlay.as_deref(),
+        Some("lowerdir=/x,upperdir=/y,volatile")
+    );
+    assert_eq!(overlay.own.set, read_only);
+    assert_eq!(plan.overlay.devices, [(2, Device { major: 1, minor: 3 })]);
+    let names: Vec<_> = plan.overlay.binds.iter().map(|(index, _)| *index).collect();
+    assert_eq!(names, [0, 1, 3]);
+}
+
+#[test]
+fn mappings_come_from_the_user_namespace_if_the_mount_has_none() {
+    let mut config = with(
+        "mounts",
+        r#"[{"destination":"/m","source":"/dir","options":["bind","idmap"]}]"#,
+    );
+    assert!(planned(&config).is_err());
+    config["linux"] = serde_json::json!({"namespaces": [{"type": "user"}],
+        "uidMappings": [{"containerID": 0, "hostID": 7, "size": 3}],
+        "gidMappings": [{"containerID": 0, "hostID": 8, "size": 3}]});
+    let plan = planned(&config).ok().unwrap();
+    let map = plan.shares[1].id_map.clone().unwrap();
+    assert_eq!((map.uids[0].seen, map.gids[0].seen), (7, 8));
+    assert!(!map.recursive);
 }
 
 #[test]

@@ -161,6 +161,7 @@ pub(super) fn created(
         memory: plan.memory,
         vcpus: plan.vcpus,
         shares: plan.shares,
+        disks: plan.disks,
         network: plan.network,
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,

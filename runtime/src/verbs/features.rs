@@ -23,14 +23,14 @@ const HOOKS: [&str; 6] = [
     "poststop",
 ];
 
-/// What the guest makes of options of mounts, without those that the plan refuses on bind mounts.
+/// What is made of options of mounts, without those that the plan refuses on bind mounts.
 #[rustfmt::skip]
-const MOUNT_OPTIONS: [&str; 55] = [
-    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
-    "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
-    "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime",
+const MOUNT_OPTIONS: [&str; 62] = [
+    "acl", "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap", "iversion", "lazytime", "loud", "mand",
+    "noacl", "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
+    "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "ridmap", "rnoatime",
     "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate",
-    "rrelatime", "rro", "rrw", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "silent", "strictatime",
+    "rrelatime", "rro", "rrw", "rslave", "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "silent", "slave", "strictatime",
     "suid", "symfollow", "sync", "tmpcopyup", "unbindable",
 ];
 
@@ -219,7 +219,7 @@ fn linux() -> LinuxFeature {
         .set_modes(names(&MEMORY_POLICIES))
         .set_flags(names(&MEMORY_POLICY_FLAGS));
     let mut id_map = IDMap::default();
-    id_map.set_enabled(Some(false));
+    id_map.set_enabled(Some(true));
     let mut mount_extensions = MountExtensions::default();
     mount_extensions.set_idmap(Some(id_map));
     let mut net_devices = NetDevices::default();
@@ -299,7 +299,10 @@ mod tests {
 
     fn refuses(mount: Value) -> bool {
         let config = json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "mounts": [mount],
-            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]}});
+            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]},
+            "linux": {"namespaces": [{"type": "user"}],
+                "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}],
+                "gidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}});
         let facts = Facts {
             bundle: Path::new("/b"),
             memory: 8 << 30,
@@ -317,7 +320,12 @@ mod tests {
         let understood = understood();
         assert!(understood.len() > 50, "{understood:?}");
         let accepted = understood.iter().filter(|option| {
-            ["bind", "tmpfs"].into_iter().all(|kind| {
+            // Ids are mapped for bind mounts alone.
+            let kinds = match option.ends_with("idmap") {
+                true => &["bind"][..],
+                false => &["bind", "tmpfs"],
+            };
+            kinds.iter().all(|kind| {
                 !refuses(
                     json!({"destination": "/m", "type": kind, "source": "s", "options": [option]}),
                 )

@@ -1,0 +1,102 @@
+//! `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).
+
+use std::collections::HashSet;
+
+/// One mount.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// Its id, and that of the mount it is in.
+    pub(super) id: u64,
+    pub(super) parent: u64,
+    /// Where it is mounted.
+    pub(super) target: String,
+    /// Whether mounts made or taken away elsewhere appear and disappear below it.
+    pub(super) follows: bool,
+}
+
+/// The mounts, parents before children; what is no line of this format is left out.
+pub(super) fn parse(text: &str) -> Vec<Mount> {
+    text.lines().filter_map(line).collect()
+}
+
+fn line(line: &str) -> Option<Mount> {
+    let mut fields = line.split(' ');
+    let id = fields.next()?.parse().ok()?;
+    let parent = fields.next()?.parse().ok()?;
+    // The device, and the root within the file system.
+    let target = fields.nth(2)?;
+    // After the mount's options.
+    let mut optional = fields.skip(1).take_while(|field| *field != "-");
+    Some(Mount {
+        id,
+        parent,
+        target: unescape(target),
+        follows: optional.any(|field| field.starts_with("master:") || field.starts_with("shared:")),
+    })
+}
+
+/// Space, tab, newline and backslash are written as `\ooo`.
+fn unescape(text: &str) -> String {
+    let mut pieces = text.split('\\');
+    let mut plain = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        let code = piece.get(..3).map(|octal| u8::from_str_radix(octal, 8));
+        match code {
+            Some(Ok(byte)) => {
+                plain.push(byte);
+                plain.extend_from_slice(&piece.as_bytes()[3..]);
+            }
+            _ => {
+                plain.push(b'\\');
+                plain.extend_from_slice(piece.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+/// The ids of the mounts that nobody else can take away: they are in mounts that follow no others.
+pub(super) fn lasting(mounts: &[Mount]) -> HashSet<u64> {
+    let following = mounts.iter().filter(|mount| mount.follows);
+    let following: HashSet<u64> = following.map(|mount| mount.id).collect();
+    let lasting = mounts
+        .iter()
+        .filter(|mount| !following.contains(&mount.parent));
+    lasting.map(|mount| mount.id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+36 25 98:0 /mnt1 /mnt/0 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+37 36 0:5 / /mnt/0/a\\040b\\134c rw - tmpfs none rw
+38 37 0:6 / /mnt/0/a\\040b\\134c/in rw - tmpfs none rw
+nonsense
+39 25 0:7 / /rootfs ro - overlay overlay rw
+";
+
+    #[test]
+    fn lines_are_parsed() {
+        let mounts = parse(TEXT);
+        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts[0].target, "/mnt/0");
+        assert!(mounts[0].follows && !mounts[1].follows);
+        assert_eq!(
+            mounts[1],
+            Mount {
+                id: 37,
+                parent: 36,
+                target: "/mnt/0/a b\\c".into(),
+                follows: false
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_in_a_following_mount_does_not_last() {
+        // That a mount in one that goes goes with it is the kernel's affair: it refuses while there is one.
+        assert_eq!(lasting(&parse(TEXT)), HashSet::from([36, 38, 39]));
+    }
+}

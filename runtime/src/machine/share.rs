@@ -1,0 +1,250 @@
+//! The shares: what of the host's files the guest sees, as clones of the host's mounts.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2, read};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use super::jail::{Error, Step};
+use super::sys::{self, Cloned, MountChange};
+
+/// One tree or file of the host that the guest sees.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// Where it is in the exported tree: `rootfs` or `mnt/N`.
+    pub(crate) name: String,
+    /// The host's path; for an overlay a name for messages.
+    pub(crate) source: PathBuf,
+    /// The options of an overlay file system (mount(2), `data`), which is mounted to be shared.
+    pub(crate) overlay: Option<String>,
+    /// Whether mounts below `source` come along.
+    pub(crate) recursive: bool,
+    /// Whether the mount itself is to differ from those below in what it allows, here or in the guest.
+    pub(crate) apart: bool,
+    /// What is changed on the mount itself.
+    pub(crate) own: Attributes,
+    /// What is changed before on the mount and all that are below it.
+    pub(crate) below: Attributes,
+    /// Whether mounts that the host makes or takes away below `source` later appear and disappear here.
+    pub(crate) follows: bool,
+    /// How the ids of the files are mapped.
+    pub(crate) id_map: Option<IdMap>,
+    /// Whether it becomes read-only once the guest has prepared the container ([`seal`]).
+    pub(crate) sealed: bool,
+}
+
+/// `MOUNT_ATTR_*` bits (linux/mount.h) to be cleared, and then set.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+}
+
+impl Attributes {
+    /// Adds a change that comes after this one.
+    pub(crate) fn apply(&mut self, change: Attributes) {
+        self.set = self.set & !change.clear | change.set;
+        self.clear = self.clear & !change.set | change.clear;
+    }
+}
+
+/// How a mount shows the ids of its files (mount_setattr(2), ID-mapped mounts).
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct IdMap {
+    pub(crate) uids: Vec<IdRange>,
+    pub(crate) gids: Vec<IdRange>,
+    /// Whether the mounts below are mapped too.
+    pub(crate) recursive: bool,
+}
+
+/// `count` ids from `file` on, as files have them, are seen as those from `seen` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdRange {
+    pub(crate) file: u32,
+    pub(crate) seen: u32,
+    pub(crate) count: u32,
+}
+
+/// Nothing is executed on a share, no device works and no set-user-id bit counts.
+const SAFE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+impl Share {
+    fn step<T, E: Into<io::Error>>(&self, result: Result<T, E>) -> Result<T, Error> {
+        result.step(|| format!("share {}", self.source.display()))
+    }
+
+    /// A detached clone of the share's mount, changed as it says. To be called before the mounts of this namespace are made private:
+    /// only a clone of a shared mount can follow it. `None` for what [`Share::attach`] mounts itself.
+    pub(super) fn clone_mount(&self) -> Result<Option<OwnedFd>, Error> {
+        if self.overlay.is_some() {
+            return Ok(None);
+        }
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        if self.recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let clone = self.step(open_tree(CWD, &self.source, flags))?;
+        self.change(&clone)?;
+        Ok(Some(clone))
+    }
+
+    fn change(&self, mount: &OwnedFd) -> Result<(), Error> {
+        let propagation = if self.follows {
+            libc::MS_SLAVE
+        } else {
+            libc::MS_PRIVATE
+        };
+        let below = MountChange {
+            set: SAFE | self.below.set,
+            clear: self.below.clear,
+            propagation,
+            user_namespace: None,
+        };
+        self.step(sys::mount_setattr(mount.as_fd(), &below, self.recursive))?;
+        if self.own != Attributes::default() {
+            let own = MountChange {
+                set: self.own.set,
+                clear: self.own.clear,
+                ..MountChange::default()
+            };
+            self.step(sys::mount_setattr(mount.as_fd(), &own, false))?;
+        }
+        if let Some(map) = &self.id_map {
+            let doing = || {
+                format!(
+                    "map the ids of {} (its file system has to allow that)",
+                    self.source.display()
+                )
+            };
+            let namespace = user_namespace(map).step(doing)?;
+            let change = MountChange {
+                set: libc::MOUNT_ATTR_IDMAP,
+                user_namespace: Some(namespace.as_fd()),
+                ..MountChange::default()
+            };
+            let recursive = map.recursive && self.recursive;
+            sys::mount_setattr(mount.as_fd(), &change, recursive).step(doing)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the share below the current directory.
+    pub(super) fn attach(&self, clone: Option<&OwnedFd>) -> Result<(), Error> {
+        let place = Path::new(&self.name);
+        let mode = Mode::from_bits_truncate(0o755);
+        let Some(clone) = clone else {
+            self.step(mkdirat(AT_FDCWD, place, mode))?;
+            let (kind, data) = (Some("overlay"), self.overlay.as_deref());
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            self.step(mount(kind, place, kind, flags, data))?;
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let mounted = self.step(open(place, flags, Mode::empty()))?;
+            return self.change(&mounted);
+        };
+        let kind = SFlag::from_bits_truncate(self.step(fstat(clone))?.st_mode) & SFlag::S_IFMT;
+        if kind == SFlag::S_IFDIR {
+            self.step(mkdirat(AT_FDCWD, place, mode))?;
+        } else if kind == SFlag::S_IFREG {
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            self.step(openat(AT_FDCWD, place, flags, mode))?;
+        } else {
+            let unsupported = io::Error::new(
+                io::ErrorKind::Unsupported,
+                "only directories and regular files can be shared with the guest",
+            );
+            return self.step(Err(unsupported));
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        self.step(move_mount(clone.as_fd(), c"", CWD, place, flags))
+    }
+
+    /// Whether the guest has to tell what is mounted below from the mount itself.
+    pub(super) fn differs_below(&self) -> bool {
+        self.recursive && (self.sealed || self.apart)
+    }
+}
+
+/// A user namespace with these mappings, made for ID-mapped mounts alone: no process lives in it.
+fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
+    let (ready, tell) = pipe2(OFlag::O_CLOEXEC)?;
+    let child = match sys::clone_process(None)? {
+        Cloned::Child => {
+            drop(ready);
+            // What has failed shows in the parent, as an end of the pipe.
+            if unshare(CloneFlags::CLONE_NEWUSER).is_ok() && nix::unistd::write(&tell, &[0]).is_ok()
+            {
+                nix::unistd::pause();
+            }
+            sys::exit_now(1)
+        }
+        Cloned::Parent(pid) => Pid::from_raw(pid),
+    };
+    drop(tell);
+    let made = mapped_namespace(child, &ready, map);
+    kill(child, Signal::SIGKILL)?;
+    waitpid(child, None)?;
+    made
+}
+
+fn mapped_namespace(child: Pid, ready: &OwnedFd, map: &IdMap) -> io::Result<OwnedFd> {
+    if read(ready, &mut [0])? == 0 {
+        return Err(Errno::EPERM.into());
+    }
+    for (file, ranges) in [("uid_map", &map.uids), ("gid_map", &map.gids)] {
+        let lines = ranges
+            .iter()
+            .map(|range| format!("{} {} {}\n", range.file, range.seen, range.count));
+        std::fs::write(format!("/proc/{child}/{file}"), lines.collect::<String>())?;
+    }
+    let path = format!("/proc/{child}/ns/user");
+    Ok(open(
+        path.as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Makes the share `name` of the machine process `pid` read-only. The machine itself has given up the right to; until now the guest has
+/// run nothing but the agent, which had mount points to make.
+pub(super) fn seal(pid: i32, name: &str) -> io::Result<()> {
+    let path = format!("/proc/{pid}/ns/mnt");
+    let namespace = open(
+        path.as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let change = || -> io::Result<()> {
+        setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let share = open(&*format!("/{name}"), flags, Mode::empty())?;
+        let change = MountChange {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..MountChange::default()
+        };
+        sys::mount_setattr(share.as_fd(), &change, false)
+    };
+    match sys::clone_process(None)? {
+        // In a process of its own, which leaves this one its namespace, root and working directory.
+        Cloned::Child => {
+            let errno = change()
+                .err()
+                .map(|e| e.raw_os_error().unwrap_or(libc::EIO));
+            sys::exit_now(errno.map_or(0, |errno| u8::try_from(errno).unwrap_or(u8::MAX)))
+        }
+        Cloned::Parent(pid) => match waitpid(Pid::from_raw(pid), None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(Errno::EINTR.into()),
+        },
+    }
+}
