@@ -1,0 +1,239 @@
+"""Volumes: what docs/volumes.md promises of files that the host and the container share."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from chiton import only_chiton, wait_for
+
+# How late the guest may see what the host has changed, with some time for a slow machine to look.
+BOUND = 1.0 + 4.0
+
+
+@pytest.fixture
+def volume(scratch, request):
+    path = scratch / f"volume-{request.node.name}"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+def bound(volume, *options):
+    def change(config):
+        config["mounts"].append({"destination": "/data", "type": "bind", "source": str(volume),
+                                 "options": ["rbind", "rprivate", *options]})
+    return change
+
+
+def script(container, rootfs, text, change):
+    """Runs a Python script that prints JSON as a container of its own; what it prints."""
+    (rootfs / "script.py").write_text("import json, os\n" + text)
+    made = container("python3", "/script.py", change=change)
+    wait_for(lambda: made.status == "stopped", 200)
+    output = (made.bundle.path / "output").read_text()
+    try:
+        return json.loads(output.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        raise AssertionError(output) from None
+
+
+def test_changes_show_on_the_other_side(container, rootfs, volume):
+    """The guest looks at what it knows already; the host changes it: content, attributes, names. And the other way round."""
+    (volume / "file").write_text("old")
+    (volume / "moved").write_text("moved")
+    (volume / "gone").write_text("gone")
+    (rootfs / "script.py").write_text("""
+import json, os, time
+def known():
+    s = os.stat("/data/file")
+    return {"content": open("/data/file").read(), "mode": oct(s.st_mode & 0o777), "owner": [s.st_uid, s.st_gid],
+            "names": sorted(os.listdir("/data")), "there": [os.path.exists(f"/data/{n}") for n in ("moved", "here", "gone", "new")]}
+before = known()
+open("/data/ready", "w").close()
+while os.path.exists("/data/ready"):
+    time.sleep(0.02)
+begin = time.monotonic()
+wanted = {"content": "newer", "mode": "0o640", "owner": [7, 8], "names": ["file", "here", "new"], "there": [False, True, False, True]}
+while (seen := known()) != wanted and time.monotonic() < begin + 20:
+    time.sleep(0.02)
+took = time.monotonic() - begin
+fd = os.open("/data/back", os.O_RDWR | os.O_CREAT)
+os.write(fd, b"from the guest"); os.chmod("/data/back", 0o600); os.rename("/data/back", "/data/there")
+print(json.dumps({"before": before, "seen": seen == wanted and "all" or seen, "took": took}), flush=True)
+time.sleep(1000)
+""")
+    made = container("python3", "/script.py", change=bound(volume))
+    wait_for(lambda: (volume / "ready").exists())
+    (volume / "file").write_text("newer")
+    (volume / "file").chmod(0o640)
+    os.chown(volume / "file", 7, 8)
+    os.rename(volume / "moved", volume / "here")
+    os.unlink(volume / "gone")
+    (volume / "new").write_text("new")
+    os.unlink(volume / "ready")
+    wait_for(lambda: (made.bundle.path / "output").read_text())
+    found = json.loads((made.bundle.path / "output").read_text())
+    assert found["before"]["content"] == "old" and found["seen"] == "all" and found["took"] < BOUND, found
+    # At once, with the file still open in the guest.
+    assert (volume / "there").read_text() == "from the guest" and (volume / "there").stat().st_mode & 0o777 == 0o600
+
+
+def test_owners_and_read_only_variants(container, rootfs, volume, scratch):
+    """Files arrive with the ids that made them; a single file and a read-only volume."""
+    single = scratch / "single-volume"
+    single.write_text("one")
+
+    def change(config):
+        bound(volume)(config)
+        config["mounts"] += [
+            {"destination": "/ro", "type": "bind", "source": str(volume), "options": ["rbind", "ro", "rprivate"]},
+            {"destination": "/single", "type": "bind", "source": str(single), "options": ["bind", "rprivate"]},
+        ]
+    found = script(container, rootfs, """
+for uid, gid in ((0, 0), (1000, 2000), (65534, 65534), (4294967294, 7)):
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([]); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
+        open(f"/data/{uid}", "w").close(); os.mkdir(f"/data/d{uid}"); os.symlink("x", f"/data/l{uid}"); os.mkfifo(f"/data/f{uid}")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+def attempt(what):
+    try:
+        what(); return "ok"
+    except OSError as e:
+        return e.strerror
+open("/single", "a").write(" more")
+print(json.dumps([attempt(lambda: open("/ro/x", "w")), attempt(lambda: os.chmod("/ro/0", 0o777)), attempt(lambda: os.rename("/ro/0", "/ro/y"))]))
+""", change)
+    assert found == ["Read-only file system"] * 3
+    for uid, gid in ((0, 0), (1000, 2000), (65534, 65534), (4294967294, 7)):
+        for name in (f"{uid}", f"d{uid}", f"l{uid}", f"f{uid}"):
+            status = os.lstat(volume / name)
+            assert (status.st_uid, status.st_gid) == (uid, gid), name
+    assert single.read_text() == "one more"
+
+
+def test_what_databases_do(container, rootfs, volume):
+    """fsync of files and directories, O_DIRECT, O_SYNC, shared mappings, fallocate, both kinds of locks, atomic replacement."""
+    found = script(container, rootfs, """
+import ctypes, fcntl, mmap
+out = {}
+fd = os.open("/data/db", os.O_RDWR | os.O_CREAT, 0o600)
+os.posix_fallocate(fd, 0, 1 << 20)
+out["allocated"] = os.fstat(fd).st_blocks * 512 >= 1 << 20
+page = mmap.mmap(-1, 8192); page.write(b"d" * 8192)
+direct = os.open("/data/db", os.O_RDWR | os.O_DIRECT)
+out["direct"] = os.pwritev(direct, [page], 8192)
+back = mmap.mmap(-1, 8192); os.preadv(direct, [back], 8192)
+out["direct read"] = back[:] == b"d" * 8192 and os.pread(fd, 3, 8192) == b"ddd"
+sync = os.open("/data/wal", os.O_WRONLY | os.O_CREAT | os.O_DSYNC | os.O_APPEND)
+for n in range(20):
+    os.write(sync, b"record %02d\\n" % n)
+view = mmap.mmap(fd, 1 << 20)
+view[4096:4100] = b"page"; view.flush()
+out["mapped"] = os.pread(fd, 4, 4096) == b"page"
+os.pwrite(fd, b"PAGE", 4096)
+out["mapping sees writes"] = view[4096:4100] == b"PAGE"
+os.fsync(fd); os.fdatasync(fd)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_uint]
+out["punched"] = libc.fallocate(fd, 3, 65536, 65536), os.pread(fd, 2, 65536) == bytes(2)   # KEEP_SIZE | PUNCH_HOLE
+out["sync_file_range"] = libc.sync_file_range(fd, 0, 0, 7)
+with open("/data/new", "w") as f:
+    f.write("manifest 2"); f.flush(); os.fsync(f.fileno())
+open("/data/manifest", "w").write("manifest 1")
+os.rename("/data/new", "/data/manifest")
+d = os.open("/data", os.O_RDONLY | os.O_DIRECTORY); os.fsync(d)
+locks = []
+for lock in (fcntl.flock, fcntl.lockf):
+    lock(fd, fcntl.LOCK_EX)
+    pid = os.fork()
+    if pid == 0:
+        other = os.open("/data/db", os.O_RDWR)
+        try:
+            lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os._exit(7)
+        os._exit(1)
+    locks.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    lock(fd, fcntl.LOCK_UN)
+out["locks"] = locks
+print(json.dumps(out))
+""", bound(volume))
+    assert found == {"allocated": True, "direct": 8192, "direct read": True, "mapped": True, "mapping sees writes": True,
+                     "punched": [0, True], "sync_file_range": 0, "locks": [7, 7]}
+    content = (volume / "db").read_bytes()
+    assert content[4096:4100] == b"PAGE" and content[8192:16384] == b"d" * 8192 and len(content) == 1 << 20
+    assert len((volume / "wal").read_text().splitlines()) == 20 and (volume / "manifest").read_text() == "manifest 2"
+
+
+def test_an_overlay_of_the_containers_own(container, rootfs, volume):
+    """Its lower layer on the volume, what is changed in memory."""
+    (volume / "lower").mkdir()
+    (volume / "lower/file").write_text("below\n")
+    (volume / "lower/removed").write_text("x")
+
+    def change(config):
+        bound(volume)(config)
+        config["mounts"].append({"destination": "/memory", "type": "tmpfs", "source": "t"})
+        for kind in ("bounding", "effective", "permitted"):
+            config["process"]["capabilities"][kind] = [*config["process"]["capabilities"][kind], "CAP_SYS_ADMIN"]
+    found = script(container, rootfs, """
+import subprocess
+for name in ("upper", "work", "merged"):
+    os.mkdir(f"/memory/{name}")
+subprocess.run(["mount", "-t", "overlay", "overlay", "-o", "lowerdir=/data/lower,upperdir=/memory/upper,workdir=/memory/work", "/memory/merged"], check=True)
+open("/memory/merged/file", "a").write("above\\n")
+open("/memory/merged/new", "w").close()
+os.unlink("/memory/merged/removed")
+print(json.dumps([open("/memory/merged/file").read(), sorted(os.listdir("/memory/merged"))]))
+""", change)
+    assert found == ["below\nabove\n", ["file", "new"]]
+    assert (volume / "lower/file").read_text() == "below\n" and sorted(os.listdir(volume / "lower")) == ["file", "removed"]
+
+
+@only_chiton
+@pytest.mark.timeout(400)
+def test_more_files_than_descriptors(container, rootfs, volume):
+    """The guest knows them all; the machine process holds a bounded number open, and finds the others again."""
+    count = 20000
+    for number in range(count):
+        if number % 1000 == 0:
+            (volume / f"{number // 1000}").mkdir()
+        with open(volume / f"{number // 1000}/{number}", "w") as f:
+            f.write(str(number))
+    most = 0
+    stop = threading.Event()
+    (rootfs / "script.py").write_text(f"""
+import os, time
+while not os.path.exists("/data/go"):
+    time.sleep(0.1)
+seen = sum(os.stat(f"/data/{{n // 1000}}/{{n}}").st_size > 0 for n in range({count}))
+right = all(open(f"/data/{{n // 1000}}/{{n}}").read() == str(n) for n in range(0, {count}, 97))
+print(seen, right, flush=True)
+time.sleep(1000)
+""")
+    made = container("python3", "/script.py", change=bound(volume))
+
+    def watch():
+        nonlocal most
+        while not stop.is_set():
+            most = max(most, len(os.listdir(f"/proc/{made.pid}/fd")))
+            time.sleep(0.1)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        (volume / "go").touch()
+        wait_for(lambda: (made.bundle.path / "output").read_text(), 300)
+    finally:
+        stop.set()
+        watcher.join()
+    assert (made.bundle.path / "output").read_text() == f"{count} True\n"
+    with open(f"/proc/{made.pid}/limits") as limits:
+        limit = next(int(line.split()[3]) for line in limits if line.startswith("Max open files"))
+    # An eighth of the limit for what is only known, and what else there is.
+    assert 1000 < most < limit // 8 + 200, (most, limit)
