@@ -156,7 +156,7 @@ fn bad_configurations_are_refused() {
         ),
         (
             |c| c["mounts"] = json!([{"destination": "/m", "type": "bind", "source": "socket"}]),
-            "mounts[0].source: socket is a socket, FIFO or device, which is not supported yet",
+            "bundle/socket is a socket: its other end is on the host",
         ),
         (
             |c| c["linux"]["resources"] = json!({"memory": {"limit": 4096}}),
