@@ -58,6 +58,10 @@ def test_a_container_does_not_outlive_a_poststart_hook_that_fails(chiton, bundle
     log = made.path / "log"
     hooked(made.config, log, failing="poststart")
     made.save()
-    done = chiton("run", "--detach", "--bundle", made.path, "h")
-    assert done.returncode == 1 and "error running poststart hook #0" in done.stderr, done.stderr
-    assert told(log)[-1][0] == "poststop"
+    for verbs in (("run", "--detach", "--bundle", made.path, "h"),), (("create", "--bundle", made.path, "h"), ("start", "h")):
+        for verb in verbs[:-1]:
+            chiton.ok(*verb, stdout=None, stderr=None)
+        done = chiton(*verbs[-1])
+        assert done.returncode == 1 and "error running poststart hook #0" in done.stderr, done.stderr
+        assert told(log)[-1][0] == "poststop" and chiton.status("h") is None
+        log.unlink()

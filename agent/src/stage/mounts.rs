@@ -1,10 +1,13 @@
 //! The mounts of the configuration, made from outside of the container's root.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
@@ -23,6 +26,9 @@ pub(crate) const SHARE: &str = "/run/share";
 
 /// Where the container's root is mounted until it becomes `/`.
 pub(crate) const STAGING: &str = "/run/root";
+
+/// The guest's cgroups.
+const CGROUP_TREE: &CStr = c"/sys/fs/cgroup";
 
 /// Detached mounts, taken before the namespaces are entered: a user namespace could not.
 pub(crate) struct Sources {
@@ -183,7 +189,11 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
         .as_deref()
         .unwrap_or_else(|| Path::new(kind));
     let data = (!data.is_empty()).then_some(data.as_str());
-    mount(Some(source), &proc_path(&target), Some(kind), flags, data).during(|| {
+    match mount(Some(source), &proc_path(&target), Some(kind), flags, data) {
+        Err(Errno::EPERM) if kind == "cgroup2" => bind_cgroups(&target, options),
+        result => result.map_err(io::Error::from),
+    }
+    .during(|| {
         format!(
             "mount {kind} on {} with options {:?}",
             path.display(),
@@ -217,6 +227,13 @@ fn ordinary(tree: &Tree, path: &Path, kind: &str) -> Result<()> {
         "filesystem {kind:?} must be mounted on ordinary directory: {}",
         path.display()
     )))
+}
+
+/// A user namespace without a cgroup namespace of its own may not mount cgroups: as with runc it sees the guest's.
+fn bind_cgroups(target: &OwnedFd, options: &MountOptions) -> io::Result<()> {
+    let copy = sys::open_tree(AT_FDCWD, CGROUP_TREE, libc::OPEN_TREE_CLONE)?;
+    sys::mount_setattr(&copy, false, options.attributes)?;
+    sys::attach(&copy, target)
 }
 
 /// `/dev` is filled after it is mounted.
@@ -337,7 +354,6 @@ pub(crate) fn protect(spec: &Spec, tree: &Tree) -> Result<()> {
 
 /// A path that may be missing, in which case there is nothing to protect.
 fn existing(tree: &Tree, path: &str) -> Result<Option<OwnedFd>> {
-    use nix::errno::Errno;
     c_path(Path::new(path))?;
     match tree.open(Path::new(path), OFlag::O_PATH) {
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat, makedev};
 use serde::Deserialize;
 use vmm::vsock::{self, HostStream, Sink, Source};
 
@@ -76,6 +76,9 @@ fn of_terminal(terminal: OwnedFd, own: bool) -> Result<Streams, vsock::Error> {
 
 /// A descriptor that is not open for its direction (nohup opens standard input for writing only) is nothing to the guest.
 fn input(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
+    if is_null(&fd) {
+        return Ok(None);
+    }
     let source = if own { Source::reopened } else { Source::new };
     match source(fd) {
         Err(vsock::Error::NotReadable(_)) => Ok(None),
@@ -87,6 +90,9 @@ fn input(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
 }
 
 fn output(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
+    if is_null(&fd) {
+        return Ok(None);
+    }
     let sink = if own { Sink::reopened } else { Sink::new };
     match sink(fd) {
         Err(vsock::Error::NotWritable(_)) => Ok(None),
@@ -95,6 +101,15 @@ fn output(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
             sink: Some(sink?),
         })),
     }
+}
+
+/// Whether a descriptor is /dev/null (1:3 in Documentation/admin-guide/devices.txt): the container's own does as well, and is nobody's to
+/// be given to the container's user.
+fn is_null(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|stat| {
+        stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits()
+            && stat.st_rdev == makedev(1, 3)
+    })
 }
 
 fn duplicate(fd: impl AsFd) -> Result<OwnedFd, vsock::Error> {

@@ -1,6 +1,7 @@
 //! `start`.
 
 use super::create::Context;
+use super::delete::destroy;
 use super::{done, open};
 use crate::error::Error;
 use crate::hooks::{Hooks, Kind};
@@ -12,13 +13,22 @@ use crate::state::{Record, StateDir, Verb};
 /// Executes the program of a created container.
 pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
     let dir = open(context.root, id)?;
-    let _lock = dir.lock()?;
+    let lock = dir.lock()?;
     let record = dir.record()?;
     dir.status(record.as_ref())?.allows(Verb::Start, dir.id())?;
     let Some(record) = record else {
         return Err(Error::NotFound);
     };
-    start_created(&dir, &record, context.report)
+    let result = start_created(&dir, &record, context.report);
+    if let Err(Error::Hook(_)) = result {
+        // runtime.md, Lifecycle: when a poststart hook fails the container is destroyed. That it failed is what the caller must know.
+        if let Err(e) = destroy(&dir, Some(&record), lock, context.report) {
+            context
+                .report
+                .warn(&format!("what is left of the container: {e}"));
+        }
+    }
+    result
 }
 
 /// Executes the program of a container whose status and lock the caller has seen to.
