@@ -66,6 +66,14 @@ impl Report {
         }
     }
 
+    /// Something that the caller may want to know and that runc says nothing about: to the log or a terminal, but not into what may be the
+    /// container's own standard error.
+    pub(crate) fn note(&self, text: &str) {
+        if self.log.is_some() || io::stderr().is_terminal() {
+            self.warn(text);
+        }
+    }
+
     /// What is being done, if that is asked for.
     pub(crate) fn debug(&self, text: &str) {
         if self.debug {
@@ -122,6 +130,7 @@ mod tests {
         for text in ["one", "two\nlines"] {
             let report = Report::new(Some(&path), LogFormat::Json, text == "one").unwrap();
             report.debug("step");
+            report.note("note");
             report.error(text);
         }
         let text = std::fs::read_to_string(path).unwrap();
@@ -130,7 +139,9 @@ mod tests {
             levels,
             [
                 "{\"level\":\"debug\",",
+                "{\"level\":\"warning",
                 "{\"level\":\"error\",",
+                "{\"level\":\"warning",
                 "{\"level\":\"error\","
             ]
         );

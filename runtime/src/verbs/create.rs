@@ -71,8 +71,11 @@ pub(super) fn created(
     let plan = explain::decide(context, &config, &bundle)?.plan?;
     let debug = |text: String| context.report.debug(&text);
     debug(format!("configuration of {} loaded", bundle.display()));
-    for warning in config.warnings.iter().chain(&plan.warnings) {
+    for warning in &config.warnings {
         context.report.warn(warning);
+    }
+    for ignored in &plan.warnings {
+        context.report.note(ignored);
     }
     let rootfs = plan.rootfs().to_owned();
     let scope = if context.systemd_cgroup {
