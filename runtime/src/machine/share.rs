@@ -1,17 +1,17 @@
 //! The shares: what of the host's files the guest sees, as clones of the host's mounts.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, pipe2, read};
+use nix::unistd::Pid;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
@@ -176,28 +176,27 @@ impl Share {
 
 /// A user namespace with these mappings, made for ID-mapped mounts alone: no process lives in it.
 fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
-    let (ready, tell) = pipe2(OFlag::O_CLOEXEC)?;
+    let (ours, mut theirs) = UnixStream::pair()?;
     let child = match sys::clone_process(None)? {
         Cloned::Child => {
-            drop(ready);
-            // What has failed shows in the parent, as an end of the pipe.
-            if unshare(CloneFlags::CLONE_NEWUSER).is_ok() && nix::unistd::write(&tell, &[0]).is_ok()
-            {
-                nix::unistd::pause();
+            drop(ours);
+            // What has failed shows in the parent as an end of the stream. It ends here when the namespace is open there, or the parent has ended.
+            if unshare(CloneFlags::CLONE_NEWUSER).is_ok() && theirs.write_all(&[0]).is_ok() {
+                let _ = theirs.read(&mut [0]);
             }
-            sys::exit_now(1)
+            sys::exit_now(0)
         }
         Cloned::Parent(pid) => Pid::from_raw(pid),
     };
-    drop(tell);
-    let made = mapped_namespace(child, &ready, map);
-    kill(child, Signal::SIGKILL)?;
+    drop(theirs);
+    let made = mapped_namespace(child, &ours, map);
+    drop(ours);
     waitpid(child, None)?;
     made
 }
 
-fn mapped_namespace(child: Pid, ready: &OwnedFd, map: &IdMap) -> io::Result<OwnedFd> {
-    if read(ready, &mut [0])? == 0 {
+fn mapped_namespace(child: Pid, mut ready: &UnixStream, map: &IdMap) -> io::Result<OwnedFd> {
+    if ready.read(&mut [0])? == 0 {
         return Err(Errno::EPERM.into());
     }
     for (file, ranges) in [("uid_map", &map.uids), ("gid_map", &map.gids)] {
