@@ -17,6 +17,8 @@ from chiton import Bundle, Container, Runtime, cgroups, left_behind  # noqa: E40
 
 _numbers = itertools.count()
 
+BINARIES = {"chiton": os.environ["CHITON"], "runc": "/usr/sbin/runc"}
+
 
 @pytest.fixture(scope="session")
 def scratch():
@@ -37,9 +39,9 @@ def debian(scratch):
 
 
 @contextlib.contextmanager
-def clean(binary, scratch):
+def clean(binary, scratch, kind=Runtime):
     """A runtime with an empty state root. Nothing may be left of any container at the end."""
-    runtime = Runtime(binary, scratch / f"state-{next(_numbers)}")
+    runtime = kind(binary, scratch / f"state-{next(_numbers)}")
     before = cgroups()
     yield runtime
     left = left_behind(runtime, before)
@@ -49,13 +51,13 @@ def clean(binary, scratch):
 
 @pytest.fixture
 def chiton(scratch):
-    with clean(os.environ["CHITON"], scratch) as runtime:
+    with clean(BINARIES["chiton"], scratch) as runtime:
         yield runtime
 
 
 @pytest.fixture
 def runc(scratch):
-    with clean("/usr/sbin/runc", scratch) as runtime:
+    with clean(BINARIES["runc"], scratch) as runtime:
         yield runtime
 
 

@@ -1,6 +1,12 @@
 //! As much of D-Bus as it takes to ask systemd for a unit: method calls, their replies, and signals, on a Unix socket.
 //!
 //! Formats are those of the D-Bus Specification 0.43: "Message Protocol", "Type System", "Authentication Protocol".
+//!
+//! No crate does it for less. `zbus` runs threads of its own, and a process with threads cannot be cloned ([`clone_process`]); it would
+//! be thirty more crates, for five calls. `rustbus` has none, but pins majors of nix, syn, thiserror and bitflags that everything else has
+//! left behind, and neither bounds what it reads nor the time of a whole exchange.
+//!
+//! [`clone_process`]: crate::machine::clone_process
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -112,6 +118,10 @@ impl Writer {
         self.bytes.extend(value.to_le_bytes());
     }
 
+    pub(super) fn bool(&mut self, value: bool) {
+        self.u32(u32::from(value));
+    }
+
     /// A string or an object path.
     pub(super) fn string(&mut self, text: &str) {
         self.u32(length(text.len()));
@@ -155,7 +165,7 @@ impl Writer {
             writer.bytes.extend(bytes);
         };
         match value {
-            Value::Bool(value) => self.u32(u32::from(*value)),
+            Value::Bool(value) => self.bool(*value),
             Value::I32(value) => self.u32(value.cast_unsigned()),
             Value::U32(value) => self.u32(*value),
             Value::I64(value) => long(self, value.to_le_bytes()),
@@ -359,12 +369,12 @@ impl Connection {
         };
         let uid = geteuid().to_string();
         let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
-        connection.send(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
+        // All at once, as sd-bus does: systemd forgets a call that reaches it together with BEGIN until something else comes.
+        connection.send(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let answer = connection.line()?;
         if !answer.starts_with("OK ") {
             return Err(Error::Auth(answer));
         }
-        connection.send(b"BEGIN\r\n")?;
         Ok(connection)
     }
 

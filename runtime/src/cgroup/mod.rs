@@ -213,6 +213,20 @@ impl Cgroup {
     /// error all is as before.
     pub(crate) fn update(&self, limits: &[Limit]) -> Result<Vec<Former>, Error> {
         let mut former = Vec::new();
+        if let Some(scope) = &self.scope {
+            // The files are written all the same: they take exactly what is asked for.
+            let former = limits.iter().filter_map(|limit| {
+                let text = fs::read_to_string(self.path.join(&*limit.file)).ok()?;
+                Some((limit.file.clone(), limit.former(&text)))
+            });
+            let former: Vec<Former> = former.collect();
+            let changed = systemd::set(scope, limits).map_err(Error::from);
+            let changed = changed.and_then(|()| self.write_all(limits));
+            if changed.is_err() {
+                let _ = self.restore(&former);
+            }
+            return changed.map(|()| former);
+        }
         for limit in limits {
             let path = self.path.join(&*limit.file);
             let result = match fs::read_to_string(&path) {
@@ -235,11 +249,20 @@ impl Cgroup {
 
     /// Writes what [`Cgroup::update`] has given.
     pub(crate) fn restore(&self, former: &[Former]) -> Result<(), Error> {
+        if let Some(scope) = &self.scope {
+            let limits = former.iter();
+            let limits = limits.map(|(file, text)| Limit::unasked(file.clone(), text.trim_end()));
+            systemd::set(scope, &limits.collect::<Vec<_>>())?;
+        }
         for (name, text) in former.iter().rev() {
             let path = self.path.join(&**name);
             write(&path, text).map_err(file("write", path))?;
         }
         Ok(())
+    }
+
+    fn write_all(&self, limits: &[Limit]) -> Result<(), Error> {
+        limits.iter().try_for_each(|limit| self.set(limit))
     }
 
     fn set(&self, limit: &Limit) -> Result<(), Error> {

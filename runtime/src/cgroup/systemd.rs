@@ -81,6 +81,8 @@ pub(crate) enum Error {
     Start { unit: String, source: dbus::Error },
     #[error("error creating systemd unit `{unit}`: got `{result}`")]
     Job { unit: String, result: String },
+    #[error("unable to set the properties of unit {unit:?}")]
+    Set { unit: String, source: dbus::Error },
 }
 
 /// Whether systemd runs this host (sd_booted(3)).
@@ -211,6 +213,20 @@ pub(super) fn stop(unit: &str) {
     }
 }
 
+/// Changes the limits of a scope, as long as it lives. What is written to its files only is undone by the next `systemctl daemon-reload`.
+pub(super) fn set(unit: &str, limits: &[Limit]) -> Result<(), Error> {
+    let mut properties = Vec::new();
+    for limit in limits {
+        properties.extend(limit_properties(limit)?);
+    }
+    Systemd::connect()
+        .and_then(|mut systemd| systemd.set_properties(unit, &properties))
+        .map_err(|source| Error::Set {
+            unit: unit.to_owned(),
+            source,
+        })
+}
+
 /// The cgroup of a slice, relative: `a-b.slice` is `a.slice/a-b.slice` (systemd.slice(5)).
 fn expand(slice: &str) -> Result<PathBuf, Error> {
     let invalid = || Error::Slice(slice.to_owned());
@@ -286,10 +302,10 @@ fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
         .collect())
 }
 
-/// A list such as `0-3,7` (cpuset(7), List format) as a set of bits, the first in the first byte's lowest.
+/// A list such as `0-3,7` (cpuset(7), List format) as a set of bits, the first in the first byte's lowest. An empty one is no limit.
 fn mask(list: &str) -> Option<Value> {
     let mut bits = Vec::new();
-    for range in list.trim().split(',') {
+    for range in list.trim().split(',').filter(|_| !list.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         for bit in first..=last {
@@ -404,6 +420,19 @@ impl Systemd {
         body.string(unit);
         body.string("replace");
         self.job("StopUnit", "ss", body)
+    }
+
+    /// Sets properties of a unit until it ends.
+    fn set_properties(
+        &mut self,
+        unit: &str,
+        properties: &[(String, Value)],
+    ) -> Result<(), dbus::Error> {
+        let mut body = Writer::default();
+        body.string(unit);
+        body.bool(true);
+        body.properties(properties);
+        self.call("SetUnitProperties", "sba(sv)", body).map(drop)
     }
 
     /// Makes systemd forget that a unit has failed.

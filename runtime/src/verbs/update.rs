@@ -44,7 +44,10 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
         return Ok(());
     }
 
-    let cgroup = record.cgroup.map(Cgroup::existing);
+    let scope = record.scope;
+    let cgroup = record
+        .cgroup
+        .map(|path| Cgroup::existing(path).of_unit(scope));
     let former = match &cgroup {
         Some(cgroup) => cgroup.update(&update.limits)?,
         // It has been told at create.

@@ -108,6 +108,11 @@ fn limits_are_properties() {
             "0",
             vec![("AllowedMemoryNodes", Value::Bytes(vec![1]))],
         ),
+        (
+            "cpuset.cpus",
+            "",
+            vec![("AllowedCPUs", Value::Bytes(vec![]))],
+        ),
     ] {
         let expected = expected
             .into_iter()
@@ -229,8 +234,8 @@ fn with_peer<T>(
         let uid = nix::unistd::geteuid().to_string();
         let hex: String = uid.bytes().map(|b| format!("{b:x}")).collect();
         assert_eq!(line, format!("\0AUTH EXTERNAL {hex}\r\n"));
-        peer.stream.write_all(b"OK 0123\r\n").unwrap();
         assert_eq!(peer.line(), "BEGIN\r\n");
+        peer.stream.write_all(b"OK 0123\r\n").unwrap();
         script(&mut peer);
     });
     let result = client(&path);
