@@ -39,9 +39,13 @@ pub struct HostStream {
 #[derive(Debug)]
 pub struct Source(Descriptor);
 
-/// A descriptor to write to. It is only ever closed, never shut down: the object behind it is the caller's.
+/// A descriptor to write to. It is only ever closed, never shut down: the object behind it is the caller's. Unless the caller has given
+/// it away: [`Sink::given_away`].
 #[derive(Debug)]
-pub struct Sink(Descriptor);
+pub struct Sink {
+    descriptor: Descriptor,
+    given_away: bool,
+}
 
 impl Source {
     /// Takes a descriptor that is open for reading. To be called where /proc is mounted and the file may be opened, which is before
@@ -87,7 +91,7 @@ impl Sink {
     /// # Errors
     /// [`Error::NotWritable`], or [`Error::Inspect`] when the kernel does not tell what the descriptor is.
     pub fn new(fd: OwnedFd) -> Result<Sink, Error> {
-        Descriptor::new(fd)?.writable().map(Sink)
+        Descriptor::new(fd)?.writable().map(Sink::of)
     }
 
     /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after all, it is used
@@ -96,23 +100,47 @@ impl Sink {
     /// # Errors
     /// As [`Sink::new`].
     pub fn reopened(fd: OwnedFd) -> Result<Sink, Error> {
-        Descriptor::reopened(fd)?.writable().map(Sink)
+        Descriptor::reopened(fd)?.writable().map(Sink::of)
+    }
+
+    fn of(descriptor: Descriptor) -> Sink {
+        Sink {
+            descriptor,
+            given_away: false,
+        }
+    }
+
+    /// The same one, as the guest's own: when the guest shuts its sending direction down and keeps the other, a socket is shut down as
+    /// well. When the guest closes its descriptor it is closed, no more.
+    #[must_use]
+    pub fn given_away(self) -> Sink {
+        Sink {
+            given_away: true,
+            ..self
+        }
+    }
+
+    /// The guest sends no more, and keeps the other direction.
+    pub(super) fn end(&self) {
+        if self.given_away && self.descriptor.access == Access::Socket {
+            sys::shut_sending_down(self.as_fd());
+        }
     }
 
     /// Writes straight from guest memory.
     pub(super) fn write_guest(&self, data: &Pieces<'_>) -> io::Result<usize> {
-        let limit = self.0.prepare(usize::MAX, libc::POLLOUT)?;
+        let limit = self.descriptor.prepare(usize::MAX, libc::POLLOUT)?;
         self.write(&Outgoing::from_guest(data.slices(), limit))
     }
 
     /// Writes from host memory.
     pub(super) fn write_host(&self, data: (&[u8], &[u8])) -> io::Result<usize> {
-        let limit = self.0.prepare(usize::MAX, libc::POLLOUT)?;
+        let limit = self.descriptor.prepare(usize::MAX, libc::POLLOUT)?;
         self.write(&Outgoing::from_host(data, limit))
     }
 
     fn write(&self, data: &Outgoing<'_>) -> io::Result<usize> {
-        match self.0.access {
+        match self.descriptor.access {
             Access::Socket => sys::send(self.as_fd(), data),
             Access::Direct | Access::Guarded => sys::write(self.as_fd(), data),
         }
@@ -121,7 +149,7 @@ impl Sink {
 
 impl AsFd for Sink {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+        self.descriptor.fd.as_fd()
     }
 }
 
@@ -312,7 +340,7 @@ mod tests {
         let source = Source::new(reader).unwrap();
         let sink = Sink::new(writer).unwrap();
         assert_eq!(
-            (source.0.access, sink.0.access),
+            (source.0.access, sink.descriptor.access),
             (Access::Direct, Access::Direct)
         );
         assert!(nonblocking(source.as_fd()) && nonblocking(sink.as_fd()));
@@ -332,7 +360,7 @@ mod tests {
         let writer = OpenOptions::new().write(true).open(&path).unwrap();
         drop(reader);
         let sink = Sink::new(writer.into()).unwrap();
-        assert_eq!(sink.0.access, Access::Guarded);
+        assert_eq!(sink.descriptor.access, Access::Guarded);
         let error = sink.write_host((b"x", b"")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
@@ -341,7 +369,7 @@ mod tests {
     fn a_guarded_pipe_never_waits() {
         let (reader, writer) = pipe();
         let flags = libc::O_WRONLY;
-        let sink = Sink(Descriptor {
+        let sink = Sink::of(Descriptor {
             fd: writer,
             access: Access::Guarded,
             flags,
@@ -385,7 +413,7 @@ mod tests {
         let (master, slave) = sys::terminal();
         let callers = slave.try_clone().unwrap();
         let sink = Sink::new(slave).unwrap();
-        assert_eq!(sink.0.access, Access::Direct);
+        assert_eq!(sink.descriptor.access, Access::Direct);
         assert!(nonblocking(sink.as_fd()) && !nonblocking(callers.as_fd()));
         assert_eq!(sink.write_host((b"hello", b"")).unwrap(), 5);
         drop(master);
@@ -406,7 +434,7 @@ mod tests {
             numbers
         );
         assert_eq!(
-            (source.0.access, sink.0.access),
+            (source.0.access, sink.descriptor.access),
             (Access::Direct, Access::Direct)
         );
         assert!(nonblocking(source.as_fd()) && nonblocking(sink.as_fd()));
@@ -417,9 +445,15 @@ mod tests {
     fn what_is_said_to_be_reopened_and_blocks_is_guarded() {
         let (reader, writer) = pipe();
         assert_eq!(Source::reopened(reader).unwrap().0.access, Access::Guarded);
-        assert_eq!(Sink::reopened(writer).unwrap().0.access, Access::Guarded);
+        assert_eq!(
+            Sink::reopened(writer).unwrap().descriptor.access,
+            Access::Guarded
+        );
         let (_, slave) = sys::terminal();
-        assert_eq!(Sink::reopened(slave).unwrap().0.access, Access::Guarded);
+        assert_eq!(
+            Sink::reopened(slave).unwrap().descriptor.access,
+            Access::Guarded
+        );
     }
 
     #[test]
@@ -440,7 +474,7 @@ mod tests {
         }
         let (socket, _peer) = UnixStream::pair().unwrap();
         assert_eq!(
-            Sink::reopened(socket.into()).unwrap().0.access,
+            Sink::reopened(socket.into()).unwrap().descriptor.access,
             Access::Socket
         );
     }

@@ -245,6 +245,11 @@ impl Stream {
             .as_ref()
             .is_some_and(Connection::guest_sends);
         if !more && self.pending.is_empty() {
+            if let (Some(sink), Some(connection)) = (&self.sink, &self.connection)
+                && connection.guest_receives()
+            {
+                sink.end.end();
+            }
             self.close_sink();
         }
     }

@@ -44,6 +44,12 @@ pub(super) fn receive(fd: BorrowedFd<'_>, to: &Incoming<'_>) -> io::Result<usize
     })
 }
 
+/// shutdown(2) of the sending direction. A socket that is connected no more needs none.
+pub(super) fn shut_sending_down(fd: BorrowedFd<'_>) {
+    // SAFETY: no memory is involved.
+    let _ = unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
+}
+
 /// Whether poll(2) reports `events`, an error or a hangup right now.
 pub(super) fn ready(fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<bool> {
     ready_within(fd, events, 0)

@@ -88,6 +88,35 @@ fn a_socket_carries_both_directions_at_once() {
     echo.join().unwrap();
 }
 
+/// What the guest does with its end is done to the host's only where that is the guest's.
+#[test]
+fn a_half_close_travels_to_a_socket_that_was_given_away() {
+    for (given_away, flags, expected) in [
+        (true, SHUTDOWN_SEND, true),
+        (true, SHUTDOWN_BOTH, false),
+        (false, SHUTDOWN_SEND, false),
+    ] {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let callers = ours.try_clone().unwrap();
+        let sink = Sink::new(ours.try_clone().unwrap().into()).unwrap();
+        let sink = if given_away { sink.given_away() } else { sink };
+        let mut driver = Driver::new();
+        driver.connect(HostStream {
+            source: Some(Source::new(ours.into()).unwrap()),
+            sink: Some(sink),
+        });
+        assert_eq!(driver.write(b"last", 4), 4);
+        driver.shutdown(flags);
+        driver.run();
+        let mut text = [0; 4];
+        peer.read_exact(&mut text).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let ended = matches!(peer.read(&mut text), Ok(0));
+        assert_eq!(ended, expected, "{given_away} {flags}");
+        drop(callers);
+    }
+}
+
 #[test]
 fn a_sink_that_is_not_read_stops_the_guest_and_loses_nothing() {
     let (reader, writer) = pipe();
