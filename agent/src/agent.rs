@@ -13,6 +13,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{Container, Event};
 use crate::errand::Errands;
 use crate::error::{During, Error, Result};
+use crate::notify::Notify;
 use crate::process::Process;
 use crate::stage::Task;
 use crate::stream::Stream;
@@ -22,14 +23,18 @@ use crate::sys;
 const CONTROL: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
 
-/// A process's parts are its wire, and for each of its streams the socket and its own end.
-const PARTS: u64 = 8;
+/// A process's parts are its wire, and for each of its streams the socket and its own end; three
+/// streams and those of EXTRA_MAX more descriptors fit.
+const PARTS: u64 = 64;
 const WIRE: u64 = 0;
 const STREAMS: u64 = 1;
 
 /// The files of the container's cgroup, beyond all streams.
 const FREEZING: u64 = u64::MAX - 2;
 const MEMORY: u64 = u64::MAX - 3;
+
+/// The socket that the container tells of its readiness on.
+const NOTIFY: u64 = u64::MAX - 4;
 
 /// Errands, beyond all streams, too: their numbers are added.
 const ERRANDS: u64 = 1 << 63;
@@ -46,6 +51,7 @@ pub(crate) struct Agent {
     config: String,
     /// Of the container that has been created.
     cgroup: Option<Cgroup>,
+    notify: Option<Notify>,
     errands: Errands,
     /// The host is to be told, once it has taken what it was told before.
     out_of_memory: bool,
@@ -64,6 +70,7 @@ impl Agent {
             container: None,
             config: String::new(),
             cgroup: None,
+            notify: None,
             errands: Errands::default(),
             out_of_memory: false,
             interest,
@@ -143,6 +150,7 @@ impl Agent {
             SIGNALS => self.reap(),
             FREEZING => self.settle(),
             MEMORY => self.look_at_memory(),
+            NOTIFY => self.notified(),
             token if token >= ERRANDS => self.errand_ready(token - ERRANDS),
             token => self.process_ready(token / PARTS, token % PARTS, events),
         }
@@ -269,12 +277,29 @@ impl Agent {
         Ok(())
     }
 
+    fn notified(&mut self) -> Result<()> {
+        let Some(notify) = &mut self.notify else {
+            return Ok(());
+        };
+        if notify.read()? {
+            self.booted.control.send(&Message::Ready)?;
+        }
+        Ok(())
+    }
+
     fn create(&mut self, id: u64, create: Create) -> std::result::Result<(), Failure> {
         if self.container.is_some() {
             let text = "this guest has its container already";
             return Err(Failure::message(FailureKind::Other, text));
         }
         self.config.clone_from(&create.config);
+        if create.overlay.notify {
+            let notify = Notify::create().and_then(|notify| {
+                watch(&self.epoll, notify.fd(), EpollFlags::EPOLLIN, NOTIFY)?;
+                Ok(notify)
+            });
+            self.notify = Some(notify.map_err(|error| error.failure())?);
+        }
         let container = Container::create(id, create).map_err(|error| error.failure())?;
         let watched = watch_process(&self.epoll, INIT, container.process(INIT));
         self.container = Some(container);

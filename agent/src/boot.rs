@@ -24,7 +24,7 @@ pub(crate) struct Booted {
     pub(crate) signals: SignalFd,
 }
 
-/// Descriptors of PID 1: at most ten for each of some thousand processes.
+/// Descriptors of PID 1: ten for each of some thousand processes, or more for fewer ones.
 const FILES: u64 = 16 << 10;
 
 /// CLOCK_MONOTONIC in ns.

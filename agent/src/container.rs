@@ -69,9 +69,9 @@ impl Container {
             .process()
             .as_ref()
             .is_some_and(|p| p.terminal() == Some(true));
-        let stdio = create.stdio;
+        let (stdio, extra) = (create.stdio, create.extra.clone());
         let task = Task::Create(Box::new(create));
-        let process = Process::spawn(&task, stdio, terminal)?;
+        let process = Process::spawn(&task, stdio, &extra, terminal)?;
         let Task::Create(create) = task else {
             unreachable!("made just above")
         };
@@ -110,13 +110,14 @@ impl Container {
         let configuration = configuration
             .map_err(|e| Error::Config(format!("process is not valid: {e}")).failure())?;
         let terminal = configuration.terminal() == Some(true);
-        let (name, stdio) = (exec.process, exec.stdio);
+        let (name, stdio, extra) = (exec.process, exec.stdio, exec.extra.clone());
         let task = Task::Exec(Box::new(Join {
             create: self.create.clone(),
             exec,
             init: pid,
         }));
-        let process = Process::spawn(&task, stdio, terminal).map_err(|error| error.failure())?;
+        let process = Process::spawn(&task, stdio, &extra, terminal);
+        let process = process.map_err(|error| error.failure())?;
         let request = Some(id);
         self.last = name;
         self.processes.insert(name, Entry { process, request });

@@ -28,7 +28,16 @@ pub(crate) const STREAM_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Begins to connect to a vsock port of the host. The socket is writable once that has succeeded, or has failed within `patience`.
 pub(crate) fn dial(port: u32, patience: Duration) -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    connect_to(port, patience, SockFlag::SOCK_NONBLOCK)
+}
+
+/// Connects to a vsock port of the host, for a stream of a process, and waits until that is done.
+pub(crate) fn connect_now(port: u32) -> Result<OwnedFd> {
+    connect_to(port, STREAM_PATIENCE, SockFlag::empty())
+}
+
+fn connect_to(port: u32, patience: Duration, flags: SockFlag) -> Result<OwnedFd> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)
         .during(|| "create a vsock socket")?;
     sys::set_connect_timeout(&socket, patience).during(|| "set the limit of a connection")?;

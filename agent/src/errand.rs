@@ -50,7 +50,7 @@ impl Errands {
         let updates = matches!(task, Task::Update(_));
         self.check_room(updates)?;
         let null = [Stdio::null(), Stdio::null(), Stdio::null()];
-        let wire = spawn_stage(task, null)?;
+        let wire = spawn_stage(task, null, &[])?;
         watch(self.last + 1, wire.as_fd())?;
         self.add(request, updates, wire);
         Ok(())

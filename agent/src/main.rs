@@ -10,6 +10,7 @@ mod container;
 mod control;
 mod errand;
 mod error;
+mod notify;
 mod process;
 mod stage;
 mod stream;

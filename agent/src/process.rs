@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, send, socketpair};
 use nix::unistd::pipe2;
-use protocol::{Decoder, Exit, Failure, FailureKind, TerminalSize};
+use protocol::{Decoder, EXTRA_MAX, Exit, Extra, Failure, FailureKind, TerminalSize};
 
 use crate::control::{STREAM_PATIENCE, dial};
 use crate::error::{During, Error, Result};
@@ -63,7 +63,10 @@ pub(crate) struct Process {
     pid: Option<i32>,
     /// What became of it.
     exit: Option<Exit>,
+    /// The standard streams, then the others.
     streams: Vec<Stream>,
+    /// How many of them are standard streams.
+    standard: usize,
     /// The terminal's master, for its size.
     terminal: Option<OwnedFd>,
     /// Whether something has happened to it since its last turn.
@@ -78,7 +81,16 @@ struct Ends {
 
 impl Process {
     /// Starts a stage process for `task`, with the streams that it is to pass on.
-    pub(crate) fn spawn(task: &Task, ports: protocol::Stdio, terminal: bool) -> Result<Process> {
+    pub(crate) fn spawn(
+        task: &Task,
+        ports: protocol::Stdio,
+        extra: &[Extra],
+        terminal: bool,
+    ) -> Result<Process> {
+        if extra.len() > EXTRA_MAX {
+            let text = format!("{} descriptors, of {EXTRA_MAX} at most", extra.len());
+            return Err(Error::Config(text));
+        }
         let stderr = ports.stderr.filter(|_| !terminal);
         let [stdin, stdout, stderr] = [
             ends(ports.stdin, Direction::ToContainer, terminal)?,
@@ -86,9 +98,23 @@ impl Process {
             ends(stderr, Direction::ToHost, terminal)?,
         ];
         let theirs = [stdin.theirs, stdout.theirs, stderr.theirs];
-        let wire = spawn_stage(task, theirs)?;
+        let (mut pipes, mut extra_streams) = (Vec::new(), Vec::new());
+        for extra in extra {
+            let (port, direction) = match *extra {
+                Extra::In(port) => (port, Direction::ToContainer),
+                Extra::Out(port) => (port, Direction::ToHost),
+                // The stage's own affair: there is nothing to be pumped.
+                Extra::Both(_) => continue,
+            };
+            let (stream, theirs) = pipe(port, direction)?;
+            extra_streams.push(stream);
+            pipes.push(theirs);
+        }
+        let wire = spawn_stage(task, theirs, &pipes)?;
         let streams = [stdin.ours, stdout.ours, stderr.ours];
-        Ok(Process::new(wire, streams.into_iter().flatten().collect()))
+        let mut process = Process::new(wire, streams.into_iter().flatten().collect());
+        process.streams.extend(extra_streams);
+        Ok(process)
     }
 
     /// A process whose stage is at the other end of `wire`.
@@ -101,6 +127,7 @@ impl Process {
             prepared: false,
             pid: None,
             exit: None,
+            standard: streams.len(),
             streams,
             terminal: None,
             awake: true,
@@ -112,7 +139,7 @@ impl Process {
         self.wire.as_ref().map(AsFd::as_fd)
     }
 
-    /// The standard streams.
+    /// The streams that are pumped.
     pub(crate) fn streams(&self) -> &[Stream] {
         &self.streams
     }
@@ -201,7 +228,7 @@ impl Process {
 
     fn take_terminal(&mut self, master: OwnedFd) -> Result<()> {
         fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-        for stream in &mut self.streams {
+        for stream in self.streams.iter_mut().take(self.standard) {
             stream.set_terminal(master.try_clone().during(|| "copy a descriptor")?);
         }
         self.terminal = Some(master);
@@ -286,13 +313,19 @@ impl Process {
     /// has written so far goes first.
     fn hang_up(&mut self) {
         let fed = |stream: &Stream| !stream.is_output();
-        if self.terminal.is_none() || !self.streams.iter().any(|s| fed(s) && s.is_done()) {
+        if self.terminal.is_none() {
+            return;
+        }
+        // They are gone when it could not be set up.
+        let standard = self.standard.min(self.streams.len());
+        let streams = &mut self.streams[..standard];
+        if !streams.iter().any(|s| fed(s) && s.is_done()) {
             return;
         }
         // One turn at most: a program that never stops writing is hung up as well.
         let blocked = |stream: &mut Stream| stream.is_output() && stream.pump(true) == Turn::Waits;
-        if !self.streams.iter_mut().any(blocked) {
-            self.streams.iter_mut().for_each(Stream::finish);
+        if !streams.iter_mut().any(blocked) {
+            streams.iter_mut().for_each(Stream::finish);
             self.terminal = None;
         }
     }
@@ -387,8 +420,13 @@ fn died(exit: Option<Exit>) -> Failure {
     Failure::message(FailureKind::Other, text)
 }
 
-/// Starts a stage process for `task`, with these standard streams; the wire to it, which does not block.
-pub(crate) fn spawn_stage(task: &Task, [stdin, stdout, stderr]: [Stdio; 3]) -> Result<OwnedFd> {
+/// Starts a stage process for `task`, with these standard streams and pipes; the wire to it, which
+/// does not block.
+pub(crate) fn spawn_stage(
+    task: &Task,
+    [stdin, stdout, stderr]: [Stdio; 3],
+    pipes: &[OwnedFd],
+) -> Result<OwnedFd> {
     let (wire, far) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -398,7 +436,7 @@ pub(crate) fn spawn_stage(task: &Task, [stdin, stdout, stderr]: [Stdio; 3]) -> R
     .during(|| "create a socket pair")?;
     fcntl(&wire, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
     let task = task_file(task)?;
-    for inherited in [&far, &task] {
+    for inherited in [&far, &task].into_iter().chain(pipes) {
         fcntl(inherited, FcntlArg::F_SETFD(FdFlag::empty())).during(|| "pass a descriptor")?;
     }
     // Waited for by the agent's loop, as every child.
@@ -407,6 +445,7 @@ pub(crate) fn spawn_stage(task: &Task, [stdin, stdout, stderr]: [Stdio; 3]) -> R
         .arg("stage")
         .arg(task.as_raw_fd().to_string())
         .arg(far.as_raw_fd().to_string())
+        .args(pipes.iter().map(|pipe| pipe.as_raw_fd().to_string()))
         .stdin(stdin)
         .stdout(stdout)
         .stderr(stderr)
@@ -435,23 +474,29 @@ fn ends(port: Option<u32>, direction: Direction, terminal: bool) -> Result<Ends>
             theirs: Stdio::null(),
         });
     };
-    let socket = dial(port, STREAM_PATIENCE)?;
     if terminal {
         return Ok(Ends {
-            ours: Some(Stream::new(direction, socket, None)),
+            ours: Some(Stream::new(direction, dial(port, STREAM_PATIENCE)?, None)),
             theirs: Stdio::null(),
         });
     }
+    let (ours, theirs) = pipe(port, direction)?;
+    Ok(Ends {
+        ours: Some(ours),
+        theirs: theirs.into(),
+    })
+}
+
+/// Dials a port and makes the pipe behind it, of which the second is the process's end.
+fn pipe(port: u32, direction: Direction) -> Result<(Stream, OwnedFd)> {
+    let socket = dial(port, STREAM_PATIENCE)?;
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).during(|| "create a pipe")?;
     let (ours, theirs) = match direction {
         Direction::ToContainer => (writer, reader),
         Direction::ToHost => (reader, writer),
     };
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-    Ok(Ends {
-        ours: Some(Stream::new(direction, socket, Some(ours))),
-        theirs: theirs.into(),
-    })
+    Ok((Stream::new(direction, socket, Some(ours)), theirs))
 }
 
 /// Receives bytes and perhaps one descriptor.

@@ -49,6 +49,31 @@ pub(crate) fn received(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// A close-on-exec copy of a descriptor whose number is `least` or more.
+pub(crate) fn duplicate_above(fd: impl AsFd, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC touches no memory.
+    own(c_long::from(unsafe {
+        libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least)
+    }))
+}
+
+/// Makes `number`, which is nobody's or free, a close-on-exec copy of `fd` that stays open for as long as the process lives.
+pub(crate) fn place(fd: impl AsFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is involved. The only caller has moved all that the process owns out of the way of these numbers, and nothing
+    // owns them from here on.
+    let result = unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, libc::O_CLOEXEC) };
+    int(c_long::from(result)).map(drop)
+}
+
+/// Lets a descriptor that [`place`] has made survive execve(2).
+pub(crate) fn keep_on_exec(number: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD touches no memory and changes no ownership.
+    int(c_long::from(unsafe {
+        libc::fcntl(number, libc::F_SETFD, 0)
+    }))
+    .map(drop)
+}
+
 /// A standard descriptor: 0, 1 or 2.
 pub(crate) fn standard(number: RawFd) -> BorrowedFd<'static> {
     assert!((0..=2).contains(&number));

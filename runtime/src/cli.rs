@@ -176,7 +176,7 @@ pub(crate) struct Create {
     /// Accepted for compatibility: keyrings of the guest are its own
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
-    /// Refused unless 0
+    /// Pass on this many descriptors from number 3 on: pipes, connected stream sockets, terminals, /dev/null
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
 }
@@ -250,7 +250,7 @@ pub(crate) struct Exec {
     /// Capability to add
     #[arg(short, long, value_name = "CAPABILITY")]
     pub(crate) cap: Vec<String>,
-    /// Refused unless 0
+    /// As with create
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Cgroup below the container's own to start in

@@ -74,6 +74,15 @@ pub(crate) enum Error {
     Invalid(String),
     #[error("cannot pass on the standard streams")]
     Stream(#[source] vmm::vsock::Error),
+    /// runc's words.
+    #[error("unable to stat preserved-fd {index} (of {of})")]
+    NotOpen {
+        index: usize,
+        of: usize,
+        source: io::Error,
+    },
+    #[error("NOTIFY_SOCKET is set, and was not when the container was created")]
+    NoNotifySocket,
     /// What a flag or the environment asks for and is not there.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),

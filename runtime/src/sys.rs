@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
@@ -16,9 +16,29 @@ pub(crate) fn kill(pid: i32, signal: i32) {
 
 /// Takes a descriptor that has just come by SCM_RIGHTS.
 #[cfg(test)]
-pub(crate) fn received(fd: i32) -> std::os::fd::OwnedFd {
+pub(crate) fn received(fd: i32) -> OwnedFd {
     // SAFETY: the kernel has made the descriptor for the receiver, who gives it away here and only once.
-    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Takes a descriptor that the caller of the program has left open in it, once. From now on no program that is executed gets it.
+///
+/// # Errors
+/// EBADF when there is none.
+pub(crate) fn adopt_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD touches no memory.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    // All that this program opens is close-on-exec, and all that it inherits is not.
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 || number <= libc::STDERR_FILENO {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: F_SETFD touches no memory.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open and, as it was inherited, nothing in this program owns it; being close-on-exec now, it cannot be
+    // taken again.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// A moment, in seconds since 1970-01-01T00:00:00Z, in this host's time zone; all zero if its year cannot be told.

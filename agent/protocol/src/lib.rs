@@ -28,6 +28,9 @@ pub const SHARE_TAG: &str = "chiton";
 /// Version of this protocol, announced in [`Message::Hello`]. Raised by incompatible changes only.
 pub const VERSION: u32 = 2;
 
+/// Most descriptors that a process has beside its standard streams.
+pub const EXTRA_MAX: usize = 16;
+
 /// Names a process of the container: [`INIT`], or a number that the host has given with [`Exec`].
 pub type ProcessId = u64;
 
@@ -106,6 +109,9 @@ pub struct Exec {
     pub cgroup: String,
     /// Its standard streams.
     pub stdio: Stdio,
+    /// Its descriptors from number 3 on, at most [`EXTRA_MAX`].
+    #[serde(default)]
+    pub extra: Vec<Extra>,
 }
 
 /// The container to set up.
@@ -122,6 +128,9 @@ pub struct Create {
     pub overlay: Overlay,
     /// The container's standard streams.
     pub stdio: Stdio,
+    /// The init's descriptors from number 3 on, at most [`EXTRA_MAX`].
+    #[serde(default)]
+    pub extra: Vec<Extra>,
 }
 
 /// Where things of the host are found in the share (paths relative to its root).
@@ -147,6 +156,12 @@ pub struct Overlay {
     /// `linux.seccomp`, compiled.
     #[serde(default)]
     pub seccomp: Option<Seccomp>,
+    /// Added to `process.env`, in its form.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// The container gets a socket for sd_notify(3), which NOTIFY_SOCKET names.
+    #[serde(default)]
+    pub notify: bool,
 }
 
 /// A block device of the host.
@@ -193,6 +208,17 @@ pub struct Stdio {
     pub stderr: Option<u32>,
 }
 
+/// A descriptor beside the standard streams, by the vsock port on CID 2 that stands for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extra {
+    /// Host to guest: a pipe to read from.
+    In(u32),
+    /// Guest to host: a pipe to write to.
+    Out(u32),
+    /// Both ways: a stream socket.
+    Both(u32),
+}
+
 /// What the guest says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -222,6 +248,8 @@ pub enum Message {
     },
     /// The kernel has killed a process of the container for want of memory.
     OutOfMemory,
+    /// The container has said READY=1 (sd_notify(3)). Sent once, if [`Overlay::notify`] is set.
+    Ready,
 }
 
 /// Success.
@@ -391,12 +419,15 @@ mod tests {
                     device: Device { major: 8, minor: 0 },
                     serial: "disk0".to_owned(),
                 }],
+                env: vec!["A=b".to_owned()],
+                notify: true,
             },
             stdio: Stdio {
                 stdin: None,
                 stdout: Some(70_000),
                 stderr: Some(70_001),
             },
+            extra: vec![Extra::In(5), Extra::Both(6)],
         };
         json_round_trip(
             &Request {
@@ -408,8 +439,10 @@ mod tests {
                 r#""bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
                 r#""devices":[[4,{"major":1,"minor":3}]],"submounts":["mnt/0/x"],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
-                r#""seccomp":{"flags":2,"program":[6]}},"#,
-                r#""stdio":{"stdin":null,"stdout":70000,"stderr":70001}}}}"#
+                r#""seccomp":{"flags":2,"program":[6]},"#,
+                r#""env":["A=b"],"notify":true},"#,
+                r#""stdio":{"stdin":null,"stdout":70000,"stderr":70001},"#,
+                r#""extra":[{"In":5},{"Both":6}]}}}"#
             ),
         );
     }

@@ -74,9 +74,10 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
     if differs("pid", init)? {
         setns(&door.init, CloneFlags::CLONE_NEWPID).during(|| "join the pid namespace")?;
     }
+    let extra = exec.extra.len();
     let born = |cgroup: &OwnedFd| {
         clone(0, cgroup.as_fd(), wire, || {
-            run(&plan, &process, &door, wire)
+            run(&plan, &process, extra, &door, wire)
         })
     };
     match born(&cgroup) {
@@ -148,14 +149,20 @@ fn different(init: i32) -> Result<i32> {
 }
 
 /// The process. Returns what failed.
-fn run(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Error {
-    match prepare(plan, process, door, wire) {
+fn run(plan: &Plan, process: &Process, extra: usize, door: &Door, wire: &Wire) -> Error {
+    match prepare(plan, process, extra, door, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
 }
 
-fn prepare(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Result<process::Program> {
+fn prepare(
+    plan: &Plan,
+    process: &Process,
+    extra: usize,
+    door: &Door,
+    wire: &Wire,
+) -> Result<process::Program> {
     setsid().during(|| "create a session")?;
     // In its cgroup by now.
     let affinity = affinity(&plan.spec, process);
@@ -176,7 +183,7 @@ fn prepare(plan: &Plan, process: &Process, door: &Door, wire: &Wire) -> Result<p
         None
     };
     let seccomp = plan.create.overlay.seccomp.as_ref();
-    let (program, seccomp) = process::assume(process, terminal, seccomp, wire)?;
+    let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
     Ok(program)
 }

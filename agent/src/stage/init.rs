@@ -54,7 +54,8 @@ fn prepare(plan: &Plan, sources: Sources, disks: &Disks, wire: &Wire) -> Result<
     drop(tree);
     mounts::propagate_root(spec)?;
     let seccomp = plan.create.overlay.seccomp.as_ref();
-    let (program, seccomp) = process::assume(process, terminal, seccomp, wire)?;
+    let extra = plan.create.extra.len();
+    let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
     hooks::run(spec, &plan.create, program.environment())?;
     Ok(program)

@@ -24,6 +24,7 @@ mod copy_up;
 mod device_filter;
 mod devices;
 mod exec;
+mod extra;
 mod hooks;
 mod init;
 mod mounts;
@@ -50,7 +51,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use cgroup::{
     ROOT as CGROUP_ROOT, delegate, directory as cgroup_directory, update as cgroup_update,
 };
-pub(crate) use mounts::{SHARE, STAGING};
+pub(crate) use mounts::{NOTIFY, NOTIFY_SOCKET, SHARE, STAGING};
 
 use self::devices::Disks;
 use crate::boot::since_boot;
@@ -148,16 +149,17 @@ fn wait_for_byte(fd: &OwnedFd, who: &'static str) -> Result<()> {
     }
 }
 
-/// The stage process: `arguments` are the numbers of the request's memfd and of the wire.
+/// The stage process: `arguments` are the numbers of the request's memfd, of the wire, and of the
+/// pipes among the descriptors beside the standard streams.
 pub(crate) fn main(arguments: &[String]) -> ! {
-    let wire = match adopt(arguments.get(1)) {
+    let mut wire = match adopt(arguments.get(1)) {
         Ok(wire) => Wire(wire),
         Err(error) => {
             error::log(&error.failure().to_string());
             sys::exit(1);
         }
     };
-    if let Err(error) = run(arguments, &wire) {
+    if let Err(error) = run(arguments, &mut wire) {
         wire.fail(&error);
         sys::exit(1);
     }
@@ -168,7 +170,7 @@ fn adopt(number: Option<&String>) -> Result<OwnedFd> {
     let number: Option<RawFd> = number.and_then(|number| number.parse().ok());
     let number = number.filter(|number| *number > 2);
     let number = number.ok_or_else(|| Error::Config("stage: bad descriptor number".into()))?;
-    // SAFETY: the agent passes two distinct inherited descriptors for this process alone to own,
+    // SAFETY: the agent passes distinct inherited descriptors for this process alone to own,
     // and each is adopted once, first thing.
     let fd = unsafe { sys::adopt(number) }.during(|| "adopt a descriptor")?;
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).during(|| "set close-on-exec")?;
@@ -183,7 +185,11 @@ struct Plan {
 
 impl Plan {
     fn new(create: Create) -> Result<Plan> {
-        let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
+        let mut spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
+        if let (Some(process), false) = (spec.process_mut(), create.overlay.env.is_empty()) {
+            let env = process.env().iter().flatten().chain(&create.overlay.env);
+            process.set_env(Some(env.cloned().collect()));
+        }
         Ok(Plan { create, spec })
     }
 
@@ -269,7 +275,7 @@ fn refuse(unsupported: &[String]) -> Result<()> {
 /// INR_OPEN_CUR and INR_OPEN_MAX of linux/fs.h.
 const FILES: (u64, u64) = (1024, 4096);
 
-fn run(arguments: &[String], wire: &Wire) -> Result<()> {
+fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
     sys::set_rlimit(libc::RLIMIT_NOFILE, FILES.0, FILES.1).during(|| "set RLIMIT_NOFILE")?;
     let mut text = Vec::new();
     let mut file = File::from(adopt(arguments.first())?);
@@ -277,7 +283,14 @@ fn run(arguments: &[String], wire: &Wire) -> Result<()> {
         .and_then(|()| file.read_to_end(&mut text))
         .during(|| "read the request")?;
     drop(file);
-    match serde_json::from_slice(&text).map_err(Error::Parse)? {
+    let task = serde_json::from_slice(&text).map_err(Error::Parse)?;
+    let extra = match &task {
+        Task::Create(create) => &create.extra[..],
+        Task::Exec(join) => &join.exec.extra,
+        Task::Update(_) | Task::Processes(_) => &[],
+    };
+    extra::place(extra, arguments.get(2..).unwrap_or_default(), wire)?;
+    match task {
         Task::Create(create) => set_up(*create, wire),
         Task::Exec(join) => exec::set_up(*join, wire),
         Task::Update(update) => answer(wire, update.apply().map(|()| Reply::Done)),

@@ -30,10 +30,17 @@ pub(crate) const STAGING: &str = "/run/root";
 /// The guest's cgroups.
 const CGROUP_TREE: &CStr = c"/sys/fs/cgroup";
 
+/// Where the agent makes the socket for notifications, and the container finds it, as with runc.
+pub(crate) const NOTIFY: &str = "/run/notify";
+
+/// The name of the socket there.
+pub(crate) const NOTIFY_SOCKET: &str = "notify.sock";
+
 /// Detached mounts, taken before the namespaces are entered: a user namespace could not.
 pub(crate) struct Sources {
     rootfs: OwnedFd,
     binds: HashMap<usize, OwnedFd>,
+    notify: Option<OwnedFd>,
 }
 
 impl Sources {
@@ -70,7 +77,13 @@ impl Sources {
         for (index, device) in &overlay.devices {
             binds.insert(*index, devices::own(SFlag::S_IFCHR, *device)?);
         }
-        Ok(Sources { rootfs, binds })
+        let notify = || clone_mount(AT_FDCWD, Path::new(NOTIFY), false);
+        let notify = overlay.notify.then(notify).transpose()?;
+        Ok(Sources {
+            rootfs,
+            binds,
+            notify,
+        })
     }
 }
 
@@ -88,6 +101,18 @@ pub(crate) fn mount_all(spec: &Spec, sources: Sources) -> Result<Tree> {
     let tree = Tree::new(sources.rootfs);
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         one(&tree, mount, sources.binds.get(&index), index)?;
+    }
+    if let Some(notify) = sources.notify {
+        let set = libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NOEXEC
+            | libc::MOUNT_ATTR_NODEV;
+        let change = MountAttributes {
+            set,
+            ..MountAttributes::default()
+        };
+        sys::mount_setattr(&notify, false, change).during(|| format!("change {NOTIFY}"))?;
+        tree.attach(&notify, Path::new(NOTIFY))?;
     }
     Ok(tree)
 }

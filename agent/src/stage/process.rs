@@ -24,9 +24,9 @@ use oci_spec::runtime::{
 use protocol::Seccomp;
 
 use super::devices::Terminal;
-use super::seccomp;
 use super::tree::c_path;
 use super::{Report, Wire};
+use super::{extra, seccomp};
 use crate::error::{During, Error, Result};
 use crate::sys::{self, CapabilitySets, SchedulerAttributes};
 
@@ -241,11 +241,13 @@ fn attributes(scheduler: &Scheduler) -> Result<SchedulerAttributes> {
 }
 
 /// Becomes what the process is to be, short of executing its program: waits for the agent's word.
-/// `/` is already the container's root. Returns the filter that is still to be loaded, too.
+/// `/` is already the container's root, and `extra` is the number of descriptors beside the standard
+/// streams. Returns the filter that is still to be loaded, too.
 pub(super) fn assume<'a>(
     process: &Process,
     terminal: Option<Terminal>,
     filter: Option<&'a Seccomp>,
+    extra: usize,
     wire: &Wire,
 ) -> Result<(Program, Option<&'a Seccomp>)> {
     match &terminal {
@@ -255,6 +257,7 @@ pub(super) fn assume<'a>(
     // Before a filter that may not know the system calls for it. What is opened from here on is close-on-exec.
     sys::reset_signals().during(|| "reset the signals")?;
     sys::close_on_exec_from_3().during(|| "close the descriptors")?;
+    extra::pass_on(extra)?;
     let (early, late) = seccomp::moment(process, filter);
     early.map_or(Ok(()), seccomp::load)?;
     become_user(process)?;

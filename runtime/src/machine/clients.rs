@@ -3,9 +3,10 @@
 //! ```text
 //!  Asking ──request──> Waiting ──reply──> Leaving ──all written──> closed
 //!                        ├──> Exec: steers a process, until reply
-//!                        └──> Listening: told of out-of-memory kills
+//!                        ├──> Listening: told of out-of-memory kills
+//!                        └──> Expecting: told that the container is ready
 //! ```
-//! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, three descriptors and
+//! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, its descriptors and
 //! the answers it has not read, which are one and a few short ones. A client that hangs up is closed in every state.
 
 use std::collections::HashMap;
@@ -40,6 +41,7 @@ pub(super) enum Role {
     Waiting,
     Exec(ProcessId),
     Listening,
+    Expecting,
     Leaving,
 }
 
@@ -113,6 +115,23 @@ impl Clients {
     /// Makes a waiting client one that is told of out-of-memory kills.
     pub(super) fn listen(&mut self, serial: u64) {
         self.turn_into(serial, Role::Listening);
+    }
+
+    /// Makes a waiting client one that is told of the container's readiness.
+    pub(super) fn expect(&mut self, serial: u64) {
+        self.turn_into(serial, Role::Expecting);
+    }
+
+    /// Answers those that wait for the container's readiness.
+    pub(super) fn answer_expecting(&mut self, reply: &ControlReply) {
+        for serial in self.with_role(Role::Expecting) {
+            self.reply(serial, reply);
+        }
+    }
+
+    fn with_role(&self, role: Role) -> Vec<u64> {
+        let found = self.table.iter().filter(|(_, c)| c.role == role);
+        found.map(|(serial, _)| *serial).collect()
     }
 
     /// Answers and hangs up.
@@ -227,7 +246,9 @@ impl Client {
     fn wants(&self) -> EpollFlags {
         let mut interest = match self.role {
             Role::Asking | Role::Exec(_) => EpollFlags::EPOLLIN,
-            Role::Waiting | Role::Listening | Role::Leaving => EpollFlags::empty(),
+            Role::Waiting | Role::Listening | Role::Expecting | Role::Leaving => {
+                EpollFlags::empty()
+            }
         };
         if !self.outbox.is_empty() {
             interest |= EpollFlags::EPOLLOUT;
@@ -258,7 +279,7 @@ impl Client {
                     told.push(Told::Steered(process, control));
                 }
             }
-            Role::Waiting | Role::Listening | Role::Leaving => {}
+            Role::Waiting | Role::Listening | Role::Expecting | Role::Leaving => {}
         }
         Ok(())
     }

@@ -5,10 +5,11 @@
 //! |---|---|
 //! | [`Control::Exec`] | `Executed` or an error; after `Executed` the client may send any number of [`ExecControl`], which are not answered; at last `Exited` |
 //! | [`Control::Events`] | `OutOfMemory` each time; the connection ends with the container |
+//! | [`Control::Ready`] | one, when the container has said so or has ended |
 //! | the others | one |
 //!
-//! The descriptors of an `Exec` travel with the first byte of its frame (SCM_RIGHTS), in the order of [`ExecRequest::streams`]. When the
-//! client of an exec goes away before `Exited`, the process in the guest is killed.
+//! The descriptors of an `Exec` travel with the first byte of its frame (SCM_RIGHTS), in the order of [`ExecRequest::streams`]
+//! and [`ExecRequest::extra`]. When the client of an exec goes away before `Exited`, the process in the guest is killed.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
@@ -17,18 +18,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use protocol::{Exit, Process, TerminalSize};
+use protocol::{EXTRA_MAX, Exit, Process, TerminalSize};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use super::{Doing, Error};
+use crate::preserved::Direction;
 
 /// Name of the socket in the state directory.
 const SOCKET: &str = "control.sock";
 
-/// Most descriptors that come with a request: the standard streams.
-pub(super) const DESCRIPTORS_MAX: usize = 3;
+/// Most descriptors that come with a request: the standard streams, and those beside them.
+pub(super) const DESCRIPTORS_MAX: usize = 3 + EXTRA_MAX;
 
 /// A request to the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +58,8 @@ pub(crate) enum Control {
     Processes,
     /// Tell of out-of-memory kills until the container ends.
     Events,
+    /// Tell when the container has said that it is ready.
+    Ready,
 }
 
 /// A process to execute in the container.
@@ -67,6 +71,16 @@ pub(crate) struct ExecRequest {
     pub(crate) cgroup: String,
     /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard input.
     pub(crate) streams: [Stream; 3],
+    /// The descriptors beside the standard streams. They come after those.
+    pub(crate) extra: Vec<Extra>,
+}
+
+/// A descriptor beside the standard streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extra {
+    pub(crate) direction: Direction,
+    /// As of [`Stream::Passed`].
+    pub(crate) own: bool,
 }
 
 /// A standard stream of an exec.

@@ -9,14 +9,17 @@
 
 use std::collections::HashMap;
 
-use protocol::{CONTROL_PORT, Exit, INIT, ProcessId, Stdio};
+use protocol::{CONTROL_PORT, EXTRA_MAX, Exit, Extra, INIT, ProcessId, Stdio};
 use vmm::vsock::Port;
+
+use crate::preserved::Direction;
 
 /// Most processes at once, init not counted.
 pub(super) const EXECS_MAX: usize = 256;
 
 /// The first port of an exec: those before are init's.
-const FIRST_PORT: Port = CONTROL_PORT + 4;
+#[allow(clippy::cast_possible_truncation)]
+const FIRST_PORT: Port = CONTROL_PORT + 4 + EXTRA_MAX as Port;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -31,8 +34,10 @@ struct Exec {
     client: Option<u64>,
     /// The output streams that are not delivered to their end.
     output: Vec<Port>,
-    /// All streams.
+    /// All streams that end with the process.
     ports: Vec<Port>,
+    /// Those that others may go on with when the process has ended.
+    sockets: Vec<Port>,
     state: State,
 }
 
@@ -74,12 +79,18 @@ impl Execs {
         }
     }
 
-    /// A number and ports for a process with these standard streams; `None` when there are too many.
-    pub(super) fn begin(&mut self, client: u64, streams: [bool; 3]) -> Option<(ProcessId, Stdio)> {
+    /// A number and ports for a process with these standard streams and those beside them; `None` when there are too many.
+    pub(super) fn begin(
+        &mut self,
+        client: u64,
+        streams: [bool; 3],
+        beside: &[Direction],
+    ) -> Option<(ProcessId, Stdio, Vec<Extra>)> {
         if self.table.len() >= EXECS_MAX {
             return None;
         }
-        let after = self.next_port.checked_add(3)?;
+        let count = u32::try_from(3 + beside.len()).ok()?;
+        let after = self.next_port.checked_add(count)?;
         let first = std::mem::replace(&mut self.next_port, after);
         let port = |index: u32, there: bool| there.then_some(first + index);
         let stdio = Stdio {
@@ -87,18 +98,31 @@ impl Execs {
             stdout: port(1, streams[1]),
             stderr: port(2, streams[2]),
         };
-        self.last += 1;
-        let exec = Exec {
+        let beside = beside.iter().zip(first + 3..);
+        let extra: Vec<Extra> = beside.map(|(d, port)| d.to_guest(port)).collect();
+        let mut exec = Exec {
             client: Some(client),
             output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
             ports: [stdio.stdin, stdio.stdout, stdio.stderr]
                 .into_iter()
                 .flatten()
                 .collect(),
+            sockets: Vec::new(),
             state: State::Asked,
         };
+        for extra in &extra {
+            match *extra {
+                Extra::In(port) => exec.ports.push(port),
+                Extra::Out(port) => {
+                    exec.ports.push(port);
+                    exec.output.push(port);
+                }
+                Extra::Both(port) => exec.sockets.push(port),
+            }
+        }
+        self.last += 1;
         self.table.insert(self.last, exec);
-        Some((self.last, stdio))
+        Some((self.last, stdio, extra))
     }
 
     /// The guest could not execute it, or was never asked to.
@@ -107,7 +131,10 @@ impl Execs {
     }
 
     fn take(&mut self, process: ProcessId, exit: Option<Exit>) -> Option<Over> {
-        let exec = self.table.remove(&process)?;
+        let mut exec = self.table.remove(&process)?;
+        if exit.is_none() {
+            exec.ports.append(&mut exec.sockets);
+        }
         Some(Over {
             client: exec.client,
             exit,
@@ -181,18 +208,33 @@ mod tests {
     #[test]
     fn an_exec_is_over_when_it_has_exited_and_its_output_is_delivered() {
         let mut execs = Execs::new();
-        let (process, stdio) = execs.begin(7, ALL).unwrap();
-        assert_eq!((process, stdio.stdin), (1, Some(1028)));
+        let (process, stdio, _) = execs.begin(7, ALL, &[]).unwrap();
+        assert_eq!((process, stdio.stdin), (1, Some(1044)));
         assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
-        assert_eq!(execs.stream_closed(1029), None);
+        assert_eq!(execs.stream_closed(1045), None);
         assert_eq!(execs.exited(process, OK), None);
-        assert_eq!(execs.stream_closed(1028), None);
+        assert_eq!(execs.stream_closed(1044), None);
         assert_eq!(
-            execs.stream_closed(1030),
-            over(Some(7), &[1028, 1029, 1030])
+            execs.stream_closed(1046),
+            over(Some(7), &[1044, 1045, 1046])
         );
-        let (process, stdio) = execs.begin(8, [false, true, false]).unwrap();
-        assert_eq!((process, stdio.stdin, stdio.stdout), (2, None, Some(1032)));
+        let (process, stdio, _) = execs.begin(8, [false, true, false], &[]).unwrap();
+        assert_eq!((process, stdio.stdin, stdio.stdout), (2, None, Some(1048)));
+    }
+
+    #[test]
+    fn pipes_end_with_the_process_and_sockets_when_they_want() {
+        let mut execs = Execs::new();
+        let beside = [Direction::In, Direction::Both, Direction::Out];
+        let (process, _, extra) = execs.begin(7, [false; 3], &beside).unwrap();
+        let expected = [Extra::In(1047), Extra::Both(1048), Extra::Out(1049)];
+        assert_eq!(extra, expected);
+        execs.executed(process);
+        assert_eq!(execs.exited(process, OK), None);
+        assert_eq!(execs.stream_closed(1049), over(Some(7), &[1047, 1049]));
+        // One that does not run has no use for any of them.
+        let (process, ..) = execs.begin(8, [false; 3], &beside).unwrap();
+        assert_eq!(execs.failed(process).unwrap().ports, [1053, 1055, 1054]);
     }
 
     #[test]
@@ -202,7 +244,7 @@ mod tests {
             assert_eq!(execs.exited(process, OK), None);
             assert_eq!(execs.executed(process), None);
         }
-        let (process, _) = execs.begin(7, [false; 3]).unwrap();
+        let (process, ..) = execs.begin(7, [false; 3], &[]).unwrap();
         assert_eq!(execs.exited(process, OK), None, "before it was executed");
         assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
         assert_eq!(execs.executed(process), None, "twice");
@@ -214,13 +256,13 @@ mod tests {
     #[test]
     fn a_process_whose_client_has_gone_is_killed_and_forgotten() {
         let mut execs = Execs::new();
-        let (early, _) = execs.begin(1, ALL).unwrap();
+        let (early, ..) = execs.begin(1, ALL, &[]).unwrap();
         assert!(!execs.client_gone(early));
         assert_eq!(execs.executed(early), Some(Executed::Kill));
         assert_eq!(execs.exited(early, OK), None, "its output is not delivered");
-        execs.stream_closed(1029);
-        assert_eq!(execs.stream_closed(1030), over(None, &[1028, 1029, 1030]));
-        let (late, _) = execs.begin(2, [false; 3]).unwrap();
+        execs.stream_closed(1045);
+        assert_eq!(execs.stream_closed(1046), over(None, &[1044, 1045, 1046]));
+        let (late, ..) = execs.begin(2, [false; 3], &[]).unwrap();
         execs.executed(late);
         assert!(execs.client_gone(late));
         assert_eq!(execs.exited(late, OK), over(None, &[]));
@@ -232,10 +274,10 @@ mod tests {
     fn a_guest_that_never_answers_fills_a_table_of_fixed_size() {
         let mut execs = Execs::new();
         for client in 0..256 {
-            execs.begin(client, ALL).unwrap();
+            execs.begin(client, ALL, &[]).unwrap();
         }
-        assert_eq!(execs.begin(256, ALL), None);
+        assert_eq!(execs.begin(256, ALL, &[]), None);
         assert_eq!(execs.failed(17).unwrap().client, Some(16));
-        assert_eq!(execs.begin(256, ALL).unwrap().0, 257);
+        assert_eq!(execs.begin(256, ALL, &[]).unwrap().0, 257);
     }
 }

@@ -22,7 +22,9 @@ use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::Mode;
-use protocol::{Create, Exit, Failure, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize};
+use protocol::{
+    Create, Exit, Extra, Failure, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize,
+};
 use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
 use vmm::{Ended, Event, Machine};
@@ -124,6 +126,8 @@ pub(super) struct Life {
     dying: bool,
     /// The vCPUs do not run.
     stopped: bool,
+    /// The container has said that it is ready.
+    pub(super) ready: bool,
     /// The container's output streams that have not been delivered to their end.
     output: Vec<Port>,
 }
@@ -143,6 +147,12 @@ impl Life {
             watch(&epoll, fd, token).doing("watch a descriptor")?;
         }
         let stdio = parts.create.stdio;
+        let beside = parts.create.extra.iter().filter_map(|extra| match *extra {
+            Extra::In(_) => None,
+            Extra::Out(port) | Extra::Both(port) => Some(port),
+        });
+        let output = [stdio.stdout, stdio.stderr].into_iter().flatten();
+        let output = output.chain(beside).collect();
         Ok(Life {
             epoll,
             parts,
@@ -153,7 +163,8 @@ impl Life {
             paused: false,
             dying: false,
             stopped: false,
-            output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
+            ready: false,
+            output,
         })
     }
 
@@ -319,6 +330,10 @@ impl Life {
                 self.exec_over(over);
             }
             (Message::OutOfMemory, Phase::Created | Phase::Running) => self.out_of_memory(),
+            (Message::Ready, Phase::Created | Phase::Running) => {
+                self.ready = true;
+                self.parts.clients.answer_expecting(&ControlReply::Done);
+            }
             // Anything else is out of turn; a guest that talks nonsense is not listened to.
             _ => {}
         }
@@ -411,6 +426,9 @@ impl Life {
 
     fn drain(&mut self, exit: Exit, reason: Option<String>) {
         self.phase = Phase::Draining(exit);
+        self.parts
+            .clients
+            .answer_expecting(&ControlReply::NotRunning);
         self.journal(&Entry::Exited { exit, reason });
     }
 

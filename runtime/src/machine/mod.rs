@@ -42,8 +42,10 @@ use nix::unistd::Pid;
 use protocol::Overlay;
 use sync::{FromMachine, SyncSocket, ToMachine};
 
+use crate::preserved::Preserved;
+
 pub(crate) use control::{
-    Connection, Control, ControlReply, ExecControl, ExecRequest, Stream, control, exec,
+    Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec,
 };
 pub(crate) use disk::Disk;
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
@@ -84,6 +86,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) timeline: Option<File>,
     /// The slave of the host's pseudo-terminal, raw, in place of the standard streams: `process.terminal`.
     pub(crate) terminal: Option<OwnedFd>,
+    /// Descriptors beside the standard streams.
+    pub(crate) preserved: Vec<Preserved>,
     /// CLOCK_MONOTONIC at the start of the verb.
     pub(crate) begun: Duration,
 }

@@ -31,6 +31,8 @@ pub(super) const MACHINE_LOST: u8 = 255;
 const STDIN_PORT: u32 = CONTROL_PORT + 1;
 const STDOUT_PORT: u32 = CONTROL_PORT + 2;
 const STDERR_PORT: u32 = CONTROL_PORT + 3;
+/// That of its first descriptor beside them; the others follow.
+const EXTRA_PORT: u32 = CONTROL_PORT + 4;
 
 /// Why the machine process gives up before the guest runs.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,12 @@ fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::
     ];
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
     keep.extend(launch.terminal.as_ref().map(AsFd::as_fd));
+    keep.extend(
+        launch
+            .preserved
+            .iter()
+            .map(|preserved| preserved.fd.as_fd()),
+    );
     // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
     // of the launch only the descriptors kept are used.
     unsafe { sys::close_all_but(&keep) }
@@ -140,6 +148,10 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         .transpose()
         .doing("duplicate the terminal")?;
     let streams = streams::of_launch(launch.terminal)?;
+    let preserved = launch.preserved.into_iter();
+    let preserved = preserved
+        .map(|preserved| streams::extra(preserved.fd, preserved.direction, false))
+        .collect::<Result<Vec<_>, _>>()?;
 
     let open_fd_limit = jail::set_limits()?;
     let disks = disk::open(&launch.disks)?;
@@ -179,6 +191,12 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         }
     }
 
+    let mut extra = Vec::new();
+    for (port, each) in (EXTRA_PORT..).zip(preserved) {
+        machine.vsock().expect(port, each.stream)?;
+        extra.push(each.direction.to_guest(port));
+    }
+
     let mapped: Option<ToMachine> = sync.receive().doing("wait for the id maps")?;
     if mapped.is_none() {
         // The verb has gone, and with it the wish for a container.
@@ -198,6 +216,7 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
             bundle: launch.bundle.to_owned(),
             overlay: launch.overlay,
             stdio,
+            extra,
         },
         timeline: Timeline {
             begun: launch.begun,

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::libc;
-use protocol::{Failure, FailureKind, INIT, ProcessId, Reply, RequestBody};
+use protocol::{Extra, Failure, FailureKind, INIT, ProcessId, Reply, RequestBody};
 use vmm::vsock::Port;
 
 use super::clients::Told;
@@ -106,6 +106,11 @@ impl Life {
                 self.parts.clients.listen(client);
                 return Ok(None);
             }
+            Control::Ready if self.ready => return Err(ControlReply::Done),
+            Control::Ready => {
+                self.parts.clients.expect(client);
+                return Ok(None);
+            }
         }))
     }
 
@@ -116,17 +121,22 @@ impl Life {
         exec: ExecRequest,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(RequestBody, Waiting), ControlReply> {
-        let streams = streams::passed(&exec, descriptors).map_err(ControlReply::Failed)?;
+        let passed = streams::passed(&exec, descriptors);
+        let (streams, beside) = passed.map_err(ControlReply::Failed)?;
         let there = streams.each_ref().map(Option::is_some);
-        let Some((process, stdio)) = self.execs.begin(client, there) else {
+        let directions: Vec<_> = beside.iter().map(|extra| extra.direction).collect();
+        let begun = self.execs.begin(client, there, &directions);
+        let Some((process, stdio, extra)) = begun else {
             let text = format!("{EXECS_MAX} processes are being executed already");
             return Err(ControlReply::Failed(text));
         };
         let ports = [stdio.stdin, stdio.stdout, stdio.stderr];
-        for (port, stream) in ports.into_iter().zip(streams) {
-            if let (Some(port), Some(stream)) = (port, stream)
-                && let Err(e) = self.parts.machine.vsock().expect(port, stream)
-            {
+        let standard = ports.into_iter().zip(streams);
+        let standard = standard.filter_map(|(port, stream)| port.zip(stream));
+        let beside = beside.into_iter().map(|beside| beside.stream);
+        let beside = extra.iter().map(port_of).zip(beside);
+        for (port, stream) in standard.chain(beside) {
+            if let Err(e) = self.parts.machine.vsock().expect(port, stream) {
                 self.forget(process);
                 return Err(ControlReply::Failed(e.to_string()));
             }
@@ -137,6 +147,7 @@ impl Life {
             config: exec.process,
             cgroup: exec.cgroup,
             stdio,
+            extra,
         };
         Ok((RequestBody::Exec(body), Waiting::Exec(process)))
     }
@@ -171,6 +182,11 @@ impl Life {
                 .reply(client, &ControlReply::Exited(exit));
         }
     }
+}
+
+fn port_of(extra: &Extra) -> Port {
+    let (Extra::In(port) | Extra::Out(port) | Extra::Both(port)) = *extra;
+    port
 }
 
 /// A failure to start, in the words callers of runc look for.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use vmm::vsock::{self, HostStream, Sink, Source};
 
 use super::control::{ExecRequest, Stream};
+use crate::preserved::Direction;
 
 /// Standard input, output and error; `None` stands for /dev/null.
 pub(super) type Streams = [Option<HostStream>; 3];
@@ -27,14 +28,38 @@ pub(super) fn of_launch(terminal: Option<OwnedFd>) -> Result<Streams, vsock::Err
     Ok(streams)
 }
 
-/// Those of an exec. An error is the client's answer.
-pub(super) fn passed(exec: &ExecRequest, descriptors: Vec<OwnedFd>) -> Result<Streams, String> {
+/// A descriptor beside the standard streams, with all that it can do.
+pub(super) struct Extra {
+    pub(super) direction: Direction,
+    pub(super) stream: HostStream,
+}
+
+/// The host's end of a descriptor that the caller has given to the container. `own` is as of [`Stream::Passed`].
+pub(super) fn extra(fd: OwnedFd, direction: Direction, own: bool) -> Result<Extra, vsock::Error> {
+    let source = if own { Source::reopened } else { Source::new };
+    let sink = if own { Sink::reopened } else { Sink::new };
+    let (source, sink) = match direction {
+        Direction::In => (Some(source(fd)?), None),
+        Direction::Out => (None, Some(sink(fd)?)),
+        Direction::Both => (Some(source(duplicate(&fd)?)?), Some(sink(fd)?)),
+    };
+    let sink = sink.map(Sink::given_away);
+    let stream = HostStream { source, sink };
+    Ok(Extra { direction, stream })
+}
+
+/// The streams of an exec. An error is the client's answer.
+pub(super) fn passed(
+    exec: &ExecRequest,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(Streams, Vec<Extra>), String> {
     #[derive(Deserialize)]
     struct Terminal {
         #[serde(default)]
         terminal: bool,
     }
     let announced = exec.streams.iter().filter(|s| **s != Stream::None).count();
+    let announced = announced + exec.extra.len();
     if announced != descriptors.len() {
         return Err(format!(
             "{announced} descriptors are announced, {} came",
@@ -43,16 +68,21 @@ pub(super) fn passed(exec: &ExecRequest, descriptors: Vec<OwnedFd>) -> Result<St
     }
     let process: Terminal = serde_json::from_str(&exec.process).map_err(|e| e.to_string())?;
     let mut descriptors = descriptors.into_iter();
-    let streams = exec.streams.map(|stream| match stream {
+    let standard = exec.streams.map(|stream| match stream {
         Stream::None => None,
         Stream::Passed { own } => descriptors.next().map(|fd| (fd, own)),
     });
-    let streams = match (process.terminal, streams) {
+    let streams = match (process.terminal, standard) {
         (true, [Some((terminal, own)), None, None]) => of_terminal(terminal, own),
         (true, _) => return Err("a terminal is one descriptor, as standard input".into()),
         (false, streams) => of_descriptors(streams),
     };
-    streams.map_err(|e| e.to_string())
+    let extra = exec.extra.iter().zip(descriptors);
+    let extra = extra
+        .map(|(wanted, fd)| self::extra(fd, wanted.direction, wanted.own))
+        .collect::<Result<_, _>>();
+    let text = |e: vsock::Error| e.to_string();
+    Ok((streams.map_err(text)?, extra.map_err(text)?))
 }
 
 /// Descriptors, and whether they are of our own making ([`Stream::Passed`]).

@@ -188,6 +188,9 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 submounts: Vec::new(),
                 disks: disks.iter().map(Disk::for_the_guest).collect(),
                 seccomp,
+                // What the verb is asked for, not the configuration.
+                env: Vec::new(),
+                notify: false,
             },
             disks,
             network: namespaces::network(&linux),

@@ -44,6 +44,9 @@ pub(crate) struct Record {
     /// The groups of resctrl that the machine belongs to.
     #[serde(default)]
     pub(crate) resctrl: Option<Groups>,
+    /// The container has a socket to tell of its readiness.
+    #[serde(default)]
+    pub(crate) notify: bool,
     /// The machine process; `None` while create is at work.
     pub(crate) machine: Option<Identity>,
 }
@@ -65,6 +68,7 @@ impl Record {
             vcpus: 0,
             scope: None,
             resctrl: None,
+            notify: false,
             machine: None,
         }
     }

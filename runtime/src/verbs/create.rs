@@ -1,6 +1,5 @@
 //! `create`: all or nothing. Each step that makes something is undone when a later one fails.
 
-use std::env;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,7 +17,9 @@ use crate::error::{Error, FileContext, SystemContext};
 use crate::hooks::{Hooks, Kind};
 use crate::id::ContainerId;
 use crate::machine::{self, Launch};
+use crate::notify::Manager;
 use crate::plan::Plan;
+use crate::preserved::Asked;
 use crate::process::Identity;
 use crate::report::Report;
 use crate::resctrl::{self, Groups};
@@ -46,6 +47,8 @@ pub(super) struct Created {
     pub(super) lock: Lock,
     /// The master of its terminal, for a verb that stays.
     pub(super) master: Option<OwnedFd>,
+    /// Who is to be told when it is ready.
+    pub(super) manager: Option<Manager>,
 }
 
 /// What runc says of the descriptor that it sends to `--pidfd-socket` for a container.
@@ -65,10 +68,10 @@ pub(super) fn created(
     detached: bool,
 ) -> Result<Created, Error> {
     let id: ContainerId = args.id.parse()?;
-    check_flags(context, args)?;
+    check_flags(context)?;
     let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
     let config = Config::load(&bundle)?;
-    let plan = explain::decide(context, &config, &bundle)?.plan?;
+    let mut plan = explain::decide(context, &config, &bundle)?.plan?;
     let debug = |text: String| context.report.debug(&text);
     debug(format!("configuration of {} loaded", bundle.display()));
     for warning in &config.warnings {
@@ -78,6 +81,14 @@ pub(super) fn created(
         context.report.note(ignored);
     }
     let rootfs = plan.rootfs().to_owned();
+    let asked = Asked::with_environment(args.preserve_fds);
+    let preserved = asked.take()?;
+    let manager = Manager::of_environment();
+    plan.overlay.env = asked.environment();
+    if manager.is_some() {
+        plan.overlay.notify = true;
+        plan.overlay.env.push(Manager::environment());
+    }
     let scope = if context.systemd_cgroup {
         let annotations = config.spec.annotations().iter().flatten();
         let scope = Scope::parse(plan.cgroups_path.as_deref(), id.as_str(), annotations);
@@ -122,6 +133,7 @@ pub(super) fn created(
         .collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
+    record.notify = plan.overlay.notify;
     (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     let root = cgroup_root(context, &plan)?;
     record.scope = scope.as_ref().map(|scope| scope.name().to_owned());
@@ -172,6 +184,7 @@ pub(super) fn created(
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         timeline,
         terminal: slave,
+        preserved,
         begun: context.begun,
     };
     let hooks = Hooks::of(&config.spec, &record);
@@ -216,6 +229,7 @@ pub(super) fn created(
         machine,
         lock,
         master,
+        manager,
     })
 }
 
@@ -265,20 +279,9 @@ impl Drop for Attempt {
 }
 
 /// Refuses what flags and environment ask for and is not there.
-fn check_flags(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
-    let own_sockets = env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
-    for (asked, what) in [
-        (context.rootless, "--rootless"),
-        (args.preserve_fds > 0, "--preserve-fds"),
-        (own_sockets, "socket activation (LISTEN_FDS)"),
-        (
-            env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty()),
-            "NOTIFY_SOCKET",
-        ),
-    ] {
-        if asked {
-            return Err(Error::Unsupported(what));
-        }
+fn check_flags(context: &Context<'_>) -> Result<(), Error> {
+    if context.rootless {
+        return Err(Error::Unsupported("--rootless"));
     }
     if !geteuid().is_root() {
         return Err(Error::NotRoot);

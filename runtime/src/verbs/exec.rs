@@ -18,7 +18,8 @@ use crate::cgroup::Cgroup;
 use crate::cli;
 use crate::config::{self, Config};
 use crate::error::{Error, FileContext, SystemContext};
-use crate::machine::{self, Connection, ControlReply, ExecRequest, Stream};
+use crate::machine::{self, Connection, ControlReply, ExecRequest, Extra, Stream};
+use crate::preserved::{Asked, Preserved};
 use crate::relay::Relay;
 use crate::signals;
 use crate::state::{StateDir, Verb, write_atomically};
@@ -46,9 +47,7 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
         Verb::Exec
     };
     dir.status(record.as_ref())?.allows(verb, dir.id())?;
-    if args.preserve_fds > 0 {
-        return Err(Error::Unsupported("--preserve-fds"));
-    }
+    let preserved = Asked::preserved(args.preserve_fds).take()?;
     let Wanted {
         json,
         process,
@@ -63,10 +62,13 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     let pidfd_socket = pidfd_socket.map(DescriptorSocket::connect).transpose()?;
     let terminal = terminal::prepare(&process, args.detach, args.console_socket.as_deref())?;
 
-    let streams = match &terminal {
+    let mut streams = match &terminal {
         Some(terminal) => Streams::terminal(terminal)?,
         None => Streams::standard()?,
     };
+    for preserved in preserved {
+        streams.preserve(preserved)?;
+    }
     let connection = request(&dir, json, cgroup, streams)?;
     let process = Executed {
         connection,
@@ -112,6 +114,7 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
 /// The descriptors that go along, and what they are.
 struct Streams {
     streams: [Stream; 3],
+    extra: Vec<Extra>,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -145,6 +148,7 @@ impl Streams {
     fn none() -> Streams {
         Streams {
             streams: [Stream::None; 3],
+            extra: Vec::new(),
             descriptors: Vec::new(),
         }
     }
@@ -155,6 +159,17 @@ impl Streams {
         // The machine process, in its jail, could not.
         let (fd, own) = reopen(fd).map_err(Error::Stream)?;
         self.streams[index] = Stream::Passed { own };
+        self.descriptors.push(fd);
+        Ok(())
+    }
+
+    /// Adds one beside the standard streams, when all of those are there.
+    fn preserve(&mut self, preserved: Preserved) -> Result<(), Error> {
+        let (fd, own) = reopen(preserved.fd).map_err(Error::Stream)?;
+        self.extra.push(Extra {
+            direction: preserved.direction,
+            own,
+        });
         self.descriptors.push(fd);
         Ok(())
     }
@@ -171,6 +186,7 @@ fn request(
         process,
         cgroup,
         streams: streams.streams,
+        extra: streams.extra,
     };
     let descriptors: Vec<_> = streams.descriptors.iter().map(AsFd::as_fd).collect();
     let connection = machine::exec(dir.path(), &request, &descriptors)?;

@@ -1,6 +1,7 @@
 //! `run`: create and start; in the foreground also wait, pass signals on, and delete.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -15,6 +16,7 @@ use super::start::start_created;
 use crate::cli;
 use crate::error::{Error, SystemContext};
 use crate::machine::{Entry, read_journal};
+use crate::notify::Manager;
 use crate::process::Identity;
 use crate::relay::Relay;
 use crate::report::Report;
@@ -34,12 +36,25 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         machine,
         lock,
         master,
+        manager,
     } = created(context, &args.create, args.detach)?;
     let code = match start(&dir, &record, context.report, args.detach, master.is_some()) {
-        Ok(None) => return Ok(0),
+        Ok(None) => {
+            if let Some(manager) = manager {
+                drop(lock);
+                // As with runc the container goes on, whether or not somebody hears of it.
+                if let Err(e) = manager.attend(dir.path(), machine.pid) {
+                    context.report.warn(&e.to_string());
+                }
+            }
+            return Ok(0);
+        }
         // Others may delete the container while it runs.
         Ok(Some(signals)) => {
             drop(lock);
+            if let Some(manager) = manager {
+                notify(manager, dir.path());
+            }
             let code = lend(master).and_then(|relay| attend(machine, &signals, relay));
             if let Some(reason) = lost(&dir) {
                 context.report.error(&reason);
@@ -62,6 +77,13 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         }
     }
     code
+}
+
+/// Tells of the container's readiness, beside all else; this process is what is to be watched then.
+fn notify(manager: Manager, state_dir: &Path) {
+    let (state_dir, pid) = (state_dir.to_owned(), std::process::id().cast_signed());
+    // It ends with the program at the latest.
+    std::thread::spawn(move || manager.attend(&state_dir, pid));
 }
 
 /// Why the container ended, if not by its own doing.

@@ -6,6 +6,7 @@ use super::{done, open};
 use crate::error::Error;
 use crate::hooks::{Hooks, Kind};
 use crate::machine::{Control, control};
+use crate::notify::Manager;
 use crate::process;
 use crate::report::Report;
 use crate::state::{Record, StateDir, Verb};
@@ -19,6 +20,10 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
     let Some(record) = record else {
         return Err(Error::NotFound);
     };
+    let manager = Manager::of_environment();
+    if manager.is_some() && !record.notify {
+        return Err(Error::NoNotifySocket);
+    }
     let result = start_created(&dir, &record, context.report);
     if let Err(Error::Hook(_)) = result {
         // runtime.md, Lifecycle: when a poststart hook fails the container is destroyed. That it failed is what the caller must know.
@@ -27,8 +32,15 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
                 .report
                 .warn(&format!("what is left of the container: {e}"));
         }
+        return result;
     }
-    result
+    result?;
+    if let (Some(manager), Some(machine)) = (manager, record.machine) {
+        // It may be long before the container is ready.
+        drop(lock);
+        manager.attend(dir.path(), machine.pid)?;
+    }
+    Ok(())
 }
 
 /// Executes the program of a container whose status and lock the caller has seen to.
