@@ -64,6 +64,65 @@ def test_wrong_usage(runtime):
         assert code == 1 and text.endswith(end)
 
 
+# Every flag of runc 1.2 with a value that it takes; None for one without. "+": Debian's runc does not have it yet.
+FLAGS = {
+    "": "root=/tmp/chiton-no-root log=/dev/null log-format=json debug systemd-cgroup criu=/x rootless=auto",
+    "create": "bundle=/no/such b=/no/such console-socket=/x pidfd-socket=/x+ pid-file=/x no-pivot no-new-keyring preserve-fds=0",
+    "run": "bundle=/no/such b=/no/such console-socket=/x pidfd-socket=/x+ pid-file=/x no-pivot no-new-keyring preserve-fds=0 "
+           "detach d keep no-subreaper",
+    "start": "", "state": "", "pause": "", "resume": "", "features": "",
+    "exec": "console-socket=/x pidfd-socket=/x+ cwd=/ env=A=b e=A=b tty t user=1:2 u=1 additional-gids=5 g=5 process=/x p=/x detach d "
+            "pid-file=/x process-label=x apparmor=x no-new-privs cap=CAP_KILL c=CAP_KILL preserve-fds=0 cgroup=x ignore-paused",
+    "kill": "all a", "delete": "force f", "list": "format=json f=table quiet q", "ps": "format=json f=table",
+    "update": "blkio-weight=10 cpu-period=1000 cpu-quota=1000 cpu-burst=1+ cpu-share=2 cpu-idle=1+ cpu-rt-period=1 "
+              "cpu-rt-runtime=1 cpuset-cpus=0 cpuset-mems=0 memory=64m memory-reservation=1m memory-swap=1g kernel-memory=1 "
+              "kernel-memory-tcp=1 pids-limit=5 l3-cache-schema=x mem-bw-schema=x resources=/x r=/x",
+    "events": "interval=1s stats", "spec": "bundle=/no/such b=/no/such rootless",
+    "checkpoint": "image-path=/x work-path=/x parent-path=x leave-running tcp-established tcp-skip-in-flight+ link-remap+ ext-unix-sk "
+                  "shell-job lazy-pages status-fd=1 page-server=1.2.3.4:5 file-locks pre-dump manage-cgroups-mode=soft "
+                  "empty-ns=network auto-dedup",
+    "restore": "bundle=/no/such b=/no/such image-path=/x work-path=/x detach d pid-file=/x console-socket=/x no-subreaper no-pivot "
+               "lsm-profile=apparmor:x lsm-mount-context=x tcp-established ext-unix-sk shell-job file-locks manage-cgroups-mode=soft "
+               "empty-ns=network auto-dedup lazy-pages",
+}
+
+# What is asked of each verb beside the flag: what follows it, the exit code, and what is said if all runtimes say the same.
+ASKED = {"": ("list", 0, ""), "create": ("-b /no/such x", 1, None), "run": ("-b /no/such x", 1, None),
+         "exec": ("missing true", 255, "exec failed: container does not exist"), "list": ("", 0, ""), "features": ("", 0, ""),
+         "spec": ("-b /no/such", 1, None), "checkpoint": ("missing", 1, None), "restore": ("-b /no/such x", 1, None)}
+
+
+def test_every_flag_of_every_verb(runtime):
+    """Each is understood, in both ways to write it, and what is wrong with its value is said in runc's words."""
+    runtime.root.mkdir(exist_ok=True)
+    assert set(FLAGS) - {""} == set(VERBS) | {"spec"}
+    wrong = []
+
+    def expect(line, code, text):
+        found = said(runtime(*line.split()), runtime)
+        undefined = "flag provided but not defined" in found[1]
+        if found[0] != code or undefined or (text is not None and found[1] != text):
+            wrong.append((line, found, (code, text)))
+
+    for verb, flags in FLAGS.items():
+        rest, code, text = ASKED.get(verb, ("missing", 1, "container does not exist"))
+        expect(f"{verb} {rest}", code, text)
+        for flag in flags.split():
+            if flag.endswith("+") and runtime.name == "runc":
+                continue
+            name, _, value = flag.rstrip("+").partition("=")
+            forced = (verb, name) in {("delete", "force"), ("delete", "f")}
+            # The flags of exec are read before the container is looked for, one way or the other.
+            outcome = (0, "") if forced else (code, text)
+            if value:
+                expect(f"{verb} --{name} {value} {rest}", *outcome)
+                expect(f"{verb} --{name}", 1, f"flag needs an argument: -{name}")
+            else:
+                expect(f"{verb} -{name}=true {rest}", *outcome)
+                expect(f"{verb} --{name}=frob {rest}", 1, f'invalid boolean value "frob" for -{name}: parse error')
+    assert wrong == []
+
+
 def test_ids_that_are_not_there(runtime, bundle):
     made = bundle("true").save()
     missing = "container does not exist"
