@@ -13,6 +13,8 @@ import pytest
 
 # For tests of what runc has no counterpart of, or does otherwise.
 only_chiton = pytest.mark.parametrize("runtime", ["chiton"], indirect=True)
+# For tests without a container, cheap enough to show each time that what they demand is what runc does.
+both = pytest.mark.parametrize("runtime", ["chiton", "runc"], indirect=True)
 
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
                 "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",

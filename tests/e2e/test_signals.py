@@ -155,7 +155,10 @@ def test_exec_passes_signals_on(container, rootfs, lines):
     assert lines.next() == "init ready"
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         verb.send_signal(number)
-        assert lines.next() == f"init {int(number)}"
+        found = lines.next()
+        while found == "init 23" and c.runtime.name == "runc":  # SIGURG, by which Go schedules itself
+            found = lines.next()
+        assert found == f"init {int(number)}"
     c.verb("kill", "KILL")
     assert verb.wait(20) == 128 + signal.SIGKILL
 

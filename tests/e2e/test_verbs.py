@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chiton import ended, only_chiton, subreaper, wait_for
+from chiton import both, ended, only_chiton, subreaper, wait_for
 
 VERBS = {"create": 1, "run": 1, "start": 1, "state": 1, "delete": 1, "pause": 1, "resume": 1, "update": 1, "events": 1,
          "checkpoint": 1, "restore": 1, "exec": None, "kill": None, "ps": None, "list": 0, "features": 0}
@@ -40,6 +40,7 @@ def check(runtime, table):
     assert wrong == []
 
 
+@both
 def test_wrong_usage(runtime):
     table = [("frob", 3, "No help topic for 'frob'"),
              ("--frob list", 1, "flag provided but not defined: -frob"),
@@ -64,24 +65,24 @@ def test_wrong_usage(runtime):
         assert code == 1 and text.endswith(end)
 
 
-# Every flag of runc 1.2 with a value that it takes; None for one without. "+": Debian's runc does not have it yet.
+# Every flag of runc 1.2 (--root is in every call) with a value that it takes; None for one without. "+": Debian's runc does not have it yet.
 FLAGS = {
-    "": "root=/tmp/chiton-no-root log=/dev/null log-format=json debug systemd-cgroup criu=/x rootless=auto",
-    "create": "bundle=/no/such b=/no/such console-socket=/x pidfd-socket=/x+ pid-file=/x no-pivot no-new-keyring preserve-fds=0",
-    "run": "bundle=/no/such b=/no/such console-socket=/x pidfd-socket=/x+ pid-file=/x no-pivot no-new-keyring preserve-fds=0 "
+    "": "log=/dev/null log-format=json debug systemd-cgroup criu=/no/such rootless=auto",
+    "create": "bundle=/no/such b=/no/such console-socket=/no/such pidfd-socket=/no/such+ pid-file=/no/such no-pivot no-new-keyring preserve-fds=0",
+    "run": "bundle=/no/such b=/no/such console-socket=/no/such pidfd-socket=/no/such+ pid-file=/no/such no-pivot no-new-keyring preserve-fds=0 "
            "detach d keep no-subreaper",
     "start": "", "state": "", "pause": "", "resume": "", "features": "",
-    "exec": "console-socket=/x pidfd-socket=/x+ cwd=/ env=A=b e=A=b tty t user=1:2 u=1 additional-gids=5 g=5 process=/x p=/x detach d "
-            "pid-file=/x process-label=x apparmor=x no-new-privs cap=CAP_KILL c=CAP_KILL preserve-fds=0 cgroup=x ignore-paused",
+    "exec": "console-socket=/no/such pidfd-socket=/no/such+ cwd=/ env=A=b e=A=b tty t user=1:2 u=1 additional-gids=5 g=5 process=/no/such p=/no/such detach d "
+            "pid-file=/no/such process-label=x apparmor=x no-new-privs cap=CAP_KILL c=CAP_KILL preserve-fds=0 cgroup=x ignore-paused",
     "kill": "all a", "delete": "force f", "list": "format=json f=table quiet q", "ps": "format=json f=table",
     "update": "blkio-weight=10 cpu-period=1000 cpu-quota=1000 cpu-burst=1+ cpu-share=2 cpu-idle=1+ cpu-rt-period=1 "
               "cpu-rt-runtime=1 cpuset-cpus=0 cpuset-mems=0 memory=64m memory-reservation=1m memory-swap=1g kernel-memory=1 "
-              "kernel-memory-tcp=1 pids-limit=5 l3-cache-schema=x mem-bw-schema=x resources=/x r=/x",
+              "kernel-memory-tcp=1 pids-limit=5 l3-cache-schema=x mem-bw-schema=x resources=/no/such r=/no/such",
     "events": "interval=1s stats", "spec": "bundle=/no/such b=/no/such rootless",
-    "checkpoint": "image-path=/x work-path=/x parent-path=x leave-running tcp-established tcp-skip-in-flight+ link-remap+ ext-unix-sk "
+    "checkpoint": "image-path=/dev/null/x work-path=/dev/null/x parent-path=no/such leave-running tcp-established tcp-skip-in-flight+ link-remap+ ext-unix-sk "
                   "shell-job lazy-pages status-fd=1 page-server=1.2.3.4:5 file-locks pre-dump manage-cgroups-mode=soft "
                   "empty-ns=network auto-dedup",
-    "restore": "bundle=/no/such b=/no/such image-path=/x work-path=/x detach d pid-file=/x console-socket=/x no-subreaper no-pivot "
+    "restore": "bundle=/no/such b=/no/such image-path=/dev/null/x work-path=/dev/null/x detach d pid-file=/no/such console-socket=/no/such no-subreaper no-pivot "
                "lsm-profile=apparmor:x lsm-mount-context=x tcp-established ext-unix-sk shell-job file-locks manage-cgroups-mode=soft "
                "empty-ns=network auto-dedup lazy-pages",
 }
@@ -92,6 +93,7 @@ ASKED = {"": ("list", 0, ""), "create": ("-b /no/such x", 1, None), "run": ("-b 
          "spec": ("-b /no/such", 1, None), "checkpoint": ("missing", 1, None), "restore": ("-b /no/such x", 1, None)}
 
 
+@both
 def test_every_flag_of_every_verb(runtime):
     """Each is understood, in both ways to write it, and what is wrong with its value is said in runc's words."""
     runtime.root.mkdir(exist_ok=True)
@@ -123,6 +125,7 @@ def test_every_flag_of_every_verb(runtime):
     assert wrong == []
 
 
+@both
 def test_ids_that_are_not_there(runtime, bundle):
     made = bundle("true").save()
     missing = "container does not exist"
