@@ -2,9 +2,9 @@
 //!
 //! Formats are those of the D-Bus Specification 0.43: "Message Protocol", "Type System", "Authentication Protocol".
 //!
-//! No crate does it for less. `zbus` runs threads of its own, and a process with threads cannot be cloned ([`clone_process`]); it would
-//! be thirty more crates, for five calls. `rustbus` has none, but pins majors of nix, syn, thiserror and bitflags that everything else has
-//! left behind, and neither bounds what it reads nor the time of a whole exchange.
+//! No crate does it for less: for five calls `zbus` would be thirty more crates and an executor, where a process that has threads cannot
+//! be cloned ([`clone_process`]); `rustbus` would be fifteen, with majors of nix, syn, thiserror and bitflags that everything else has left
+//! behind. Here what is read and the time of the whole exchange are bounded.
 //!
 //! [`clone_process`]: crate::machine::clone_process
 
