@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import CAPABILITIES, alive, ended, only_chiton, subreaper, wait_for
+from chiton import CAPABILITIES, alive, ended, only_chiton, processes, subreaper, wait_for
 
 # `/proc/PID/status` fields that tell what a process may do.
 RIGHTS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
@@ -255,26 +255,56 @@ def test_background_children(container):
     wait_for(lambda: c.exec("cat", "/background").stdout == "alive\n")
 
 
-@pytest.mark.parametrize("runtime", ["chiton"], indirect=True)
-@pytest.mark.timeout(400)
-def test_fifty_at_once_and_hundreds_in_a_row(container):
-    c = container("sleep", "1000")
+LOOK = """
+import glob, json, os
+def read(path):
+    try: return open(path).read()
+    except OSError: return ""
+texts = [read(path) for path in glob.glob("/proc/[0-9]*/status") if path != f"/proc/{os.getpid()}/status"]
+print(json.dumps({"processes": sorted(text.split()[1] for text in texts if "VmRSS" in text),  # threads of the kernel have none
+                  "descriptors": sorted(os.listdir("/proc/1/fd")),
+                  "memory": int(read("/proc/1/status").split("RssAnon:")[1].split()[0])}))
+"""
+
+
+@only_chiton
+@pytest.mark.timeout(600)
+def test_fifty_at_once_and_a_thousand_in_a_row(container):
+    """Nothing is left of them: on the host, in the machine process, in the guest, in its agent."""
+    def change(config):
+        # The agent is to be seen, and looked into.
+        config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] != "pid"]
+        config["process"]["capabilities"] = {kind: [*names, "CAP_SYS_PTRACE"] for kind, names in config["process"]["capabilities"].items()}
+    c = container("sleep", "1000", change=change)
+
+    def inside():
+        """The processes of the guest, the descriptors of its agent, and the agent's memory in KiB."""
+        found = json.loads(c.output("python3", "-c", LOOK))
+        return found["processes"], (found["descriptors"], found["memory"])
 
     def count():
-        inside = c.output("sh", "-c", "ls -d /proc/[0-9]* | wc -l")
-        wait_for(lambda: len((c.cgroup / "cgroup.procs").read_text().split()) == 1)
-        return inside, len(os.listdir(f"/proc/{c.pid}/fd")), len(os.listdir(f"/proc/{c.pid}/task"))
+        """What there is, and the agent's memory, when all that ends has ended."""
+        wait_for(lambda: inside()[0] == ["init", "sleep"])
+        wait_for(lambda: processes(c.runtime) == [c.pid])
+        assert (c.cgroup / "cgroup.procs").read_text().split() == [str(c.pid)]
+        machine = [len(os.listdir(f"/proc/{c.pid}/{table}")) for table in ("fd", "task")]
+        descriptors, memory = inside()[1]
+        return (descriptors, machine, sorted(os.listdir(c.runtime.root / c.name))), memory
 
     def one(number):
         done = c.exec("sh", "-c", f"read line; echo {number} $line; exit {number}", input="hello\n", stdin=None, timeout=120)
         return done.returncode, done.stdout
 
     c.output("true")
-    before = count()
+    one(0)  # the files of a program that the guest knows are open in the machine
+    before, _ = count()
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
         assert list(pool.map(one, range(50))) == [(n, f"{n} hello\n") for n in range(50)]
-    assert count() == before
+    after, memory = count()
+    assert after == before
     command = " ".join(c.runtime.command("exec", c.name, "true"))
-    loop = f"for i in $(seq 300); do {command} || exit 1; done"
-    assert subprocess.run(["sh", "-c", loop], stdin=subprocess.DEVNULL, timeout=300, check=False).returncode == 0
-    assert count() == before
+    loop = f"i=0; while [ $i -lt 1000 ]; do {command} || exit 1; i=$((i+1)); done"
+    assert subprocess.run(["sh", "-c", loop], stdin=subprocess.DEVNULL, timeout=500, check=False).returncode == 0
+    after, grown = count()
+    assert after == before
+    assert grown < memory + 256, "KiB of the agent's own"
