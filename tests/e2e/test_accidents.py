@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import Runtime, alive, ended, subreaper, wait_for
+from chiton import Runtime, alive, ended, only_chiton, subreaper, wait_for
 
 
 @pytest.fixture
@@ -124,6 +124,27 @@ def test_callers_hear_of_want_of_memory(container, rootfs):
         assert "oom" in [json.loads(line)["type"] for line in rest.splitlines()]
         assert events.returncode == 0
         assert oom.exists() == (c.runtime.name == "chiton")
+
+
+@only_chiton
+def test_an_update_that_fails_changes_nothing(container):
+    """The guest has set two limits when it finds that it cannot set the third."""
+    c = container("sleep", "1000", change=lambda config: config["linux"]["resources"].update(pids={"limit": 20}, cpu={"shares": 1024}))
+
+    def limits():
+        return c.output("cat", *(f"/sys/fs/cgroup/{name}" for name in ("cpu.weight", "pids.max", "hugetlb.2MB.max"))).split()
+
+    def update(**resources):
+        return c.runtime("update", "--resources", "-", c.name, stdin=None, input=json.dumps(resources))
+
+    before = limits()
+    assert before == ["100", "20", "max"]
+    done = update(cpu={"shares": 2048}, pids={"limit": 30}, unified={"hugetlb.2MB.max": "few"})
+    assert done.returncode == 1 and "hugetlb.2MB.max" in done.stderr, done
+    assert limits() == before
+    done = update(cpu={"shares": 512}, pids={"limit": 30}, unified={"hugetlb.2MB.max": "0"})
+    assert done.returncode == 0, done
+    assert limits() == ["59", "30", "0"]
 
 
 def test_a_pids_limit_bites_in_the_guest(script):
