@@ -21,10 +21,7 @@ fn main() -> Result<()> {
     let kernel = fs::read(kernel).with_context(|| kernel.clone())?;
     let initramfs = fs::read(initramfs).with_context(|| initramfs.clone())?;
     let server = share(directory).with_context(|| directory.clone())?;
-    let slots = slots.first().map_or(Ok(0), |count| count.parse())?;
-    let addresses: Vec<_> = (0..slots)
-        .map(|slot| [2, b'c', b'h', b'i', b't', slot])
-        .collect();
+    let net_slots = slots.first().map_or(Ok(0), |count| count.parse())?;
     let begin = Instant::now();
     let kvm = OpenOptions::new()
         .read(true)
@@ -36,7 +33,7 @@ fn main() -> Result<()> {
         initramfs: &initramfs,
         memory: memory.parse::<u64>()? << 20,
         vcpus: vcpus.parse()?,
-        net: &addresses,
+        net_slots,
         disks: &[],
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;

@@ -1,45 +1,71 @@
-//! The bus of virtio-mmio devices: a table that does not change, one page each. Only configuration accesses come here; a device's mutex is held for
+//! The bus of virtio-mmio devices: a table of pages, each a device's or, for now, nobody's. Only configuration accesses come here; a device's mutex is held for
 //! the time of one register access.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_VERSION};
 
 use crate::layout::{MMIO, PAGE};
-use crate::virtio::Transport;
+use crate::virtio::{MAGIC, Transport, VERSION};
 
-/// All devices, by page from [`MMIO`] on.
-pub(crate) struct Bus(Vec<Mutex<Transport>>);
+/// All pages, from [`MMIO`] on.
+pub(crate) struct Bus(Vec<Mutex<Option<Transport>>>);
 
 impl Bus {
-    pub(crate) fn new(devices: Vec<Transport>) -> Bus {
-        Bus(devices.into_iter().map(Mutex::new).collect())
+    /// A bus with `devices`, and behind them `idle` pages for devices to come.
+    pub(crate) fn new(devices: Vec<Transport>, idle: usize) -> Bus {
+        let devices = devices.into_iter().map(Some);
+        let idle = (0..idle).map(|_| None);
+        Bus(devices.chain(idle).map(Mutex::new).collect())
     }
 
-    /// A read by a vCPU. Where no device is, all bits are ones.
+    /// Puts a device on an idle page. The guest has to be told to look again.
+    pub(crate) fn plug(&self, place: usize, device: Transport) {
+        if let Some(page) = self.0.get(place) {
+            *lock(page) = Some(device);
+        }
+    }
+
+    /// A read by a vCPU. Beyond the pages all bits are ones.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
-        match self.find(address) {
-            Some((device, offset)) => {
-                device
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .read(offset, data);
-            }
-            None => data.fill(0xff),
+        let Some((page, offset)) = self.find(address) else {
+            return data.fill(0xff);
+        };
+        match &*lock(page) {
+            Some(device) => device.read(offset, data),
+            None => idle(offset, data),
         }
     }
 
     /// A write by a vCPU. Where no device is, nothing happens.
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
-        if let Some((device, offset)) = self.find(address) {
-            device
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(offset, data);
+        if let Some((page, offset)) = self.find(address)
+            && let Some(device) = &mut *lock(page)
+        {
+            device.write(offset, data);
         }
     }
 
-    fn find(&self, address: u64) -> Option<(&Mutex<Transport>, u64)> {
+    fn find(&self, address: u64) -> Option<(&Mutex<Option<Transport>>, u64)> {
         let offset = address.checked_sub(MMIO)?;
-        let device = self.0.get(usize::try_from(offset / PAGE).ok()?)?;
-        Some((device, offset % PAGE))
+        let page = self.0.get(usize::try_from(offset / PAGE).ok()?)?;
+        Some((page, offset % PAGE))
     }
+}
+
+/// What a driver finds on an idle page: device type 0, a placeholder (virtio 1.2, section 4.2.3.1.1), which it leaves alone.
+fn idle(offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
+        let value = match u32::try_from(offset) {
+            Ok(VIRTIO_MMIO_MAGIC_VALUE) => MAGIC,
+            Ok(VIRTIO_MMIO_VERSION) => VERSION,
+            _ => 0,
+        };
+        *data = value.to_le_bytes();
+    }
+}
+
+fn lock(page: &Mutex<Option<Transport>>) -> MutexGuard<'_, Option<Transport>> {
+    page.lock().unwrap_or_else(PoisonError::into_inner)
 }

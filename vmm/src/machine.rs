@@ -28,7 +28,9 @@ use crate::gate::Gate;
 use crate::layout::MAX_VCPUS;
 use crate::memory::Extent;
 use crate::vcpu::Report;
-use crate::virtio::{Blk, Disk, Fs, Net, NetError, RequestServer, Rng, RngWork, Tap};
+use crate::virtio::{
+    Blk, Disk, Fs, MacAddress, Net, NetError, RequestServer, Rng, RngWork, Tap, Transport,
+};
 use crate::vsock::{self, GUEST_CID, Port, Vsock};
 use crate::{boot, kvm, last_words, memory, sys, vcpu};
 
@@ -58,8 +60,8 @@ pub struct MachineConfig<'a> {
     pub memory: u64,
     /// Number of vCPUs, 1 to 254.
     pub vcpus: u8,
-    /// The network slots, by their Ethernet addresses. Each is a device of the guest whose link is down until [`Machine::attach_net`].
-    pub net: &'a [[u8; 6]],
+    /// How many network devices can come with [`Machine::attach_net`]. Until then each costs the guest three register accesses.
+    pub net_slots: usize,
     /// The block devices.
     pub disks: &'a [Arc<Disk>],
 }
@@ -91,15 +93,12 @@ pub enum Error {
     /// Too many network slots.
     #[error("{0} network slots asked for; {MAX_NET_SLOTS} are possible")]
     NetSlots(usize),
-    /// A network slot cannot be connected.
-    #[error("network slot {slot}")]
-    Net {
-        /// The slot.
-        slot: usize,
-        /// Why.
-        #[source]
-        source: NetError,
-    },
+    /// A tap cannot be connected.
+    #[error("network device")]
+    Net(#[source] NetError),
+    /// All network slots are in use.
+    #[error("the machine has {0} network slots and no more")]
+    NoNetSlot(usize),
     /// No guest memory.
     #[error("guest memory")]
     Memory(#[source] memory::Error),
@@ -211,7 +210,7 @@ impl fmt::Display for EndReason {
 /// A virtual machine with its devices.
 pub struct Machine {
     /// Closing it would end all irqfds (Linux virt/kvm/kvm_main.c, `kvm_vm_release`).
-    _vm: VmFd,
+    vm: VmFd,
     /// Those not started yet.
     vcpus: Vec<VcpuFd>,
     threads: Vec<JoinHandle<()>>,
@@ -223,8 +222,11 @@ pub struct Machine {
     epoll: Epoll,
     rng: RngWork,
     vsock: Vsock,
-    /// By slot.
+    /// By slot, those in use.
     nets: Vec<Net>,
+    /// The place of the first slot on the bus.
+    first_net_slot: usize,
+    net_slots: usize,
 }
 
 /// What the event loop waits for.
@@ -280,17 +282,17 @@ impl Machine {
         let MachineConfig {
             memory: size,
             vcpus: count,
-            net: addresses,
+            net_slots,
             disks,
             ..
         } = config;
         if !(1..=MAX_VCPUS).contains(&count) {
             return Err(Error::Vcpus(count));
         }
-        if addresses.len() > MAX_NET_SLOTS {
-            return Err(Error::NetSlots(addresses.len()));
+        if net_slots > MAX_NET_SLOTS {
+            return Err(Error::NetSlots(net_slots));
         }
-        let room = MAX_NET_SLOTS - addresses.len();
+        let room = MAX_NET_SLOTS - net_slots;
         if disks.len() > room {
             return Err(Error::Disks(disks.len(), room));
         }
@@ -311,19 +313,13 @@ impl Machine {
         let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
 
         let mut devices = vec![fs_device, vsock_device, rng_device];
-        let mut nets = Vec::with_capacity(addresses.len());
-        for (place, &address) in (DEVICES..).zip(addresses) {
-            let (front, net) = Net::new(address);
-            devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
-            nets.push(net);
-        }
-        let first = DEVICES.saturating_add(u8::try_from(nets.len()).unwrap_or(u8::MAX));
-        for (place, disk) in (first..).zip(disks) {
+        for (place, disk) in (DEVICES..).zip(disks) {
             let front = Blk::new(disk.clone());
             devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
         }
 
-        let entry = boot::load(&memory, &extent, config, devices.len()).map_err(Error::Boot)?;
+        let pages = usize::from(DEVICES) + disks.len() + net_slots;
+        let entry = boot::load(&memory, &extent, config, pages).map_err(Error::Boot)?;
         boot::configure_boot_vcpu(&vcpus[0], entry).map_err(kvm::error("KVM_SET_SREGS"))?;
 
         let report = Report::new(kvm::event()?);
@@ -331,29 +327,23 @@ impl Machine {
         watch(&epoll, report.ended(), EventSet::IN, Token::Ended)?;
         watch(&epoll, &vsock.epoll_fd(), EventSet::IN, Token::Vsock)?;
         // The threads of fs and blk wait for their queues themselves.
-        let tokens = (0..).map(Token::NetQueues).take(nets.len());
-        for (device, token) in devices[2..]
-            .iter()
-            .zip([Token::Rng].into_iter().chain(tokens))
-        {
-            // Edge-triggered: it need not be read, and may be raised while the driver has no device running.
-            for kick in device.kicks() {
-                watch(&epoll, kick, EventSet::IN | EventSet::EDGE_TRIGGERED, token)?;
-            }
-        }
+        watch_queues(&epoll, &devices[2], Token::Rng)?;
+        let first_net_slot = devices.len();
         Ok(Machine {
-            _vm: vm,
+            vm,
             vcpus,
             threads: Vec::new(),
             gate: Arc::default(),
-            bus: Arc::new(Bus::new(devices)),
+            bus: Arc::new(Bus::new(devices, net_slots)),
             memory,
             log_ring: extent.log_ring(),
             report: Arc::new(report),
             epoll,
             rng,
             vsock,
-            nets,
+            nets: Vec::new(),
+            first_net_slot,
+            net_slots,
         })
     }
 
@@ -362,23 +352,30 @@ impl Machine {
         &mut self.vsock
     }
 
-    /// Connects a network slot with a tap, made with `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`: its link goes up, for good. It is possible at
-    /// any time.
+    /// Puts a network device with an Ethernet address into a free slot, its other end being a tap made with
+    /// `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`. It is possible at any time, and for good. Returns the device's number, which the guest's
+    /// kernel has it by: `virtio-mmio.N`. A kernel that has seen the slot idle must be told to look again (its driver's `bind`).
     ///
     /// # Errors
-    /// [`Error::Net`] or [`Error::System`]; the slot is as before then, and the descriptor closed.
-    pub fn attach_net(&mut self, slot: usize, tap: OwnedFd) -> Result<(), Error> {
-        let error = |source| Error::Net { slot, source };
-        let net = self.nets.get(slot);
-        let net = net.ok_or_else(|| error(NetError::NoSlot(self.nets.len())))?;
-        if net.is_attached() {
-            return Err(error(NetError::Attached));
-        }
-        let tap = Tap::new(tap).map_err(error)?;
+    /// [`Error::NoNetSlot`]; others when the descriptor is of no use or KVM does not take the device, for which its slot is lost then.
+    pub fn attach_net(&mut self, mac: MacAddress, tap: OwnedFd) -> Result<u8, Error> {
+        let place = self.first_net_slot + self.nets.len();
+        let (Ok(slot), Ok(number), true) = (
+            u8::try_from(self.nets.len()),
+            u8::try_from(place),
+            self.nets.len() < self.net_slots,
+        ) else {
+            return Err(Error::NoNetSlot(self.net_slots));
+        };
+        let tap = Tap::new(tap).map_err(Error::Net)?;
         let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        let [number, ..] = slot.to_le_bytes();
-        watch(&self.epoll, &tap, set, Token::Tap(number))?;
-        net.attach(tap).map_err(error)
+        watch(&self.epoll, &tap, set, Token::Tap(slot))?;
+        let (front, net) = Net::new(mac, tap);
+        self.nets.push(net);
+        let device = kvm::attach(&self.vm, number, Box::new(front), &self.memory)?;
+        watch_queues(&self.epoll, &device, Token::NetQueues(slot))?;
+        self.bus.plug(place, device);
+        Ok(number)
     }
 
     /// Starts the vCPUs, each in a thread of its own. A second call does nothing.
@@ -486,6 +483,13 @@ impl Machine {
         }
         events
     }
+}
+
+/// Edge-triggered: the events need not be read, and may be raised while the driver has no device running.
+fn watch_queues(epoll: &Epoll, device: &Transport, token: Token) -> Result<(), Error> {
+    let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
+    let mut kicks = device.kicks().iter();
+    kicks.try_for_each(|kick| watch(epoll, kick, set, token))
 }
 
 fn watch(epoll: &Epoll, fd: &impl AsRawFd, set: EventSet, token: Token) -> Result<(), Error> {

@@ -4,7 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +66,13 @@ impl Code {
         self.point_at(from).bytes(&[0x8b, 0x01]).save(to)
     }
 
+    /// The same for a number whose bytes are below 10, as digits: add eax, "0000"
+    fn copy_as_digits(self, from: u32, to: u32) -> Code {
+        self.point_at(from)
+            .bytes(&[0x8b, 0x01, 0x05, b'0', b'0', b'0', b'0'])
+            .save(to)
+    }
+
     /// mov [to], eax
     fn save(self, to: u32) -> Code {
         self.point_at(to).bytes(&[0x89, 0x01])
@@ -117,14 +124,14 @@ fn image(code: &[u8]) -> Vec<u8> {
 }
 
 fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
-    machine_with_net(kernel, memory, vcpus, &[])
+    machine_with_net(kernel, memory, vcpus, 0)
 }
 
 fn machine_with_net(
     kernel: &[u8],
     memory: u64,
     vcpus: u8,
-    net: &[[u8; 6]],
+    net_slots: usize,
 ) -> Result<Machine, Error> {
     let kvm = OpenOptions::new()
         .read(true)
@@ -138,7 +145,7 @@ fn machine_with_net(
             initramfs: b"",
             memory,
             vcpus,
-            net,
+            net_slots,
             disks: &[],
         },
         Arc::new(NoFiles),
@@ -146,12 +153,12 @@ fn machine_with_net(
 }
 
 fn run(code: Code, vcpus: u8) -> Ended {
-    run_with_net(code, vcpus, &[])
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    live(machine(&image(&code.0), MEMORY, vcpus).unwrap())
 }
 
-fn run_with_net(code: Code, vcpus: u8, net: &[[u8; 6]]) -> Ended {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut machine = machine_with_net(&image(&code.0), MEMORY, vcpus, net).unwrap();
+/// Runs a machine to its end.
+fn live(mut machine: Machine) -> Ended {
     assert!(machine.handle_events().unwrap().is_empty());
     assert_eq!(machine.first_run(), None);
     machine.start().unwrap();
@@ -205,20 +212,52 @@ fn device_registers_are_read() {
     assert_eq!(run(code, 1).last_words, "virt");
 }
 
+/// A tap in a network namespace of its own. Needs the right to make both.
+fn tap(name: &[u8]) -> OwnedFd {
+    let make = || {
+        // SAFETY: it takes a flag and concerns the calling thread alone.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        let tun = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap();
+        // SAFETY: ifreq is plain data for which all zeros is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name) {
+            *to = from.cast_signed();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = flags.try_into().unwrap();
+        // SAFETY: TUNSETIFF reads and writes one ifreq.
+        let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        tun.into()
+    };
+    thread::scope(|scope| scope.spawn(make).join().unwrap())
+}
+
 #[test]
-fn network_slots_follow_the_devices_that_every_machine_has() {
+fn a_network_slot_is_a_placeholder_until_it_gets_its_device() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let slot = |slot: u32| DEVICE + (3 + slot) * 4096;
-    // Configuration spaces: the address, then the link's status.
     let code = Code::default()
         .copy(slot(0) + 0x100, RING + 12)
-        .copy(slot(1) + 0x102, RING + 16)
-        .copy(slot(2), RING + 20)
-        .log(12)
+        .copy_as_digits(slot(0) + 8, RING + 16)
+        .copy(slot(1), RING + 20)
+        .copy_as_digits(slot(1) + 4, RING + 24)
+        .copy_as_digits(slot(1) + 8, RING + 28)
+        .store(slot(1) + 0x70, 1)
+        .copy_as_digits(slot(1) + 0x70, RING + 32)
+        .copy(slot(2), RING + 36)
+        .log(28)
         .reset();
-    let ended = run_with_net(code, 1, &[*b"abcdef", *b"ghijkl"]);
+    let mut machine = machine_with_net(&image(&code.0), MEMORY, 1, 2).unwrap();
+    assert_eq!(machine.attach_net(*b"abcdef", tap(b"one")).unwrap(), 3);
+    let ones = "\u{fffd}".repeat(4);
     assert_eq!(
-        ended.last_words,
-        "abcdijkl".to_owned() + &"\u{fffd}".repeat(4)
+        live(machine).last_words,
+        format!("abcd1000virt200000000000{ones}")
     );
 }
 
@@ -226,29 +265,21 @@ fn network_slots_follow_the_devices_that_every_machine_has() {
 fn network_slots_are_limited_and_take_taps_only() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let image = image(&Code::default().reset().0);
-    let slots = |count| machine_with_net(&image, MEMORY, 1, &vec![[2; 6]; count]);
+    let slots = |count| machine_with_net(&image, MEMORY, 1, count);
     assert!(matches!(
         slots(MAX_NET_SLOTS + 1),
         Err(Error::NetSlots(count)) if count == MAX_NET_SLOTS + 1
     ));
     let mut machine = slots(MAX_NET_SLOTS).unwrap();
-    let no_tap = || std::fs::File::open("/dev/null").unwrap().into();
-    for slot in [0, MAX_NET_SLOTS - 1] {
-        let error = machine.attach_net(slot, no_tap()).unwrap_err();
-        assert!(
-            matches!(error, Error::Net { slot: named, source: NetError::System { .. } } if named == slot)
-        );
+    let no_tap = std::fs::File::open("/dev/null").unwrap().into();
+    let error = machine.attach_net([2; 6], no_tap).unwrap_err();
+    assert!(matches!(error, Error::Net(NetError::System { .. })));
+    for place in 3..3 + MAX_NET_SLOTS {
+        let given = machine.attach_net([2; 6], tap(b"many")).unwrap();
+        assert_eq!(usize::from(given), place);
     }
-    for slot in [MAX_NET_SLOTS, usize::MAX] {
-        let error = machine.attach_net(slot, no_tap()).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::Net {
-                source: NetError::NoSlot(MAX_NET_SLOTS),
-                ..
-            }
-        ));
-    }
+    let error = machine.attach_net([2; 6], tap(b"more")).unwrap_err();
+    assert!(matches!(error, Error::NoNetSlot(MAX_NET_SLOTS)));
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         initramfs: guest::INITRAMFS,
         memory: launch.memory,
         vcpus: launch.vcpus,
-        net: &[],
+        net_slots: 0,
         disks: &disks,
     };
     let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;

@@ -146,7 +146,7 @@ mod tests {
                 initramfs: &[],
                 memory: 8 << 20,
                 vcpus: 1,
-                net: &[],
+                net_slots: 0,
                 disks: &[],
             };
             load(&memory, &extent, config, 3)

@@ -40,10 +40,10 @@ use super::queue_registers::{QueueRegisters, set_half};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
 /// "virt" (virtio 1.2, section 4.2.2).
-const MAGIC: u32 = 0x7472_6976;
+pub(crate) const MAGIC: u32 = 0x7472_6976;
 
 /// Version of the register layout.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 
 /// Vendor id: none assigned.
 const VENDOR: u32 = 0;

@@ -14,11 +14,11 @@ mod test_driver;
 
 pub use blk::Disk;
 pub use device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-pub use net::Error as NetError;
+pub use net::{Error as NetError, MacAddress};
 pub use pool::RequestServer;
 
 pub(crate) use blk::Blk;
 pub(crate) use fs::Fs;
-pub(crate) use mmio::Transport;
+pub(crate) use mmio::{MAGIC, Transport, VERSION};
 pub(crate) use net::{Net, Tap};
 pub(crate) use rng::{Rng, RngWork};

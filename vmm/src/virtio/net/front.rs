@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_MRG_RXBUF,
 };
 
 use super::rx::Rx;
@@ -24,10 +24,6 @@ impl NetFront {
     pub(super) fn new(mac: MacAddress, state: Arc<Mutex<State>>) -> NetFront {
         NetFront { mac, state }
     }
-
-    fn link_is_up(&self) -> bool {
-        lock(&self.state).tap.is_some()
-    }
 }
 
 impl VirtioDevice for NetFront {
@@ -43,28 +39,14 @@ impl VirtioDevice for NetFront {
         FEATURES
     }
 
-    /// The configuration space is the address and the link's status; what follows belongs to features that are not offered (virtio
-    /// 1.2, section 5.1.4).
+    /// The configuration space is the address; what follows belongs to features that are not offered (virtio 1.2, section 5.1.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let [a, b, c, d, e, f] = self.mac;
-        let status = if self.link_is_up() {
-            VIRTIO_NET_S_LINK_UP
-        } else {
-            0
-        };
-        let [low, high, ..] = status.to_le_bytes();
-        let config = [a, b, c, d, e, f, low, high];
         let rest = usize::try_from(offset)
             .ok()
-            .and_then(|offset| config.get(offset..));
+            .and_then(|offset| self.mac.get(offset..));
         for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
             *to = *from;
         }
-    }
-
-    /// The link going up is the only change.
-    fn config_generation(&self) -> u32 {
-        self.link_is_up().into()
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
@@ -82,9 +64,7 @@ impl VirtioDevice for NetFront {
         let (rx, tx) = (required()?, required()?);
         let offloads = offloads(features)?;
         let mut state = lock(&self.state);
-        if let Some(tap) = &mut state.tap {
-            tap.set_offloads(offloads).map_err(io::Error::other)?;
-        }
+        state.tap.set_offloads(offloads).map_err(io::Error::other)?;
         // A notification from before this moment found no device.
         tx.kick.write(1)?;
         state.active = Some(Active {
@@ -93,7 +73,6 @@ impl VirtioDevice for NetFront {
             tx: Tx::new(tx.queue),
             again: tx.kick,
             interrupt,
-            offloads,
         });
         Ok(())
     }

@@ -1,9 +1,6 @@
 //! virtio-net (virtio 1.2, section 5.1) on a tap device of the host, with one pair of queues.
 //!
 //! ```text
-//!            attach
-//!  no tap ───────────> tap          the link: down, then up for good
-//!
 //!  driver ──── tx ───> back half ── writev ──> tap
 //!         <─── rx ──── (event loop) <── readv ──
 //!         <── interrupt, registers ── front half
@@ -16,8 +13,8 @@
 //! tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its budget raises.
 //!
 //! Nothing is lost for want of room but in the tap's own queue: without rx buffers the tap is not read, and when the tap takes no more
-//! the tx queue is left alone until it does. What has no place to go is dropped: packets sent without a tap or refused by it, and
-//! received packets that the driver's buffers cannot hold.
+//! the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap refuses, and received packets that
+//! the driver's buffers cannot hold.
 
 mod front;
 mod ring;
@@ -35,7 +32,6 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestMemoryMmap;
@@ -50,7 +46,7 @@ use tx::Tx;
 pub(crate) use tap::Tap;
 
 /// An Ethernet address.
-type MacAddress = [u8; 6];
+pub type MacAddress = [u8; 6];
 
 /// Sizes of the rx and the tx queue.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
@@ -62,12 +58,12 @@ const HEADER: usize = 12;
 /// more leave room for VLAN tags.
 const PACKET_MAX: usize = HEADER + 65562;
 
-/// What the device offers. `VIRTIO_NET_F_MTU` is not among it: it would bound the MTU that the guest may set, at the driver's start.
+/// What the device offers. `VIRTIO_NET_F_MTU` is not among it: it would bound the MTU that the guest may set, at the driver's start; nor
+/// is `VIRTIO_NET_F_STATUS`: the link is up from the device's first moment to its last.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_NET_F_MAC
-    | 1 << VIRTIO_NET_F_STATUS
     | 1 << VIRTIO_NET_F_MRG_RXBUF
     | 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_HOST_TSO4
@@ -79,12 +75,6 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
 /// Why a slot gets no tap.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No such slot.
-    #[error("the machine has {0} network slots")]
-    NoSlot(usize),
-    /// The slot has one.
-    #[error("it has a tap already")]
-    Attached,
     /// The descriptor is a tap of the wrong kind.
     #[error("the tap's flags are {0:#x} and not IFF_TAP|IFF_NO_PI|IFF_VNET_HDR")]
     Flags(libc::c_short),
@@ -103,9 +93,8 @@ pub enum Error {
 pub(crate) struct Net(Arc<Mutex<State>>);
 
 /// What the two halves share.
-#[derive(Default)]
 struct State {
-    tap: Option<Tap>,
+    tap: Tap,
     /// The device while the driver has it running and keeps the rules.
     active: Option<Active>,
 }
@@ -118,36 +107,13 @@ struct Active {
     /// The tx queue's event.
     again: EventFd,
     interrupt: Interrupt,
-    /// The offloads the driver takes (`TUN_F_*`).
-    offloads: libc::c_uint,
 }
 
 impl Net {
-    /// Both halves of a device without a tap.
-    pub(crate) fn new(mac: MacAddress) -> (NetFront, Net) {
-        let state = Arc::new(Mutex::new(State::default()));
+    /// Both halves of a device.
+    pub(crate) fn new(mac: MacAddress, tap: Tap) -> (NetFront, Net) {
+        let state = Arc::new(Mutex::new(State { tap, active: None }));
         (NetFront::new(mac, Arc::clone(&state)), Net(state))
-    }
-
-    /// Whether the device has a tap.
-    pub(crate) fn is_attached(&self) -> bool {
-        lock(&self.0).tap.is_some()
-    }
-
-    /// Connects the device, which has no tap: the link goes up.
-    ///
-    /// # Errors
-    /// The tap does not do the offloads the driver takes.
-    pub(crate) fn attach(&self, mut tap: Tap) -> Result<(), Error> {
-        let mut state = lock(&self.0);
-        if let Some(active) = &state.active {
-            tap.set_offloads(active.offloads)?;
-        }
-        state.tap = Some(tap);
-        if let Some(active) = &state.active {
-            active.interrupt.config_changed();
-        }
-        Ok(())
     }
 
     /// To be called when one of the queues' events is raised.
@@ -158,11 +124,9 @@ impl Net {
     /// To be called when the tap has an event.
     pub(crate) fn tap_ready(&self) {
         let mut state = lock(&self.0);
-        if let Some(tap) = &mut state.tap {
-            let packets_wait = !tap.writable;
-            tap.ready();
-            state.turn(packets_wait);
-        }
+        let packets_wait = !state.tap.writable;
+        state.tap.ready();
+        state.turn(packets_wait);
     }
 
     /// Sends what the tx queue holds. To be called when the guest has ended.
@@ -179,7 +143,7 @@ impl State {
         let Some(active) = &mut self.active else {
             return;
         };
-        match active.turn(self.tap.as_mut(), send) {
+        match active.turn(&mut self.tap, send) {
             Ok(Batch { more, interrupt }) => {
                 if interrupt {
                     active.interrupt.signal_used();
@@ -198,16 +162,14 @@ impl State {
 }
 
 impl Active {
-    fn turn(&mut self, mut tap: Option<&mut Tap>, send: bool) -> Result<Batch, Broken> {
+    fn turn(&mut self, tap: &mut Tap, send: bool) -> Result<Batch, Broken> {
         let mut turn = Batch::default();
         if send {
-            turn = self.tx.send(&self.memory, tap.as_deref_mut())?;
+            turn = self.tx.send(&self.memory, tap)?;
         }
-        if let Some(tap) = tap {
-            let received = self.rx.receive(&self.memory, tap)?;
-            turn.more |= received.more;
-            turn.interrupt |= received.interrupt;
-        }
+        let received = self.rx.receive(&self.memory, tap)?;
+        turn.more |= received.more;
+        turn.interrupt |= received.interrupt;
         Ok(turn)
     }
 }

@@ -24,13 +24,13 @@ impl Tx {
     pub(super) fn send(
         &mut self,
         memory: &GuestMemoryMmap,
-        mut tap: Option<&mut Tap>,
+        tap: &mut Tap,
     ) -> Result<Batch, Broken> {
         let queue = &mut self.queue;
         let before = queue.next_used();
         let mut sent = 0;
         queue.disable_notification(memory)?;
-        while sent < BATCH && tap.as_ref().is_none_or(|tap| tap.writable) {
+        while sent < BATCH && tap.writable {
             let Some(chain) = ring::next(queue, memory, true)? else {
                 break;
             };
@@ -39,9 +39,7 @@ impl Tx {
             if length < HEADER || !chain.buffers.writable.is_empty() {
                 return Err(Broken);
             }
-            if length <= PACKET_MAX
-                && let Some(tap) = &mut tap
-            {
+            if length <= PACKET_MAX {
                 tap.write(&Outgoing::from_guest(pieces, length));
                 if !tap.writable {
                     ring::put_back(queue, 1);

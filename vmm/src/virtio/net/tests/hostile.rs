@@ -143,12 +143,12 @@ fn a_missing_queue_and_offloads_without_checksums_are_refused() {
         let driver = Driver::new(&QUEUE_SIZES);
         let mut activation = driver.activation(true);
         activation.queues[queue] = None;
-        assert!(Net::new(MAC).0.activate(activation).is_err());
+        assert!(Net::new(MAC, bottomless()).0.activate(activation).is_err());
     }
     for feature in [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6] {
         let driver = Driver::new(&QUEUE_SIZES);
         let mut activation = driver.activation(true);
         activation.features = 1 << feature;
-        assert!(Net::new(MAC).0.activate(activation).is_err());
+        assert!(Net::new(MAC, bottomless()).0.activate(activation).is_err());
     }
 }

@@ -43,13 +43,11 @@ struct Bench {
 
 impl Bench {
     fn new(features: u64, event_idx: bool) -> Bench {
-        let (front, net) = Net::new(MAC);
         let (tap, peer) = UnixDatagram::pair().unwrap();
         for socket in [&tap, &peer] {
             socket.set_nonblocking(true).unwrap();
         }
-        let tap = Tap::ready_made(OwnedFd::from(tap));
-        net.attach(tap).unwrap();
+        let (front, net) = Net::new(MAC, Tap::ready_made(OwnedFd::from(tap)));
         let mut bench = Bench {
             driver: Driver::new(&QUEUE_SIZES),
             front,
@@ -126,14 +124,19 @@ impl Bench {
     /// Whether the tap still has packets that the device has not read.
     fn tap_has_packets(&self) -> bool {
         let state = lock(&self.net.0);
-        let tap = state.tap.as_ref().unwrap();
         let epoll = Epoll::new().unwrap();
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll
-            .ctl(ControlOperation::Add, tap.as_raw_fd(), event)
+            .ctl(ControlOperation::Add, state.tap.as_raw_fd(), event)
             .unwrap();
         epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
     }
+}
+
+/// A tap that takes everything and gives nothing.
+fn bottomless() -> Tap {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    Tap::ready_made(null.unwrap().into())
 }
 
 /// A packet of `length` bytes in all: a header without offloads, then bytes that tell where they are.

@@ -36,19 +36,6 @@ fn a_packet_of_any_framing_arrives_as_it_is() {
 }
 
 #[test]
-fn without_a_tap_packets_are_dropped() {
-    let (mut front, net) = Net::new(MAC);
-    let driver = Driver::new(&QUEUE_SIZES);
-    front.activate(driver.activation(false)).unwrap();
-    driver.descriptors(TX, &[(BUFFERS, 100, 0, 0)]);
-    driver.offer(TX, 0);
-    net.kicked();
-    net.tap_ready();
-    assert_eq!(driver.used(TX), [(0, 0)]);
-    assert!(!driver.needs_reset());
-}
-
-#[test]
 fn a_packet_too_long_is_dropped_and_the_longest_is_sent() {
     let mut bench = Bench::new(0, false);
     let bytes = packet(PACKET_MAX, 3);
@@ -110,7 +97,7 @@ fn what_a_tap_refuses_is_dropped() {
 
 #[test]
 fn a_turn_is_bounded_and_asks_for_the_next() {
-    let (mut front, net) = Net::new(MAC);
+    let (mut front, net) = Net::new(MAC, bottomless());
     let driver = Driver::new(&QUEUE_SIZES);
     front.activate(driver.activation(true)).unwrap();
     driver.kicks[TX].read().unwrap();
@@ -133,7 +120,7 @@ fn a_turn_is_bounded_and_asks_for_the_next() {
 
 #[test]
 fn the_end_of_the_guest_sends_all_that_is_queued() {
-    let (mut front, net) = Net::new(MAC);
+    let (mut front, net) = Net::new(MAC, bottomless());
     let driver = Driver::new(&QUEUE_SIZES);
     front.activate(driver.activation(true)).unwrap();
     driver.descriptors(TX, &[(BUFFERS, 64, 0, 0)]);
