@@ -185,8 +185,8 @@ impl Agent {
                 Ok(()) => return Ok(()),
                 Err(failure) => Err(failure),
             },
-            RequestBody::Start => match &mut self.container {
-                Some(container) => match container.start(id) {
+            RequestBody::Start(network) => match &mut self.container {
+                Some(container) => match container.start(id, &network) {
                     Ok(()) => return Ok(()),
                     Err(failure) => Err(failure),
                 },

@@ -9,10 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process as Configuration, Spec};
-use protocol::{Create, Exec, Exit, Failure, FailureKind, INIT, ProcessId, Reply, TerminalSize};
+use protocol::{
+    Create, Exec, Exit, Failure, FailureKind, INIT, Network, ProcessId, Reply, TerminalSize,
+};
 
 use crate::boot::now;
 use crate::error::{Error, Result};
+use crate::network;
 use crate::process::{Process, Step, not_running};
 use crate::stage::{self, Join, Task};
 use crate::sys::{self, Reaped};
@@ -246,8 +249,9 @@ impl Container {
         Some(answer)
     }
 
-    /// Lets init execute the program, for the request `id`. The answer comes as an event.
-    pub(crate) fn start(&mut self, id: u64) -> std::result::Result<(), Failure> {
+    /// Gives the container its network and lets init execute the program, for the request `id`. The
+    /// answer comes as an event.
+    pub(crate) fn start(&mut self, id: u64, network: &Network) -> std::result::Result<(), Failure> {
         let init = self.processes.get_mut(&INIT).ok_or_else(not_running)?;
         if init.process.is_released() {
             let text = "the container has been started already";
@@ -255,6 +259,12 @@ impl Container {
         }
         if !init.process.is_ready() || init.process.has_ended() {
             return Err(not_running());
+        }
+        let pid = init.process.pid().ok_or_else(not_running)?;
+        if let Err(error) = network::configure(network, pid) {
+            // With half a network it is of no use. It is there, and its end will be told.
+            let _ = init.process.kill(libc::SIGKILL);
+            return Err(error.failure());
         }
         init.process.release().map_err(|error| error.failure())?;
         init.request = Some(id);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::plan::Refused;
 use crate::state::Status;
 use crate::verbs::PsError;
-use crate::{cgroup, config, hooks, machine, resctrl, statistics};
+use crate::{cgroup, config, hooks, machine, network, resctrl, statistics};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,8 @@ pub(crate) enum Error {
     Cgroup(#[from] cgroup::Error),
     #[error(transparent)]
     Resctrl(#[from] resctrl::Error),
+    #[error(transparent)]
+    Network(#[from] network::Error),
     #[error(transparent)]
     Ps(#[from] PsError),
     #[error("File config.json exists. Remove it first")]

@@ -10,6 +10,7 @@ mod guest;
 mod hooks;
 mod id;
 mod machine;
+mod network;
 mod notify;
 mod plan;
 mod preserved;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
@@ -39,6 +39,28 @@ pub(crate) fn adopt_inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open and, as it was inherited, nothing in this program owns it; being close-on-exec now, it cannot be
     // taken again.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes a tap of an open `/dev/net/tun`, in the network namespace it was opened in (linux/if_tun.h): for Ethernet frames with a
+/// `virtio_net_hdr` in front. It is there until the last descriptor of it is closed.
+pub(crate) fn make_tap(device: OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    // SAFETY: ifreq is plain data for which all zeros is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    if name.len() > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(device)
 }
 
 /// A moment, in seconds since 1970-01-01T00:00:00Z, in this host's time zone; all zero if its year cannot be told.

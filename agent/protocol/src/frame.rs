@@ -332,7 +332,7 @@ mod tests {
         let mut bytes = Vec::new();
         let request = Request {
             id: 3,
-            body: RequestBody::Start,
+            body: RequestBody::Start(crate::Network::default()),
         };
         write(&mut bytes, &request).unwrap();
         write(&mut bytes, &request).unwrap();

@@ -26,7 +26,7 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const SHARE_TAG: &str = "chiton";
 
 /// Version of this protocol, announced in [`Message::Hello`]. Raised by incompatible changes only.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Most descriptors that a process has beside its standard streams.
 pub const EXTRA_MAX: usize = 16;
@@ -51,9 +51,10 @@ pub struct Request {
 pub enum RequestBody {
     /// Sets the container up, short of executing its program. Answered by [`Reply::Created`].
     Create(Create),
-    /// Executes the program of the container created before. Answered by [`Reply::Started`] once
-    /// `execve` has succeeded.
-    Start,
+    /// Configures the container's network and executes the program of the container created before.
+    /// Answered by [`Reply::Started`] once `execve` has succeeded. After a failure the container is
+    /// of no use any more.
+    Start(Network),
     /// Executes one more process in the container. Answered by [`Reply::Executed`] once `execve` has
     /// succeeded; its end is told by [`Message::Exited`].
     Exec(Exec),
@@ -86,6 +87,39 @@ pub enum RequestBody {
     Statistics,
     /// Asks for the processes of the container. Answered by [`Reply::Processes`].
     Processes,
+}
+
+/// What the container's network namespace is to have beside its loopback interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Network {
+    /// The interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Files below `/proc/sys/net` and what is written to them, once the interfaces are there.
+    pub settings: Vec<(String, String)>,
+    /// What the kernel is asked for then, in this order.
+    pub requests: Vec<NetlinkRequest>,
+}
+
+/// A network interface: what becomes of a device of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The device `virtio-mmio.N`, which no driver is bound to.
+    pub device: u8,
+    /// Its Ethernet address, which the device knows itself.
+    pub mac: [u8; 6],
+    /// The interface's name.
+    pub name: String,
+    /// The interface's index.
+    pub index: i32,
+}
+
+/// A request of rtnetlink(7), which asks for an acknowledgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetlinkRequest {
+    /// What it is about, for an error: `add the address 10.0.0.2/24 to eth0`.
+    pub what: String,
+    /// The message with its header, in hexadecimal.
+    pub message: String,
 }
 
 /// Rows and columns of a terminal.
@@ -387,9 +421,9 @@ mod tests {
         json_round_trip(
             &Request {
                 id: 7,
-                body: RequestBody::Start,
+                body: RequestBody::Start(Network::default()),
             },
-            r#"{"id":7,"body":"Start"}"#,
+            r#"{"id":7,"body":{"Start":{"interfaces":[],"settings":[],"requests":[]}}}"#,
         );
         json_round_trip(
             &Request {

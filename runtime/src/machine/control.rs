@@ -8,19 +8,21 @@
 //! | [`Control::Ready`] | one, when the container has said so or has ended |
 //! | the others | one |
 //!
-//! The descriptors of an `Exec` travel with the first byte of its frame (SCM_RIGHTS), in the order of [`ExecRequest::streams`]
-//! and [`ExecRequest::extra`]. When the client of an exec goes away before `Exited`, the process in the guest is killed.
+//! The descriptors of an `Exec` or a `Start` travel with the first byte of its frame (SCM_RIGHTS), in the order of
+//! [`ExecRequest::streams`] and [`ExecRequest::extra`], or of the network's interfaces. When the client of an exec goes away before
+//! `Exited`, the process in the guest is killed.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use protocol::{EXTRA_MAX, Exit, Process, TerminalSize};
+use protocol::{EXTRA_MAX, Exit, Network, Process, TerminalSize};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vmm::MAX_NET_SLOTS;
 use serde::{Deserialize, Serialize};
 
 use super::{Doing, Error};
@@ -29,14 +31,19 @@ use crate::preserved::Direction;
 /// Name of the socket in the state directory.
 const SOCKET: &str = "control.sock";
 
-/// Most descriptors that come with a request: the standard streams, and those beside them.
-pub(super) const DESCRIPTORS_MAX: usize = 3 + EXTRA_MAX;
+/// Most descriptors that come with a request: the standard streams and those beside them, or the taps of all network interfaces.
+pub(super) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
+    3 + EXTRA_MAX
+} else {
+    MAX_NET_SLOTS
+};
 
 /// A request to the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Control {
-    /// Execute the container's program.
-    Start,
+    /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap of each
+    /// interface comes along as a descriptor.
+    Start(Network),
     /// Send a signal to the container's init process, or to all of its processes.
     Kill {
         /// The signal's number.
@@ -149,7 +156,29 @@ pub(crate) fn exec(
     request: &ExecRequest,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<Connection, Error> {
-    let frame = protocol::encode(&Control::Exec(request.clone())).map_err(Error::Protocol)?;
+    send_with(state_dir, &Control::Exec(request.clone()), descriptors)
+}
+
+/// Asks the machine process to give the container its network and to execute its program, and waits for the answer.
+///
+/// # Errors
+/// [`Error::NotRunning`] when no machine listens or it ends before it answers.
+pub(crate) fn start(
+    state_dir: &Path,
+    network: Network,
+    taps: &[OwnedFd],
+) -> Result<ControlReply, Error> {
+    let taps: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
+    let connection = send_with(state_dir, &Control::Start(network), &taps)?;
+    connection.receive()?.ok_or(Error::NotRunning)
+}
+
+fn send_with(
+    state_dir: &Path,
+    request: &Control,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Connection, Error> {
+    let frame = protocol::encode(request).map_err(Error::Protocol)?;
     let connection = Connection::open(state_dir)?;
     match connection.send_with(&frame, descriptors) {
         Err(e) if is_gone(&e) => Err(Error::NotRunning),

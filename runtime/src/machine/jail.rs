@@ -18,7 +18,7 @@ use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, mkdirat, stat};
 use nix::unistd::{fchdir, pivot_root, setgroups};
 use rustix::fs::CWD;
 use rustix::mount::{
@@ -91,12 +91,19 @@ pub(super) struct Tree {
 /// Enters the container's network namespace.
 pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
     match network {
-        Network::New => {
+        Network::Guests | Network::New => {
             unshare(CloneFlags::CLONE_NEWNET).step(|| "create a network namespace".into())
         }
         Network::Path(path) => {
             let name = || format!("join the network namespace {}", path.display());
             let ns = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).step(name)?;
+            let own = stat("/proc/self/ns/net").step(name)?;
+            let there = fstat(&ns).step(name)?;
+            if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) {
+                // Its interfaces would become the guest's.
+                let text = "it is this host's own, which a container cannot have";
+                return Err(io::Error::other(text)).step(name);
+            }
             setns(ns, CloneFlags::CLONE_NEWNET).step(name)
         }
     }

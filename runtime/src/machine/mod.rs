@@ -40,12 +40,14 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use protocol::Overlay;
+use serde::{Deserialize, Serialize};
 use sync::{FromMachine, SyncSocket, ToMachine};
+use vmm::MAX_NET_SLOTS;
 
 use crate::preserved::Preserved;
 
 pub(crate) use control::{
-    Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec,
+    Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec, start,
 };
 pub(crate) use disk::Disk;
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
@@ -101,12 +103,27 @@ pub(crate) struct MemoryPolicy {
     pub(crate) nodes: Vec<u64>,
 }
 
-/// Which network namespace the machine process enters.
+/// Which network namespace the machine process lives in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) enum Network {
+    /// A new one that stays empty: the container shares the guest's.
+    #[default]
+    Guests,
     /// A new one.
     New,
     /// An existing one, by path.
     Path(PathBuf),
+}
+
+impl Network {
+    /// How many network interfaces the machine has room for. Each costs a little at the machine's start.
+    pub(crate) fn slots(&self) -> usize {
+        match self {
+            Network::Guests => 0,
+            Network::New | Network::Path(_) => MAX_NET_SLOTS,
+        }
+    }
 }
 
 /// What goes wrong while a machine starts or is spoken to.

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use protocol::{CONTROL_PORT, Create, Exit, Stdio};
-use vmm::{Machine, MachineConfig};
+use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 
 use super::agent::Agent;
 use super::clients::Clients;
@@ -85,7 +85,7 @@ fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::
 }
 
 /// The error and its sources in one line.
-fn one_line(error: &dyn std::error::Error) -> String {
+pub(super) fn one_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -175,7 +175,11 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         initramfs: guest::INITRAMFS,
         memory: launch.memory,
         vcpus: launch.vcpus,
-        net_slots: 0,
+        // Disks take some of the room.
+        net_slots: launch
+            .network
+            .slots()
+            .min(MAX_NET_SLOTS.saturating_sub(disks.len())),
         disks: &disks,
     };
     let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;

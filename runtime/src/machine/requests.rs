@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::libc;
-use protocol::{Extra, Failure, FailureKind, INIT, ProcessId, Reply, RequestBody};
+use protocol::{Extra, Failure, FailureKind, INIT, Network, ProcessId, Reply, RequestBody};
 use vmm::vsock::Port;
 
 use super::clients::Told;
 use super::control::{Control, ControlReply, ExecControl, ExecRequest};
 use super::execs::{EXECS_MAX, Over};
 use super::life::{Life, Phase, Waiting};
+use super::process::one_line;
 use super::streams;
 use super::timeline::now;
 
@@ -75,11 +76,18 @@ impl Life {
             .values()
             .any(|w| matches!(w, Waiting::Start(_)));
         Ok(Some(match request {
-            Control::Start if self.phase == Phase::Created && !starting => {
+            Control::Start(network) if self.phase == Phase::Created && !starting => {
                 self.parts.timeline.start = now();
-                (RequestBody::Start, Waiting::Start(client))
+                match self.attach(network, descriptors) {
+                    Ok(network) => (RequestBody::Start(network), Waiting::Start(client)),
+                    Err(reply) => {
+                        // A container with half a network is of no use. A guest that cannot be asked is at its end anyway.
+                        let _ = self.kill(INIT, libc::SIGKILL);
+                        return Err(reply);
+                    }
+                }
             }
-            Control::Start => {
+            Control::Start(_) => {
                 let text = "cannot start a container that has been started";
                 return Err(ControlReply::Failed(text.into()));
             }
@@ -112,6 +120,26 @@ impl Life {
                 return Ok(None);
             }
         }))
+    }
+
+    /// Gets the machine its network devices.
+    fn attach(
+        &mut self,
+        mut network: Network,
+        taps: Vec<OwnedFd>,
+    ) -> Result<Network, ControlReply> {
+        if taps.len() != network.interfaces.len() {
+            let text = "the network interfaces and their taps do not fit together";
+            return Err(ControlReply::Failed(text.into()));
+        }
+        for (interface, tap) in network.interfaces.iter_mut().zip(taps) {
+            let device = self.parts.machine.attach_net(interface.mac, tap);
+            interface.device = device.map_err(|e| {
+                let text = format!("network interface {}: {}", interface.name, one_line(&e));
+                ControlReply::Failed(text)
+            })?;
+        }
+        Ok(network)
     }
 
     /// Gets a process its number and its streams.

@@ -66,13 +66,14 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
 }
 
 /// The machine process never lives in the host's own network namespace. Without a network namespace in the configuration the container
-/// shares that of the guest.
+/// shares that of the guest, where there is nothing but a loopback interface.
 pub(super) fn network(linux: &Linux) -> Network {
     let mut namespaces = linux.namespaces().iter().flatten();
     let network = namespaces.find(|namespace| namespace.typ() == Kind::Network);
-    match network.and_then(path) {
-        Some(path) => Network::Path(path.to_owned()),
-        None => Network::New,
+    match network.map(path) {
+        Some(Some(path)) => Network::Path(path.to_owned()),
+        Some(None) => Network::New,
+        None => Network::Guests,
     }
 }
 

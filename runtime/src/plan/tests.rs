@@ -494,7 +494,7 @@ fn the_minimal_plan() {
             ..Overlay::default()
         }
     );
-    assert!(matches!(plan.network, Network::New));
+    assert!(matches!(plan.network, Network::Guests));
     let [rootfs] = &plan.shares[..] else {
         panic!("one share")
     };
@@ -512,7 +512,7 @@ fn nothing_said_of_linux_asks_for_nothing() {
     config.as_object_mut().unwrap().remove("linux");
     let plan = planned(&config).ok().unwrap();
     assert_eq!(plan.limits.len(), 1);
-    assert!(matches!(plan.network, Network::New));
+    assert!(matches!(plan.network, Network::Guests));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Network;
 use crate::process::Identity;
 use crate::resctrl::Groups;
 
@@ -38,6 +39,9 @@ pub(crate) struct Record {
     /// Number of vCPUs, from the machine's boot to its end.
     #[serde(default)]
     pub(crate) vcpus: u8,
+    /// The network namespace of the machine process.
+    #[serde(default)]
+    pub(crate) network: Network,
     /// The systemd unit that the cgroup belongs to, for instance `chiton-a.scope`.
     #[serde(default)]
     pub(crate) scope: Option<String>,
@@ -66,6 +70,7 @@ impl Record {
             cgroup: None,
             memory: 0,
             vcpus: 0,
+            network: Network::default(),
             scope: None,
             resctrl: None,
             notify: false,
@@ -103,6 +108,7 @@ mod tests {
         });
         record.cgroup = Some("/sys/fs/cgroup/a".into());
         (record.memory, record.vcpus) = (64 << 20, 2);
+        record.network = Network::Path("/run/netns/a".into());
         record.scope = Some("a.scope".into());
         record.annotations.insert("k".into(), "v".into());
         assert_eq!(Record::from_json(&record.to_json()).unwrap(), record);

@@ -135,6 +135,7 @@ pub(super) fn created(
     record.owner = geteuid().as_raw();
     record.notify = plan.overlay.notify;
     (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
+    record.network = plan.network.clone();
     let root = cgroup_root(context, &plan)?;
     record.scope = scope.as_ref().map(|scope| scope.name().to_owned());
     record.cgroup = match (&root, &scope) {

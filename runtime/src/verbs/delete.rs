@@ -8,6 +8,8 @@ use crate::cgroup::{self, Cgroup};
 use crate::cli;
 use crate::error::{Error, SystemContext};
 use crate::hooks::Hooks;
+use crate::machine::Network;
+use crate::network;
 use crate::process::{self, Identity};
 use crate::report::Report;
 use crate::state::{Lock, Record, StateDir, Verb};
@@ -73,6 +75,12 @@ pub(super) fn destroy(
     }
     if let Some(groups) = record.and_then(|record| record.resctrl.as_ref()) {
         groups.remove()?;
+    }
+    if let Some(Network::Path(path)) = record.map(|record| &record.network)
+        && let Err(e) = network::release(path)
+    {
+        // The namespace is somebody else's; what is left in it leads nowhere, and the next machine that gets it takes it away.
+        report.warn(&format!("{:#}", anyhow::Error::from(e)));
     }
     if let Some(record) = record
         && let Some(path) = record.cgroup.clone()

@@ -3,9 +3,10 @@
 use super::create::Context;
 use super::delete::destroy;
 use super::{done, open};
-use crate::error::Error;
+use crate::error::{Error, SystemContext};
 use crate::hooks::{Hooks, Kind};
-use crate::machine::{Control, control};
+use crate::machine;
+use crate::network::{self, Joined};
 use crate::notify::Manager;
 use crate::process;
 use crate::report::Report;
@@ -46,11 +47,19 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
 /// Executes the program of a container whose status and lock the caller has seen to.
 pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) -> Result<(), Error> {
     let hooks = Hooks::stored(dir, record)?;
-    done(control(dir.path(), &Control::Start)?)?;
-    report.debug("container started");
-    let Some(machine) = record.machine else {
-        return Ok(());
+    let machine = record.machine.ok_or(Error::NotRunning)?;
+    let Joined { network, taps } = match record.network.slots() {
+        0 => Joined::default(),
+        slots => {
+            let process = machine.open().system("open the machine process")?;
+            network::join(process.ok_or(Error::NotRunning)?, slots, report)?
+        }
     };
+    for interface in &network.interfaces {
+        report.debug(&format!("network interface {} joined", interface.name));
+    }
+    done(machine::start(dir.path(), network, &taps)?)?;
+    report.debug("container started");
     hooks.run(Kind::Poststart, machine.pid).map_err(|e| {
         // As with runc the container does not outlive it.
         if let Ok(Some(pidfd)) = machine.open() {

@@ -1,0 +1,198 @@
+//! The container's network: devices become interfaces of its namespace, and the kernel is asked for
+//! what the host wants of them, in the host's own words.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+use nix::sys::stat::Mode;
+use protocol::{Interface, NetlinkRequest, Network};
+
+use crate::error::{During, Error, Result};
+
+/// Where the kernel lists the devices of the machine.
+const DEVICES: &str = "/sys/bus/platform/devices";
+
+/// Whoever writes the name of a device to it makes the driver look at the device.
+const BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
+
+/// Makes the network of the container whose init is given. An interface that is there stays there
+/// when something fails.
+pub(crate) fn configure(network: &Network, init: i32) -> Result<()> {
+    if *network == Network::default() {
+        return Ok(());
+    }
+    let path = |process: &str| PathBuf::from(format!("/proc/{process}/ns/net"));
+    let namespace = open_namespace(&path(&init.to_string()))?;
+    let own = open_namespace(&path("self"))?;
+    let routes = Rtnetlink::open()?;
+    for interface in &network.interfaces {
+        let index = find(interface)?;
+        let what = || format!("move {} into the container's namespace", interface.name);
+        routes.ask(&move_message(index, &namespace, interface), what)?;
+    }
+    let join = |namespace: &OwnedFd| {
+        setns(namespace, CloneFlags::CLONE_NEWNET).during(|| "join a network namespace")
+    };
+    // The caller's way back is short: sockets and the files below /proc/sys/net belong to the
+    // namespace they are opened in.
+    join(&namespace)?;
+    let result = settle(network);
+    join(&own)?;
+    result
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty()).during(|| format!("open {}", path.display()))
+}
+
+/// Binds the driver to a device; the index of the interface that comes of it.
+fn find(interface: &Interface) -> Result<i32> {
+    let device = format!("virtio-mmio.{}", interface.device);
+    let what = || format!("find the interface of {device}");
+    fs::write(BIND, &device).during(|| format!("bind the driver to {device}"))?;
+    // DEVICES/virtio-mmio.3/virtio3/net/eth0/ifindex
+    let child = child(&Path::new(DEVICES).join(&device), "virtio").during(what)?;
+    let net = self::child(&child.join("net"), "").during(what)?;
+    let index = fs::read_to_string(net.join("ifindex")).during(what)?;
+    let index = index.trim().parse();
+    index.map_err(|_| Error::Config(format!("{device}: bad interface index")))
+}
+
+/// A directory whose name has this beginning.
+fn child(directory: &Path, beginning: &str) -> std::io::Result<PathBuf> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(beginning) && entry.path().is_dir() {
+            return Ok(entry.path());
+        }
+    }
+    Err(std::io::ErrorKind::NotFound.into())
+}
+
+/// RTM_NEWLINK that moves an interface and gives it its name and index (rtnetlink(7), linux/if_link.h).
+fn move_message(index: i32, namespace: &OwnedFd, interface: &Interface) -> Vec<u8> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_NET_NS_FD: u16 = 28;
+    const IFLA_NEW_IFINDEX: u16 = 49;
+    let mut body = [0; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    let name = [interface.name.as_bytes(), &[0]].concat();
+    let mut message = vec![0; 16];
+    message.extend(body);
+    for (kind, value) in [
+        (IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes()[..]),
+        (IFLA_NEW_IFINDEX, &interface.index.to_ne_bytes()),
+        (IFLA_IFNAME, &name),
+    ] {
+        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(value);
+        message.resize(message.len().next_multiple_of(4), 0);
+    }
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).unwrap_or(0);
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message[4..6].copy_from_slice(&libc::RTM_NEWLINK.to_ne_bytes());
+    message[6..8].copy_from_slice(&flags.to_ne_bytes());
+    message
+}
+
+/// What is left to do in the container's namespace.
+fn settle(network: &Network) -> Result<()> {
+    for (name, value) in &network.settings {
+        let file = Path::new("/proc/sys/net").join(name);
+        fs::write(&file, value).during(|| format!("write {value:?} to {}", file.display()))?;
+    }
+    let routes = Rtnetlink::open()?;
+    for NetlinkRequest { what, message } in &network.requests {
+        let message = bytes(message);
+        let message = message.ok_or_else(|| Error::Config(format!("{what}: bad message")))?;
+        routes.ask(&message, || what.as_str())?;
+    }
+    Ok(())
+}
+
+/// Bytes from hexadecimal digits.
+fn bytes(digits: &str) -> Option<Vec<u8>> {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| match pair {
+            [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A socket to the network configuration of the namespace it was opened in.
+struct Rtnetlink(OwnedFd);
+
+impl Rtnetlink {
+    fn open() -> Result<Rtnetlink> {
+        let route = SockProtocol::NetlinkRoute;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        socket(AddressFamily::Netlink, SockType::Raw, flags, route)
+            .during(|| "create a netlink socket")
+            .map(Rtnetlink)
+    }
+
+    /// Sends a request and waits for its acknowledgement.
+    fn ask<S: Into<String>>(&self, message: &[u8], what: impl FnOnce() -> S) -> Result<()> {
+        let fd = self.0.as_raw_fd();
+        let answer = || {
+            send(fd, message, MsgFlags::empty())?;
+            let mut answer = [0; 4096];
+            let length = recv(fd, &mut answer, MsgFlags::empty())?;
+            // struct nlmsgerr behind the header (netlink(7)).
+            let code = answer[..length].get(16..20).ok_or(Errno::EBADMSG)?;
+            let code = <[u8; 4]>::try_from(code).map_err(|_| Errno::EBADMSG)?;
+            match i32::from_ne_bytes(code) {
+                0 => Ok(()),
+                code => Err(Errno::from_raw(-code)),
+            }
+        };
+        answer().during(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_written_in_hexadecimal() {
+        assert_eq!(bytes(""), Some(vec![]));
+        assert_eq!(bytes("00ff1A"), Some(vec![0, 255, 26]));
+        for bad in ["0", "000", "0g", "+1", "é"] {
+            assert_eq!(bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_says_what_it_thinks_of_a_request() {
+        let routes = Rtnetlink::open().unwrap();
+        let interface = Interface {
+            device: 3,
+            mac: [2; 6],
+            name: "eth0".to_owned(),
+            index: 2,
+        };
+        // No interface has this index.
+        let own = open_namespace(Path::new("/proc/self/ns/net")).unwrap();
+        let message = move_message(i32::MAX, &own, &interface);
+        assert!(message.len().is_multiple_of(4));
+        let error = routes.ask(&message, || "move").unwrap_err();
+        assert_eq!(error.failure().chain[0], "move");
+        assert!(error.failure().chain[1].contains("No such device"));
+    }
+}

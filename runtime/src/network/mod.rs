@@ -1,0 +1,131 @@
+//! The container's network: what CNI, netavark or libnetwork have put into its network namespace on this host becomes the guest's.
+//!
+//! ```text
+//!                    the container's namespace on this host            │ the guest
+//!   bridge ── veth ──> eth0, ingress ───redirect──> chiton2 (tap) ──── │ ──> eth0
+//!          <── veth ── eth0 <───redirect─── chiton2, ingress <──────── │ ─── eth0
+//! ```
+//! At `start`, the latest moment at which callers have filled the namespace, it is looked at: each interface with addresses is joined to
+//! a tap, by redirecting all frames of each to the other, and the guest is told what to make of it. The host's addresses and routes stay;
+//! no packet gets to them any more. The taps belong to the machine process and end with it; the redirections of an interface that
+//! outlives it are taken away by `delete`.
+
+mod joint;
+mod namespace;
+mod netlink;
+mod plan;
+mod scan;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use protocol::Network;
+
+use crate::report::Report;
+use namespace::inside;
+use netlink::Socket;
+
+/// What goes wrong with a container's network.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A system call failed.
+    #[error("cannot {doing}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// An interface that the guest cannot have.
+    #[error("network interface {0}: {1}")]
+    Interface(String, String),
+    /// More interfaces than slots: their names, their number, the slots.
+    #[error(
+        "the container's network namespace has {1} network interfaces ({0}), and the machine takes {2}"
+    )]
+    Slots(String, usize, usize),
+}
+
+/// Adds what was being done to a system call's error.
+trait Doing<T> {
+    fn doing<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T, Error> {
+        self.map_err(|e| Error::System {
+            doing: doing().into(),
+            source: e.into(),
+        })
+    }
+}
+
+/// A network that waits for its machine.
+#[derive(Default)]
+pub(crate) struct Joined {
+    /// What the guest is to have. The numbers of the devices are still 0.
+    pub(crate) network: Network,
+    /// For each interface the tap that its packets go through.
+    pub(crate) taps: Vec<OwnedFd>,
+}
+
+/// Joins the interfaces of the network namespace that a process lives in to taps. There may be as many as the machine has slots.
+///
+/// # Errors
+/// What the guest cannot have; with nothing changed in the namespace but leftovers of earlier machines.
+pub(crate) fn join(process: impl AsFd, slots: usize, report: &Report) -> Result<Joined, Error> {
+    inside(process, || {
+        let socket = Socket::open().doing(|| "create a netlink socket")?;
+        let scan = scan::scan(&socket).doing(|| "read the container's network namespace")?;
+        let plan = plan::plan(&scan, slots)?;
+        plan.skipped.iter().for_each(|text| report.debug(text));
+        plan.warnings.iter().for_each(|text| report.warn(text));
+        let interfaces = plan.network.interfaces.iter();
+        let taps: Result<Vec<_>, _> = interfaces
+            .map(|interface| joint::make(&socket, interface))
+            .collect();
+        // Taps end with their descriptors; what leads to them is taken away here.
+        if taps.is_err() {
+            let _ = joint::remove_all(&socket);
+        }
+        Ok(Joined {
+            taps: taps?,
+            network: plan.network,
+        })
+    })
+}
+
+/// Takes away what leads to taps that are gone from the network namespace of a path, if that is still there.
+pub(crate) fn release(path: &Path) -> Result<(), Error> {
+    let Ok(namespace) = File::open(path) else {
+        return Ok(());
+    };
+    let remove = || {
+        let socket = Socket::open().doing(|| "create a netlink socket")?;
+        joint::remove_all(&socket).doing(|| "clean up the network namespace")
+    };
+    match inside(namespace, remove) {
+        // What the path was a mount of is gone, and a plain file is left.
+        Err(Error::System { source, .. })
+            if source.raw_os_error() == Some(Errno::EINVAL as i32) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// The name of the tap for the interface of an index.
+fn tap_name(index: i32) -> String {
+    format!("chiton{index}")
+}
+
+/// Whether an interface of this name is such a tap.
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix("chiton")
+        .is_some_and(|index| index.parse::<i32>().is_ok())
+}
