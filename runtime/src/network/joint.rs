@@ -12,7 +12,7 @@ use protocol::Interface;
 use super::netlink::{
     ACK, CREATE, EXCL, Message, REQUEST, Socket, attribute, find, i32_at, string, u32_at,
 };
-use super::plan::generation;
+use super::plan::{IN6_ADDR_GEN_MODE_NONE, generation};
 use super::{Doing, Error, scan, tap_name};
 use crate::sys;
 
@@ -58,11 +58,10 @@ pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Er
     let index = if_nametoindex(name.as_str()).doing(|| format!("find {name}"))?;
     let theirs = interface.index.cast_unsigned();
     let join = || format!("join {other} to {name}");
-    // The host's kernel has nothing to say on the tap.
-    let up = [0, index, IFF_UP, IFF_UP].map(u32::to_ne_bytes).concat();
-    let none = 1;
-    let up = Message::new(RTM_NEWLINK, REQUEST | ACK, &up).with(IFLA_AF_SPEC, &generation(none));
-    socket.ask(up).doing(join)?;
+    // The host's kernel is to have no address of its own on the tap: there is nothing that it could say there.
+    let silent = set_link(index, 0).with(IFLA_AF_SPEC, &generation(IN6_ADDR_GEN_MODE_NONE));
+    socket.ask(silent).doing(join)?;
+    socket.ask(set_link(index, IFF_UP)).doing(join)?;
     socket.ask(add_ingress(index)).doing(join)?;
     socket.ask(redirect(index, theirs)).doing(join)?;
     match socket.ask(add_ingress(theirs)) {
@@ -108,6 +107,12 @@ fn is_ours(socket: &Socket, index: u32) -> io::Result<bool> {
     let others = |filter: &[u8]| !kind(filter) || handle(filter).is_some_and(|h| h != OURS);
     Ok(filters.iter().any(|filter| handle(filter) == Some(OURS))
         && !filters.iter().any(|filter| others(filter)))
+}
+
+/// Sets flags of an interface.
+fn set_link(index: u32, flags: u32) -> Message {
+    let body = [0, index, flags, flags].map(u32::to_ne_bytes).concat();
+    Message::new(RTM_NEWLINK, REQUEST | ACK, &body)
 }
 
 /// `struct tcmsg` (linux/rtnetlink.h).

@@ -36,7 +36,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
-const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+pub(super) const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 /// Attributes and flags of an address (linux/if_addr.h).
 mod ifa {

@@ -26,7 +26,7 @@ fn whats(plan: &Plan) -> Vec<&str> {
         .collect()
 }
 
-fn body<'a>(plan: &'a Plan, wanted: &str) -> Vec<u8> {
+fn body(plan: &Plan, wanted: &str) -> Vec<u8> {
     let mut found = requests(plan)
         .into_iter()
         .filter(|(what, ..)| *what == wanted);
