@@ -9,6 +9,7 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::cgroup::{self, Layout};
+use crate::network;
 
 /// Oldest kernel whose interfaces suffice: clone3 into a cgroup (5.7), mount_setattr (5.12), cgroup.kill (5.14).
 const KERNEL_MIN: (u32, u32) = (5, 14);
@@ -26,6 +27,7 @@ pub(crate) fn check() -> Vec<String> {
     note(user_namespaces());
     note(mount_api());
     missing.extend(probe::kvm());
+    missing.extend(networks());
     missing
 }
 
@@ -70,6 +72,17 @@ fn mount_api() -> Option<String> {
     open_tree(CWD, c"/", flags)
         .err()
         .map(|e| format!("the mount API by descriptors does not work: open_tree: {e}"))
+}
+
+fn networks() -> Option<String> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    let error = network::check().err()?;
+    Some(format!(
+        "containers have no networks here: {:#}",
+        anyhow::Error::from(error)
+    ))
 }
 
 #[cfg(test)]

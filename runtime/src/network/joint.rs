@@ -52,10 +52,7 @@ const IFF_UP: u32 = 1;
 /// Makes the tap of an interface and joins them.
 pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Error> {
     let (name, other) = (tap_name(interface.index), &interface.name);
-    let device = File::options().read(true).write(true).open("/dev/net/tun");
-    let device = device.doing(|| "open /dev/net/tun")?;
-    let tap = sys::make_tap(device.into(), &name).doing(|| format!("make the tap of {other}"))?;
-    let index = if_nametoindex(name.as_str()).doing(|| format!("find {name}"))?;
+    let (tap, index) = make_tap(&name)?;
     let theirs = interface.index.cast_unsigned();
     let join = || format!("join {other} to {name}");
     // The host's kernel is to have no address of its own on the tap: there is nothing that it could say there.
@@ -77,6 +74,24 @@ pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Er
     }
     socket.ask(redirect(theirs, index)).doing(join)?;
     Ok(tap)
+}
+
+/// Whether this host's kernel has what it takes, in a namespace that is not needed any more: a tap is joined to itself.
+pub(super) fn check(socket: &Socket) -> Result<(), Error> {
+    let (_tap, index) = make_tap(&tap_name(0))?;
+    let ingress = || "add an ingress qdisc (sch_ingress)";
+    socket.ask(add_ingress(index)).doing(ingress)?;
+    let filter = || "redirect packets (cls_matchall, act_mirred)";
+    socket.ask(redirect(index, index)).doing(filter)
+}
+
+/// A tap and its index.
+fn make_tap(name: &str) -> Result<(OwnedFd, u32), Error> {
+    let device = File::options().read(true).write(true).open("/dev/net/tun");
+    let device = device.doing(|| "open /dev/net/tun")?;
+    let tap = sys::make_tap(device.into(), name).doing(|| format!("make the tap {name}"))?;
+    let index = if_nametoindex(name).doing(|| format!("find {name}"))?;
+    Ok((tap, index))
 }
 
 /// Takes away what leads to taps that are gone.

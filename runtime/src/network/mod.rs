@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use protocol::Network;
 
 use crate::report::Report;
@@ -117,6 +118,12 @@ pub(crate) fn release(path: &Path) -> Result<(), Error> {
         }
         result => result,
     }
+}
+
+/// Whether this host can join interfaces to machines. Leaves the calling thread in a network namespace of its own.
+pub(crate) fn check() -> Result<(), Error> {
+    unshare(CloneFlags::CLONE_NEWNET).doing(|| "create a network namespace")?;
+    joint::check(&Socket::open().doing(|| "create a netlink socket")?)
 }
 
 /// The name of the tap for the interface of an index.
