@@ -19,7 +19,7 @@ SERVICE = textwrap.dedent("""
     def receive(connection, length):
         data = bytearray()
         while len(data) < length:
-            piece = connection.recv(1 << 16)
+            piece = connection.recv(min(1 << 16, length - len(data)))
             assert piece, f"the connection ended after {len(data)} of {length} bytes"
             data += piece
         return bytes(data)

@@ -97,7 +97,11 @@ fn make_tap(name: &str) -> Result<(OwnedFd, u32), Error> {
 /// Takes away what leads to taps that are gone.
 pub(super) fn remove_all(socket: &Socket) -> io::Result<()> {
     let links = scan::links(socket)?;
-    let is_live = |index: i32| links.iter().any(|link| link.name == tap_name(index));
+    let is_live = |index: i32| {
+        let mut links = links.iter();
+        // A tap that is there is its machine's, and so is what leads to it.
+        links.any(|l| l.name == tap_name(index) || l.index == index && super::is_ours(&l.name))
+    };
     for qdisc in socket.dump(RTM_GETQDISC, &[0; 20])? {
         let (Some(index), Some(attributes)) = (i32_at(&qdisc, 4), qdisc.get(20..)) else {
             continue;
