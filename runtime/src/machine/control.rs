@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use protocol::{EXTRA_MAX, Exit, Network, Process, TerminalSize};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use vmm::MAX_NET_SLOTS;
 use serde::{Deserialize, Serialize};
+use vmm::MAX_NET_SLOTS;
 
 use super::{Doing, Error};
 use crate::preserved::Direction;

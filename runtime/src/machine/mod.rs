@@ -47,7 +47,8 @@ use vmm::MAX_NET_SLOTS;
 use crate::preserved::Preserved;
 
 pub(crate) use control::{
-    Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec, start,
+    Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec,
+    start,
 };
 pub(crate) use disk::Disk;
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
