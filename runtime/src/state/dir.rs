@@ -20,7 +20,6 @@ use crate::machine;
 
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
-const LOCK: &str = "lock";
 const CONTROL: &str = "control.sock";
 
 /// Longest state.json that is read in bytes: the annotations of a configuration and little else.
@@ -140,22 +139,22 @@ impl StateDir {
     }
 
     fn flock(&self, how: FlockArg) -> Result<Option<Lock>, Error> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-        let file = match openat(&self.file, LOCK, flags, Mode::from_bits_truncate(0o600)) {
+        // Of the directory itself, in an open file of its own: a file in it could be made anew while the directory is being removed.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut file = match openat(&self.file, ".", flags, Mode::empty()) {
             Err(Errno::ENOENT) => return Err(Error::NotFound),
-            file => File::from(file.file("open", self.path.join(LOCK))?),
+            file => File::from(file.file("open", &self.path)?),
         };
-        let mut file = file;
         let lock = loop {
             match Flock::lock(file, how) {
                 Ok(lock) => break lock,
                 Err((again, Errno::EINTR)) => file = again,
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, e)) => return Err(e).file("lock", self.path.join(LOCK)),
+                Err((_, e)) => return Err(e).file("lock", &self.path),
             }
         };
         // Who held the lock before may have deleted the container.
-        if lock.metadata().file("read", self.path.join(LOCK))?.nlink() == 0 {
+        if lock.metadata().file("read", &self.path)?.nlink() == 0 {
             return Err(Error::NotFound);
         }
         Ok(Some(Lock { _file: lock }))
