@@ -287,7 +287,9 @@ def test_fifty_at_once_and_a_thousand_in_a_row(container):
         wait_for(lambda: inside()[0] == ["init", "sleep"])
         wait_for(lambda: processes(c.runtime) == [c.pid])
         assert (c.cgroup / "cgroup.procs").read_text().split() == [str(c.pid)]
-        machine = [len(os.listdir(f"/proc/{c.pid}/{table}")) for table in ("fd", "task")]
+        # The loop, a vCPU, KVM's own, and as many as four that serve files, which are made when there is work for them.
+        assert len(os.listdir(f"/proc/{c.pid}/task")) <= 7
+        machine = len(os.listdir(f"/proc/{c.pid}/fd"))
         descriptors, memory = inside()[1]
         return (descriptors, machine, sorted(os.listdir(c.runtime.root / c.name))), memory
 

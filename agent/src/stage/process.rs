@@ -9,7 +9,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
@@ -530,16 +529,20 @@ fn look_up(name: &str, path: &str) -> Result<PathBuf> {
 
 /// Whether a file can be executed, else why not.
 fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
-    let metadata = fs::metadata(path).map_err(|error| {
-        let text = format!("stat {}: {}", path.display(), plain(&error));
-        (error, text)
-    })?;
+    // Not of std, which takes statx(2) for allowed once it was; the filter may be loaded by now, and older than that call.
+    let mode = stat(path)
+        .map_err(|errno| {
+            let error = io::Error::from(errno);
+            let text = format!("stat {}: {}", path.display(), plain(&error));
+            (error, text)
+        })?
+        .st_mode;
     let refuse = |errno| {
         let error = io::Error::from_raw_os_error(errno);
         let text = plain(&error);
         (error, text)
     };
-    if metadata.is_dir() {
+    if mode & libc::S_IFMT == libc::S_IFDIR {
         return Err(refuse(libc::EISDIR));
     }
     let c_path =
@@ -547,7 +550,7 @@ fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
     match sys::may_execute(&c_path) {
         // A filter that does not know faccessat2(2). As Go: the file's mode must do; execve has the last word.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
-            if metadata.mode() & 0o111 == 0 {
+            if mode & 0o111 == 0 {
                 return Err(refuse(libc::EACCES));
             }
             Ok(())
