@@ -102,7 +102,10 @@ def test_the_machine_while_it_is_created(chiton, traced, cleaned, bundle):
 
 
 def test_start(chiton, traced, cleaned, bundle, rootfs):
-    c = Container(chiton, "crashed", bundle("sh", "-c", "echo >>/started; exec sleep 1000").save(), verb=("create",))
+    made = bundle("sh", "-c", "echo >>/started; exec sleep 1000")
+    # Without a network to look through, the first that is received is the machine's answer.
+    made.config["linux"]["namespaces"] = [n for n in made.config["linux"]["namespaces"] if n["type"] != "network"]
+    c = Container(chiton, "crashed", made.save(), verb=("create",))
     for call in ("flock", "connect", "sendto"):
         traced.kill_verb(call, 1, ("start", "crashed"))
         assert c.status == "created"
