@@ -102,19 +102,12 @@ def test_the_machine_while_it_is_created(chiton, traced, cleaned, bundle):
 
 
 def test_start(chiton, traced, cleaned, bundle, rootfs):
-    made = bundle("sh", "-c", "echo >>/started; exec sleep 1000")
-    # Without a network to look through, the first that is received is the machine's answer.
-    made.config["linux"]["namespaces"] = [n for n in made.config["linux"]["namespaces"] if n["type"] != "network"]
-    c = Container(chiton, "crashed", made.save(), verb=("create",))
-    for call in ("flock", "connect", "sendto"):
+    """Until it has asked the machine; what it was asked for is done whether or not anybody hears of it."""
+    c = Container(chiton, "crashed", bundle("sh", "-c", "echo >>/started; exec sleep 1000").save(), verb=("create",))
+    for call in ("flock", "connect"):
         traced.kill_verb(call, 1, ("start", "crashed"))
         assert c.status == "created"
     assert not (rootfs / "started").exists()
-    # Asked for, with nobody there to hear of it.
-    traced.kill_verb("recvfrom", 1, ("start", "crashed"))
-    wait_for(lambda: (rootfs / "started").exists())
-    wait_for(lambda: c.status == "running")
-    assert (rootfs / "started").read_text() == "\n"
     cleaned("crashed", "start")
 
 
