@@ -73,6 +73,28 @@ print(json.dumps(out))
         "urandom": ["crw-rw-rw-", 0, 0, 1, 9], "tty": ["crw-rw-rw-", 0, 0, 5, 0], "read": "0000"}
 
 
+@only_chiton  # runc binds the host's nodes, and mode and owner are theirs
+def test_nodes_where_none_can_be_made(container, rootfs):
+    """In a user namespace, and on the share: bound, with the mode and owner of the configuration."""
+    def change(config):
+        linux = config["linux"]
+        linux["namespaces"].append({"type": "user"})
+        linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 5}, {"containerID": 5, "hostID": 50, "size": 5}]
+        config["process"]["user"] = {"uid": 1, "gid": 6}
+        mine = {"type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 5, "gid": 6}
+        linux["devices"] = [{"path": "/dev/mine", **mine}, {"path": "/mine", **mine, "fileMode": 0o604, "uid": 7}]
+    found = ran(container, rootfs, """
+out = {}
+for path in ("/dev/mine", "/mine", "/dev/null"):
+    s = os.stat(path)
+    out[path] = [stat.filemode(s.st_mode), s.st_uid, s.st_gid, os.major(s.st_rdev), os.minor(s.st_rdev)]
+out["read"] = open("/dev/mine", "rb").read(2).hex()
+print(json.dumps(out))
+""", change)
+    assert found == {"/dev/mine": ["crw-r-----", 5, 6, 1, 5], "/mine": ["crw----r--", 7, 6, 1, 5],
+                     "/dev/null": ["crw-rw-rw-", 0, 0, 1, 3], "read": "0000"}
+
+
 def test_devices_that_the_guest_does_not_have_are_refused_by_name(chiton, bundle):
     made = bundle("true")
     made.config["linux"]["devices"] = [{"path": "/dev/mem", "type": "c", "major": 1, "minor": 1},

@@ -6,37 +6,43 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::FchmodatFlags;
-use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, major, makedev, minor, mknodat};
+use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
 use protocol::{Device, Disk, Overlay};
 
+use super::mapped;
 use super::mounts::guest_device;
 use super::tree::{Kind, Tree, clone_mount};
 use crate::error::{During, Error, Result};
 use crate::sys;
 
 /// A node to be made.
-struct Node {
+pub(super) struct Node {
     path: PathBuf,
     kind: SFlag,
     device: u64,
     mode: u32,
     owner: (u32, u32),
+    /// The node in the guest's own `/dev` that is bound where none can be made.
+    name: String,
 }
 
 /// The default devices (runtime-spec, config-linux.md), with the kernel's numbers
 /// (Documentation/admin-guide/devices.txt).
 const DEFAULTS: [(&str, u64, u64); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
 ];
+
+/// Where the guest's nodes are, and those of the container.
+const DEV: &str = "/dev";
 
 /// The default symbolic links (runtime-spec, runtime-linux.md).
 const LINKS: [(&str, &str); 5] = [
@@ -114,14 +120,38 @@ impl Disks {
     }
 }
 
+/// The nodes of the configuration, each also made in the guest's own `/dev` with its mode and owner: where none can be made, that
+/// is bound. To be called outside of the container's user namespace.
+pub(super) fn configured(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
+    if !own_dev(spec) {
+        return Ok(Vec::new());
+    }
+    let nodes = nodes(spec, disks)?;
+    let linux = spec.linux().as_ref();
+    let users = linux.and_then(|linux| linux.uid_mappings().as_ref());
+    let groups = linux.and_then(|linux| linux.gid_mappings().as_ref());
+    for (index, node) in nodes.iter().enumerate() {
+        let id = |mappings, id| {
+            mapped(mappings, id).ok_or_else(|| {
+                Error::Config(format!("linux.devices[{index}]: id {id} is not mapped"))
+            })
+        };
+        let owner = (id(users, node.owner.0)?, id(groups, node.owner.1)?);
+        if node.kind != SFlag::S_IFIFO {
+            make_at(AT_FDCWD, &Path::new(DEV).join(&node.name), node, owner)
+                .during(|| format!("create a node for {}", node.path.display()))?;
+        }
+    }
+    Ok(nodes)
+}
+
 /// Fills `/dev`.
-pub(crate) fn create(spec: &Spec, tree: &Tree, disks: &Disks) -> Result<()> {
+pub(super) fn create(spec: &Spec, tree: &Tree, configured: &[Node]) -> Result<()> {
     if !own_dev(spec) {
         return Ok(());
     }
-    let configured = nodes(spec, disks)?;
-    for (path, major, minor) in DEFAULTS {
-        let path = PathBuf::from(path);
+    for (name, major, minor) in DEFAULTS {
+        let path = Path::new(DEV).join(name);
         if !configured.iter().any(|node| node.path == path) {
             let device = makedev(major, minor);
             let node = Node {
@@ -130,11 +160,12 @@ pub(crate) fn create(spec: &Spec, tree: &Tree, disks: &Disks) -> Result<()> {
                 device,
                 mode: 0o666,
                 owner: (0, 0),
+                name: name.to_owned(),
             };
             make(tree, &node)?;
         }
     }
-    for node in &configured {
+    for node in configured {
         make(tree, node)?;
     }
     for (path, target) in LINKS {
@@ -184,6 +215,7 @@ fn nodes(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
             device: number,
             mode: device.file_mode().map_or(0o666, |mode| mode & 0o7777),
             owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
+            name: format!("container-{index}"),
         });
     }
     Ok(nodes)
@@ -193,47 +225,36 @@ fn make(tree: &Tree, node: &Node) -> Result<()> {
     let what = || format!("create the device {}", node.path.display());
     let (parent, name) = tree.parent(&node.path)?;
     let name = name.as_os_str();
-    match mknodat(
-        &parent,
-        name,
-        node.kind,
-        Mode::from_bits_retain(node.mode),
-        node.device,
-    ) {
-        Ok(()) => {
-            let (uid, gid) = (Uid::from_raw(node.owner.0), Gid::from_raw(node.owner.1));
-            fchownat(
-                &parent,
-                name,
-                Some(uid),
-                Some(gid),
-                AtFlags::AT_SYMLINK_NOFOLLOW,
-            )
-            .during(what)?;
-            // Once more, since the umask has had its say and chown clears bits.
-            let mode = Mode::from_bits_retain(node.mode);
-            fchmodat(&parent, name, mode, FchmodatFlags::FollowSymlink).during(what)
-        }
+    match make_at(&parent, Path::new(name), node, node.owner) {
         // The image's own node, if it is the right one.
         Err(Errno::EEXIST) if same(&parent, name, node).during(what)? => Ok(()),
-        // No node can be made in a user namespace or on the share: bind the guest's, as runc does.
-        Err(Errno::EEXIST | Errno::EPERM) if node.kind != SFlag::S_IFIFO => bind(tree, node),
+        // No node can be made in a user namespace or on the share: bind the guest's, as runc does with the host's.
+        Err(Errno::EEXIST | Errno::EPERM) if node.kind != SFlag::S_IFIFO => {
+            tree.attach(&guest_device(&node.name)?, &node.path)
+        }
         result => result.during(what),
     }
+}
+
+/// Makes a node with its mode and this owner, whatever the umask is.
+fn make_at(dir: impl AsFd, path: &Path, node: &Node, owner: (u32, u32)) -> nix::Result<()> {
+    let mode = Mode::from_bits_retain(node.mode);
+    mknodat(&dir, path, node.kind, mode, node.device)?;
+    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    fchownat(
+        &dir,
+        path,
+        Some(uid),
+        Some(gid),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )?;
+    // Once more, since the umask has had its say and chown clears bits.
+    fchmodat(&dir, path, mode, FchmodatFlags::FollowSymlink)
 }
 
 fn same(parent: impl AsFd, name: &std::ffi::OsStr, node: &Node) -> nix::Result<bool> {
     let stat = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     Ok(stat.st_mode & SFlag::S_IFMT.bits() == node.kind.bits() && stat.st_rdev == node.device)
-}
-
-fn bind(tree: &Tree, node: &Node) -> Result<()> {
-    let number = |of: fn(u64) -> u64| u32::try_from(of(node.device)).unwrap_or(0);
-    let device = Device {
-        major: number(major),
-        minor: number(minor),
-    };
-    tree.attach(&own(node.kind, device)?, &node.path)
 }
 
 /// A mount of the guest's own node of a device.

@@ -12,7 +12,7 @@ use nix::unistd::{
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::devices::{self, Disks};
+use super::devices::{self, Node};
 use super::hooks;
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
@@ -23,14 +23,14 @@ use crate::error::{During, Error, Result};
 use crate::sys;
 
 /// Sets the container up, waits for the start, and executes its program. Returns what failed.
-pub(super) fn run(plan: &Plan, sources: Sources, disks: &Disks, wire: &Wire) -> Error {
-    match prepare(plan, sources, disks, wire) {
+pub(super) fn run(plan: &Plan, sources: Sources, devices: &[Node], wire: &Wire) -> Error {
+    match prepare(plan, sources, devices, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
 }
 
-fn prepare(plan: &Plan, sources: Sources, disks: &Disks, wire: &Wire) -> Result<Program> {
+fn prepare(plan: &Plan, sources: Sources, devices: &[Node], wire: &Wire) -> Result<Program> {
     let spec = &plan.spec;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
@@ -38,7 +38,7 @@ fn prepare(plan: &Plan, sources: Sources, disks: &Disks, wire: &Wire) -> Result<
     name(spec)?;
     sysctl::set(spec, Moment::InNamespaces)?;
     let tree = mounts::mount_all(spec, sources)?;
-    devices::create(spec, &tree, disks)?;
+    devices::create(spec, &tree, devices)?;
     let terminal = if process.terminal() == Some(true) {
         let terminal = devices::open_terminal(&tree, process)?;
         devices::mount_console(&tree, &terminal)?;

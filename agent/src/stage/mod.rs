@@ -316,6 +316,7 @@ fn set_up(create: Create, wire: &Wire) -> Result<()> {
     let directory = cgroup::directory(&plan.spec, &plan.create.id)?;
     let disks = Disks::find(&plan.create.overlay)?;
     let cgroup = cgroup::create(&plan.spec, &directory, &disks)?;
+    let devices = devices::configured(&plan.spec, &disks)?;
     let sources = mounts::Sources::take(&plan.spec, &plan.create.overlay)?;
     give_stdio(&plan.spec, process, plan.create.stdio)?;
     sysctl::set(&plan.spec, sysctl::Moment::Before)?;
@@ -323,7 +324,7 @@ fn set_up(create: Create, wire: &Wire) -> Result<()> {
         new_time(&plan.spec)?;
     }
     let born = clone(plan.clone_flags(), cgroup.as_fd(), wire, || {
-        init::run(&plan, sources, &disks, wire)
+        init::run(&plan, sources, &devices, wire)
     })?;
     if plan.has(LinuxNamespaceType::User) {
         write_maps(&plan.spec, born.pid)?;
@@ -376,10 +377,9 @@ fn give_stdio(spec: &Spec, process: &Process, stdio: Stdio) -> Result<()> {
         return Ok(());
     }
     let linux = spec.linux().as_ref();
-    let uid = mapped(
-        linux.and_then(|l| l.uid_mappings().as_ref()),
-        process.user().uid(),
-    )?;
+    let id = process.user().uid();
+    let uid = mapped(linux.and_then(|l| l.uid_mappings().as_ref()), id)
+        .ok_or_else(|| Error::Config(format!("process.user: id {id} is not mapped")))?;
     for (number, port) in (0..).zip([stdio.stdin, stdio.stdout, stdio.stderr]) {
         if port.is_some() {
             // Only the user, as runc: the group stays.
@@ -391,22 +391,19 @@ fn give_stdio(spec: &Spec, process: &Process, stdio: Stdio) -> Result<()> {
     Ok(())
 }
 
-/// The id outside of the user namespace.
-fn mapped(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> Result<u32> {
+/// The id outside of the user namespace, if it has one there.
+fn mapped(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> Option<u32> {
     let Some(mappings) = mappings.filter(|mappings| !mappings.is_empty()) else {
-        return Ok(id);
+        return Some(id);
     };
-    mappings
-        .iter()
-        .find_map(|mapping| {
-            let offset = id.checked_sub(mapping.container_id())?;
-            if offset < mapping.size() {
-                mapping.host_id().checked_add(offset)
-            } else {
-                None
-            }
-        })
-        .ok_or_else(|| Error::Config(format!("process.user: id {id} is not mapped")))
+    mappings.iter().find_map(|mapping| {
+        let offset = id.checked_sub(mapping.container_id())?;
+        if offset < mapping.size() {
+            mapping.host_id().checked_add(offset)
+        } else {
+            None
+        }
+    })
 }
 
 fn write_maps(spec: &Spec, pid: i32) -> Result<()> {
