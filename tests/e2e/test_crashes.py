@@ -35,11 +35,15 @@ class Traced:
         with open(self.output, "wb") as output:
             return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=120, check=False).returncode
 
-    def count(self, calls, args):
-        """How often the verb makes each of the calls when nothing happens to it."""
-        assert self.run(["-e", "trace=" + ",".join(f"?{call}" for call in calls)], args) == 0, self.output.read_text()
-        names = re.findall(r"^(\w+)\(", self.trace.read_text(), re.MULTILINE)
-        return collections.Counter(names)
+    def steps(self, args):
+        """Each step of the verb when nothing happens to it, in order: a call, and for the how many-th time it is made."""
+        assert self.run(["-e", "trace=" + ",".join(f"?{call}" for call in STEPS)], args) == 0, self.output.read_text()
+        made = collections.Counter()
+        steps = []
+        for call in re.findall(r"^(\w+)\(", self.trace.read_text(), re.MULTILINE):
+            made[call] += 1
+            steps.append((call, made[call]))
+        return steps
 
     def kill_verb(self, call, number, args):
         """Kills it as it enters a call for the `number`-th time."""
@@ -72,8 +76,8 @@ def cleaned(chiton):
     return cleaned
 
 
-def steps(counted):
-    return [(call, number) for call, count in counted.items() for number in range(1, count + 1)]
+def calls(steps):
+    return {call for call, _ in steps}
 
 
 def test_create(chiton, traced, cleaned, bundle):
@@ -81,10 +85,10 @@ def test_create(chiton, traced, cleaned, bundle):
     made.config["linux"]["resources"]["pids"] = {"limit": 100}
     made.save()
     create = ("create", "--bundle", made.path, "--pid-file", made.path / "pid", "crashed")
-    counted = traced.count(STEPS, create)
+    steps = traced.steps(create)
     cleaned("crashed", "create")
-    assert {"mkdir", "write", "rename", "clone3", "sendto"} <= counted.keys()
-    for step in steps(counted):
+    assert {"mkdir", "write", "rename", "clone3", "sendto"} <= calls(steps)
+    for step in steps:
         traced.kill_verb(*step, create)
         cleaned("crashed", step)
 
@@ -102,13 +106,28 @@ def test_the_machine_while_it_is_created(chiton, traced, cleaned, bundle):
 
 
 def test_start(chiton, traced, cleaned, bundle, rootfs):
-    """Until it has asked the machine; what it was asked for is done whether or not anybody hears of it."""
-    c = Container(chiton, "crashed", bundle("sh", "-c", "echo >>/started; exec sleep 1000").save(), verb=("create",))
-    for call in ("flock", "connect"):
-        traced.kill_verb(call, 1, ("start", "crashed"))
-        assert c.status == "created"
-    assert not (rootfs / "started").exists()
+    """The program is started once, by the verb that was killed if it had come to asking for it, or by the next one."""
+    made = bundle("sh", "-c", "echo >>/started; exec sleep 1000").save()
+
+    def create():
+        (rootfs / "started").unlink(missing_ok=True)
+        Container(chiton, "crashed", made, verb=("create",))
+
+    create()
+    steps = traced.steps(("start", "crashed"))
     cleaned("crashed", "start")
+    assert {"flock", "connect"} <= calls(steps)
+    again = []
+    for step in steps:
+        create()
+        traced.kill_verb(*step, ("start", "crashed"))
+        done = chiton("start", "crashed")
+        again.append(done.returncode)
+        assert done.returncode == 0 or "cannot start an already running container" in done.stderr, (step, done.stderr)
+        wait_for((rootfs / "started").exists)
+        assert (chiton.status("crashed"), (rootfs / "started").read_text()) == ("running", "\n"), step
+        cleaned("crashed", step)
+    assert again == sorted(again) and again[0] == 0 and again[-1] == 1, list(zip(steps, again))
 
 
 def test_delete(chiton, traced, cleaned, bundle):
@@ -118,9 +137,9 @@ def test_delete(chiton, traced, cleaned, bundle):
         Container(chiton, "crashed", made, verb=("create",))
 
     create()
-    counted = traced.count(STEPS, ("delete", "crashed"))
-    assert {"pidfd_send_signal", "rmdir", "unlinkat"} <= counted.keys()
-    for step in steps(counted):
+    steps = traced.steps(("delete", "crashed"))
+    assert {"pidfd_send_signal", "rmdir", "unlinkat"} <= calls(steps)
+    for step in steps:
         create()
         traced.kill_verb(*step, ("delete", "crashed"))
         assert chiton.status("crashed") in ("created", "creating", "stopped", None)
@@ -138,12 +157,12 @@ def test_exec(container, traced):
         wait_for(lambda: (c.cgroup / "cgroup.procs").read_text().split() == [str(c.pid)])
         wait_for(lambda: "4321" not in c.verb("ps"))
 
-    counted = traced.count(STEPS, execute)
+    steps = traced.steps(execute)
     os.kill(int(pid_file.read_text()), signal.SIGKILL)
     alone()
     pid_file.unlink()
-    assert {"connect", "sendmsg", "clone3", "write", "rename"} <= counted.keys()
-    for step in steps(counted):
+    assert {"connect", "sendmsg", "clone3", "write", "rename"} <= calls(steps)
+    for step in steps:
         traced.kill_verb(*step, execute)
         wait_for(lambda: (c.cgroup / "cgroup.procs").read_text().split() == [str(c.pid)])
     alone()
