@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -98,11 +99,12 @@ pub(crate) struct Stub {
 }
 
 impl Stub {
-    /// Makes a stub for the process that `connection` stands for. It lives in `cgroup`, and `terminal`, the slave of the process's
-    /// terminal, is its controlling terminal.
+    /// Makes a stub for the process that `connection` stands for. It lives in `cgroup` and in the network namespace of the process of
+    /// the pidfd `machine`, and `terminal`, the slave of the process's terminal, is its controlling terminal.
     pub(crate) fn new(
         connection: Connection,
         terminal: Option<OwnedFd>,
+        machine: BorrowedFd<'_>,
         cgroup: Option<BorrowedFd<'_>>,
         oom_score_adj: Option<i32>,
     ) -> io::Result<Stub> {
@@ -110,7 +112,13 @@ impl Stub {
         match clone_process(cgroup)? {
             Cloned::Child => {
                 drop(ours);
-                main(&connection, terminal.as_ref(), oom_score_adj, theirs)
+                main(
+                    &connection,
+                    terminal.as_ref(),
+                    machine,
+                    oom_score_adj,
+                    theirs,
+                )
             }
             Cloned::Parent(pid) => {
                 drop(theirs);
@@ -170,10 +178,11 @@ impl Drop for Stub {
 fn main(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
+    machine: BorrowedFd<'_>,
     oom_score_adj: Option<i32>,
     mut sync: UnixStream,
 ) -> ! {
-    let signals = match settle(connection, terminal, oom_score_adj, &sync) {
+    let signals = match settle(connection, terminal, machine, oom_score_adj, &sync) {
         Ok(signals) => signals,
         Err(e) => {
             // Long enough to be told from the word for readiness.
@@ -208,15 +217,17 @@ impl<T, E: std::fmt::Display> Doing<T> for Result<T, E> {
     }
 }
 
-/// Leaves the caller: its session, directory, descriptors and privileges. Every signal that can be caught is an event from now on.
+/// Leaves the caller: its session, directory, network, descriptors and privileges. Every signal that can be caught is an event from now on.
 fn settle(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
+    machine: BorrowedFd<'_>,
     oom_score_adj: Option<i32>,
     sync: &UnixStream,
 ) -> Result<SignalFd, String> {
     setsid().doing("start a session")?;
     chdir("/").doing("leave the directory")?;
+    setns(machine, CloneFlags::CLONE_NEWNET).doing("enter the container's network namespace")?;
     replace_standard_streams().doing("open /dev/null")?;
     if let Some(score) = oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;

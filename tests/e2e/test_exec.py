@@ -198,6 +198,9 @@ while True: signal.pause()
         pid = detached(c, "sleep", "4321")
         assert os.getpgid(pid) == os.getsid(pid) == pid
         assert str(pid) in (c.cgroup / "cgroup.procs").read_text().split()
+        # Who looks for the container's network at the process that is the exec's finds it.
+        network = os.readlink(f"/proc/{pid}/ns/net")
+        assert network == os.readlink(f"/proc/{c.pid}/ns/net") != os.readlink("/proc/self/ns/net")
         # The container's end is its end.
         c.verb("kill", "KILL")
         assert ended(pid) == -9

@@ -1,4 +1,4 @@
-"""Hooks that run on the host, in the order and with the state that the specification has."""
+"""Hooks, in the place, in the order and with the state that the specification has."""
 
 import json
 import os
@@ -65,3 +65,37 @@ def test_a_container_does_not_outlive_a_poststart_hook_that_fails(chiton, bundle
         assert done.returncode == 1 and "error running poststart hook #0" in done.stderr, done.stderr
         assert told(log)[-1][0] == "poststop" and chiton.status("h") is None
         log.unlink()
+
+
+def in_the_container(text, **hook):
+    return {"path": "/bin/sh", "args": ["sh", "-c", text], **hook}
+
+
+def test_start_container_hooks(run, rootfs):
+    """In the container, as its user, after `start` has been asked for and before the program."""
+    def hooks(config):
+        config["process"]["env"].append("OF=the program")
+        config["hooks"] = {"startContainer": [
+            in_the_container("read -r state; echo \"$state\" > /tmp/state; id -u > /tmp/first; hostname >> /tmp/first; echo $OF >> /tmp/first"),
+            in_the_container("echo $OF > /tmp/second; uname -r >> /tmp/second", env=["PATH=/usr/bin:/bin", "OF=its own"]),
+        ]}
+        config["process"]["user"] = {"uid": 1000, "gid": 1000}
+        config["hostname"] = "of-the-guest"
+
+    (rootfs / "tmp").chmod(0o1777)
+    done = run("sh", "-c", "cat /tmp/first /tmp/second; uname -r", change=hooks)
+    assert done.returncode == 0, done.stderr
+    uid, hostname, first, second, *kernels = done.stdout.splitlines()
+    assert (uid, hostname, first, second) == ("1000", "of-the-guest", "the program", "its own")
+    assert kernels[0] == kernels[1] != os.uname().release
+    state = json.loads((rootfs / "tmp/state").read_text())
+    assert (state["status"], state["pid"]) == ("created", 1)
+
+
+def test_a_start_container_hook_that_fails(run, rootfs):
+    def hooks(config):
+        config["hooks"] = {"startContainer": [in_the_container("echo words >&2; exit 3"), in_the_container("touch /second")]}
+
+    done = run("touch", "/program", change=hooks)
+    assert done.returncode == 1 and "error running startContainer hook #0: exit status 3: words" in done.stderr, (done.returncode, done.stderr)
+    assert not (rootfs / "second").exists() and not (rootfs / "program").exists()

@@ -79,11 +79,16 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     if !args.detach {
         return process.attend();
     }
-    let cgroup = record.and_then(|record| record.cgroup);
-    let cgroup = cgroup
+    let record = record.ok_or(Error::NotRunning)?;
+    let machine = record.machine.ok_or(Error::NotRunning)?;
+    let machine = machine.open().system("open the machine process")?;
+    let machine = machine.ok_or(Error::NotRunning)?;
+    let cgroup = record
+        .cgroup
         .map(|path| Cgroup::existing(path).open())
         .transpose()?;
-    process.detach(cgroup.as_ref().map(AsFd::as_fd), oom_score_adj)
+    let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+    process.detach(machine.as_fd(), cgroup, oom_score_adj)
 }
 
 /// The process that the arguments ask for.
@@ -236,11 +241,12 @@ impl Executed<'_> {
     /// Leaves the process to a stub.
     fn detach(
         self,
+        machine: BorrowedFd<'_>,
         cgroup: Option<BorrowedFd<'_>>,
         oom_score_adj: Option<i32>,
     ) -> Result<u8, Error> {
         let slave = self.terminal.map(|terminal| terminal.slave);
-        let stub = Stub::new(self.connection, slave, cgroup, oom_score_adj);
+        let stub = Stub::new(self.connection, slave, machine, cgroup, oom_score_adj);
         let stub = stub.system("start the process that stands for it")?;
         let pid_file = publish(stub.pid(), self.pidfd_socket, self.pid_file)?;
         stub.commit()
