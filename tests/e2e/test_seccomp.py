@@ -1,9 +1,14 @@
 """linux.seccomp: a profile has the same effect under chiton as under runc, told by what the calls of a program in the container do."""
 
 import errno
+import functools
+import itertools
 import json
+import operator
 import pathlib
 import re
+import struct
+import subprocess
 
 import pytest
 
@@ -189,6 +194,32 @@ def test_podmans_profile(calls, default, no_new_privileges):
     state, results = calls(wanted, expected, noNewPrivileges=no_new_privileges)
     assert state == ["2", "1", str(int(no_new_privileges))]
     assert dict(zip(expected, results)) == expected
+
+
+def loaded(trace):
+    """The programs that were loaded according to strace(1), each a list of (code, true, false, k)."""
+    number = lambda text: functools.reduce(operator.or_, (int(part, 0) for part in text.split("|")))  # noqa: E731
+    for filter_ in re.findall(r"\{len=\d+, filter=\[(.*?)\]\}", trace):
+        found = re.findall(r"BPF_(?:STMT|JUMP)\(([^,)]+), ([^,)]+)(?:, ([^,)]+), ([^,)]+))?\)", filter_)
+        yield [(number(code), number(true or "0"), number(false or "0"), number(k)) for code, k, true, false in found]
+
+
+@only_chiton
+def test_the_filter_is_runcs(runtime, runc, bundle, scratch):
+    """What libseccomp makes of a profile is the same for both; what each puts before it, for calls newer than the profile, is looked at above."""
+    made = bundle("true")
+    trace = scratch / "seccomp-trace"
+    for number, wanted in enumerate((podman(), profile(*(rule("ERRNO", name, args=[(1, op, *values)]) for name, (op, values, _, _) in zip(SECOND, OPERATORS))),
+                                     profile(rule("ALLOW", "read", "write"), default="LOG", flags=["SECCOMP_FILTER_FLAG_LOG"]))):
+        made.config["linux"]["seccomp"] = wanted
+        made.save()
+        runs = ["strace", "-f", "-v", "-X", "raw", "-e", "trace=prctl,seccomp", "-o", trace, *runc.command("run", "--bundle", made.path, "x")]
+        assert subprocess.run(runs, stdin=subprocess.DEVNULL, timeout=100, check=False).returncode == 0
+        theirs, = loaded(trace.read_text())
+        program = bytes.fromhex(json.loads(runtime.ok("explain", "--json", made.path))["seccomp"]["program"])
+        ours = list(struct.iter_unpack("<HBBI", program))
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(ours), reversed(theirs))))
+        assert same > 5 and len(ours) - same <= 12 and len(theirs) - same <= 12, (number, len(ours), len(theirs), same)
 
 
 def test_exec_is_filtered_as_well(container, rootfs):
