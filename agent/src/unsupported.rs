@@ -72,10 +72,7 @@ fn of_process(process: &Process, note: &mut impl FnMut(bool, &str)) {
 }
 
 fn of_linux(linux: &Linux, note: &mut impl FnMut(bool, &str)) {
-    note(
-        linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
-        "linux.netDevices",
-    );
+    // Network devices are not here: the host has moved them to where it finds all interfaces.
     note(
         linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()),
         "linux.mountLabel",

@@ -292,6 +292,62 @@ def test_nothing_is_left_and_what_is_left_does_no_harm(namespaces, container, ru
     assert (inner.links(), inner.ingress()) == (before, [])
 
 
+@pytest.fixture
+def interfaces():
+    """Makes interfaces in this namespace: a veth to a peer, or a dummy without one. They are gone at the end."""
+    made = []
+
+    def interface(peer=None):
+        name = f"chi-test{next(_numbers)}"
+        made.append(name)
+        if peer:
+            connect(peer, "peer0", os.getpid(), name)
+        else:
+            command("ip", "link", "add", name, "type", "dummy")
+        return name
+
+    yield interface
+    for name in made:
+        subprocess.run(["ip", "link", "delete", name], stderr=subprocess.DEVNULL, check=False)
+
+
+@only_chiton
+@pytest.mark.timeout(180)
+def test_net_devices_of_the_configuration(namespaces, interfaces, container, runtime, bundle):
+    """They move with their addresses, also without any, and back when there is no container in the end."""
+    peer = namespaces()
+    veth, bare = interfaces(peer), interfaces()
+    fill(lambda *args: command("ip", *args), name=veth)
+    fill_peer(peer)
+
+    def change(config):
+        config["linux"]["netDevices"] = {veth: {"name": "net1"}, bare: {}}
+
+    def ours():
+        """The two as they are in this namespace."""
+        return [(link["ifname"], "UP" in link["flags"], {(a["local"], a["prefixlen"]) for a in link["addr_info"] if a["scope"] == "global"})
+                for link in json.loads(command("ip", "-j", "address")) if link["ifname"] in (veth, bare)]
+
+    before = ours()
+    assert before == [(veth, True, {("10.5.0.2", 24), ("fd00:5::2", 64)}), (bare, False, set())]
+    failing = bundle("/nosuch")
+    for devices, text in (({}, "/nosuch"), ({"lo": {}}, "is no Ethernet interface"), ({"chi-nosuch": {}}, "there is none of this name"),
+                          ({bare: {"name": "lo"}}, "File exists")):
+        change(failing.config)
+        failing.config["linux"]["netDevices"] |= devices
+        failing.save()
+        done = runtime("create", "--bundle", failing.path, "failing")
+        assert done.returncode == 1 and text in done.stderr, (text, done.stderr)
+        assert sorted(ours()) == sorted(before), text
+
+    made = container("sleep", "1000", change=change)
+    assert ours() == []
+    links = {link["ifname"]: link for link in json.loads(made.output("ip", "-j", "address"))}
+    assert links.keys() == {"lo", "net1", bare} and all("UP" in link["flags"] for link in links.values())
+    assert {a["local"] for a in links["net1"]["addr_info"] if a["scope"] == "global"} == {"10.5.0.2", "fd00:5::2"}
+    reaches(made, peer)
+
+
 @only_chiton
 @pytest.mark.timeout(180)
 def test_interfaces_without_addresses_are_skipped(namespaces, container, scratch):

@@ -11,6 +11,7 @@
 //! outlives it are taken away by `delete`.
 
 mod joint;
+mod moved;
 mod namespace;
 mod netlink;
 mod plan;
@@ -26,6 +27,7 @@ use nix::sched::{CloneFlags, unshare};
 use protocol::Network;
 
 use crate::report::Report;
+pub(crate) use moved::{Moved, NetDevice};
 use namespace::inside;
 use netlink::Socket;
 
@@ -74,15 +76,21 @@ pub(crate) struct Joined {
     pub(crate) taps: Vec<OwnedFd>,
 }
 
-/// Joins the interfaces of the network namespace that a process lives in to taps. There may be as many as the machine has slots.
+/// Joins the interfaces of the network namespace that a process lives in to taps: those with addresses, and those `wanted` by name. There
+/// may be as many as the machine has slots.
 ///
 /// # Errors
 /// What the guest cannot have; with nothing changed in the namespace but leftovers of earlier machines.
-pub(crate) fn join(process: impl AsFd, slots: usize, report: &Report) -> Result<Joined, Error> {
+pub(crate) fn join(
+    process: impl AsFd,
+    wanted: &[String],
+    slots: usize,
+    report: &Report,
+) -> Result<Joined, Error> {
     inside(process, || {
         let socket = Socket::open().doing(|| "create a netlink socket")?;
         let scan = scan::scan(&socket).doing(|| "read the container's network namespace")?;
-        let plan = plan::plan(&scan, slots)?;
+        let plan = plan::plan(&scan, wanted, slots)?;
         plan.skipped.iter().for_each(|text| report.debug(text));
         plan.warnings.iter().for_each(|text| report.warn(text));
         let interfaces = plan.network.interfaces.iter();
@@ -132,7 +140,7 @@ fn tap_name(index: i32) -> String {
 }
 
 /// Whether an interface of this name is such a tap.
-fn is_ours(name: &str) -> bool {
+pub(crate) fn is_ours(name: &str) -> bool {
     name.strip_prefix("chiton")
         .is_some_and(|index| index.parse::<i32>().is_ok())
 }

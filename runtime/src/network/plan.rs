@@ -16,14 +16,14 @@ use super::{Error, is_ours, tap_name};
 
 /// Message types (linux/rtnetlink.h).
 const RTM_NEWLINK: u16 = 16;
-const RTM_NEWADDR: u16 = 20;
+pub(super) const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_NEWRULE: u16 = 32;
 
 /// The flags of an interface that are its own matter (linux/if.h): IFF_NOARP, IFF_MULTICAST.
 const KEPT_FLAGS: u32 = 0x80 | 0x1000;
-const IFF_UP: u32 = 1;
+pub(super) const IFF_UP: u32 = 1;
 
 /// ARPHRD_ETHER (linux/if_arp.h).
 const ETHERNET: u16 = 1;
@@ -39,17 +39,21 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 pub(super) const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 /// Attributes and flags of an address (linux/if_addr.h).
-mod ifa {
-    pub(super) const ADDRESS: u16 = 1;
-    pub(super) const LOCAL: u16 = 2;
-    pub(super) const CACHEINFO: u16 = 6;
-    pub(super) const FLAGS: u16 = 8;
-    /// Address, local, label, broadcast, priority of its route, protocol.
-    pub(super) const KEPT: [u16; 6] = [ADDRESS, LOCAL, 3, 4, 9, 11];
-    pub(super) const F_NODAD: u32 = 0x02;
-    pub(super) const F_NOPREFIXROUTE: u32 = 0x200;
+pub(super) mod ifa {
+    pub(in crate::network) const ADDRESS: u16 = 1;
+    pub(in crate::network) const LOCAL: u16 = 2;
+    pub(in crate::network) const LABEL: u16 = 3;
+    pub(in crate::network) const BROADCAST: u16 = 4;
+    pub(in crate::network) const CACHEINFO: u16 = 6;
+    pub(in crate::network) const FLAGS: u16 = 8;
+    /// With the priority of its route, and its protocol.
+    pub(in crate::network) const KEPT: [u16; 6] = [ADDRESS, LOCAL, LABEL, BROADCAST, 9, 11];
+    pub(in crate::network) const F_NODAD: u32 = 0x02;
+    /// Nobody but who has set the address takes it away again.
+    pub(in crate::network) const F_PERMANENT: u32 = 0x80;
+    pub(in crate::network) const F_NOPREFIXROUTE: u32 = 0x200;
     /// NODAD, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN.
-    pub(super) const F_KEPT: u32 = F_NODAD | 0x10 | 0x100 | F_NOPREFIXROUTE | 0x400;
+    pub(in crate::network) const F_KEPT: u32 = F_NODAD | 0x10 | 0x100 | F_NOPREFIXROUTE | 0x400;
 }
 
 /// Attributes, flags and values of a route (linux/rtnetlink.h).
@@ -119,13 +123,13 @@ pub(super) struct Plan {
     pub(super) warnings: Vec<String>,
 }
 
-/// Decides what the guest is to have.
-pub(super) fn plan(scan: &Scan, slots: usize) -> Result<Plan, Error> {
+/// Decides what the guest is to have: the interfaces with addresses, and those `wanted` by name.
+pub(super) fn plan(scan: &Scan, wanted: &[String], slots: usize) -> Result<Plan, Error> {
     let mut plan = Plan::default();
     let links: Vec<&Link> = scan
         .links
         .iter()
-        .filter(|link| plan.is_carried(link, scan))
+        .filter(|link| plan.is_carried(link, scan, wanted))
         .collect();
     let name_of = |index: u32| {
         let mut links = links.iter();
@@ -158,12 +162,7 @@ fn check<'a>(
     if scan.links.iter().any(|other| other.name == tap) {
         return refuse("it is joined to a machine already".into());
     }
-    if link.hardware != ETHERNET || link.address.len() != 6 {
-        return refuse(format!(
-            "it is no Ethernet interface (type {:?})",
-            link.kind
-        ));
-    }
+    check_hardware(link)?;
     if !MTU.contains(&link.mtu) {
         return refuse(format!("an MTU of {} is not possible", link.mtu));
     }
@@ -178,11 +177,25 @@ fn check<'a>(
     Ok(())
 }
 
+/// Whether a machine can have an interface of this kind.
+pub(super) fn check_hardware(link: &Link) -> Result<(), Error> {
+    if link.hardware == ETHERNET && link.address.len() == 6 {
+        return Ok(());
+    }
+    Err(Error::Interface(
+        link.name.clone(),
+        format!("it is no Ethernet interface (type {:?})", link.kind),
+    ))
+}
+
 impl Plan {
-    fn is_carried(&mut self, link: &Link, scan: &Scan) -> bool {
+    fn is_carried(&mut self, link: &Link, scan: &Scan, wanted: &[String]) -> bool {
         const IFF_LOOPBACK: u32 = 8;
         if link.flags & IFF_LOOPBACK != 0 || is_ours(&link.name) {
             return false;
+        }
+        if wanted.contains(&link.name) {
+            return true;
         }
         let has_address = scan.addresses.iter().any(|address| of(address, link));
         if !has_address {
@@ -368,7 +381,7 @@ impl Plan {
 }
 
 /// RTM_NEWLINK of an interface, that sets the flags in `changed` as in `flags`.
-fn set_link(link: &Link, flags: u32, changed: u32) -> Message {
+pub(super) fn set_link(link: &Link, flags: u32, changed: u32) -> Message {
     let index = link.index.to_ne_bytes();
     let words = [
         [0; 4],
@@ -385,7 +398,7 @@ pub(super) fn generation(mode: u8) -> Vec<u8> {
 }
 
 /// Whether an address is one of the interface.
-fn of(address: &Entry, link: &Link) -> bool {
+pub(super) fn of(address: &Entry, link: &Link) -> bool {
     address.number(4) == link.index.cast_unsigned()
 }
 

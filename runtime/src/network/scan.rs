@@ -114,22 +114,26 @@ pub(super) fn links(socket: &Socket) -> io::Result<Vec<Link>> {
 
 /// Looks at the namespace that the socket belongs to.
 pub(super) fn scan(socket: &Socket) -> io::Result<Scan> {
-    let table = |kind, fixed| {
-        let bodies = socket.dump(kind, &vec![0; fixed])?;
-        Ok::<_, io::Error>(
-            bodies
-                .iter()
-                .filter_map(|body| entry(body, fixed))
-                .collect(),
-        )
-    };
     Ok(Scan {
         links: links(socket)?,
-        addresses: table(RTM_GETADDR, ADDRESS)?,
-        routes: table(RTM_GETROUTE, ROUTE)?,
-        neighbours: table(RTM_GETNEIGH, NEIGHBOUR)?,
-        rules: table(RTM_GETRULE, RULE)?,
+        addresses: addresses(socket)?,
+        routes: table(socket, RTM_GETROUTE, ROUTE)?,
+        neighbours: table(socket, RTM_GETNEIGH, NEIGHBOUR)?,
+        rules: table(socket, RTM_GETRULE, RULE)?,
     })
+}
+
+/// The addresses of all interfaces.
+pub(super) fn addresses(socket: &Socket) -> io::Result<Vec<Entry>> {
+    table(socket, RTM_GETADDR, ADDRESS)
+}
+
+fn table(socket: &Socket, kind: u16, fixed: usize) -> io::Result<Vec<Entry>> {
+    let bodies = socket.dump(kind, &vec![0; fixed])?;
+    Ok(bodies
+        .iter()
+        .filter_map(|body| entry(body, fixed))
+        .collect())
 }
 
 /// An entry for IPv4 or IPv6; others (multicast routing, bridges) are not looked at.

@@ -35,6 +35,7 @@ pub(crate) use update::{MachineSize, update};
 use crate::cgroup::Limit;
 use crate::cgroup::systemd::{self, Scope};
 use crate::machine::{Disk, MemoryPolicy, Network, Share};
+use crate::network::NetDevice;
 use crate::{hooks, seccomp};
 
 /// Name of the root filesystem's share.
@@ -112,6 +113,8 @@ pub(crate) struct Plan {
     pub(crate) overlay: Overlay,
     /// Network namespace of the machine process.
     pub(crate) network: Network,
+    /// Network interfaces that move there.
+    pub(crate) net_devices: Vec<NetDevice>,
     /// `oom_score_adj` of the machine process.
     pub(crate) oom_score_adj: Option<i32>,
     /// The machine's share of caches and memory bandwidth.
@@ -172,6 +175,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     let seccomp = compile_seccomp(&linux, &mut ledger);
     let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
     let disks = devices::disks(&linux, &mut ledger);
+    let net_devices = namespaces::net_devices(&linux, &mut ledger);
     ledger.note_unknown(value, spec);
     let plan = match ledger.refused() {
         Some(refused) => Err(refused),
@@ -194,6 +198,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
             },
             disks,
             network: namespaces::network(&linux),
+            net_devices,
             oom_score_adj: spec.process().as_ref().and_then(Process::oom_score_adj),
             cgroups_path: linux.cgroups_path().clone(),
             limits: size.limits,

@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 use super::Facts;
 use super::ledger::{Ledger, Place};
 use crate::machine::Network;
+use crate::network::{self, NetDevice};
 
 /// Most lines of an id map (user_namespaces(7)).
 const MAPPINGS_MAX: usize = 340;
@@ -75,6 +76,51 @@ pub(super) fn network(linux: &Linux) -> Network {
         Some(None) => Network::New,
         None => Network::Guests,
     }
+}
+
+/// The interfaces that move into the container's network namespace, in the order of their names (config-linux.md, Network Devices).
+pub(super) fn net_devices(linux: &Linux, ledger: &mut Ledger) -> Vec<NetDevice> {
+    let given = linux.net_devices().iter().flatten();
+    let mut devices: Vec<NetDevice> = given
+        .map(|(name, device)| {
+            let inside = device.name().as_ref().filter(|inside| !inside.is_empty());
+            NetDevice {
+                name: name.clone(),
+                inside: inside.unwrap_or(name).clone(),
+            }
+        })
+        .collect();
+    devices.sort_by(|a, b| a.name.cmp(&b.name));
+    let slots = network(linux).slots();
+    if slots == 0 && !devices.is_empty() {
+        ledger.refuse("linux.netDevices", "needs a network namespace");
+    } else if devices.len() > slots {
+        let problem = format!("a machine has at most {slots} network interfaces");
+        ledger.refuse("linux.netDevices", problem);
+    }
+    for (index, device) in devices.iter().enumerate() {
+        let property = format!("linux.netDevices[{}]", device.name);
+        if !is_interface_name(&device.name) {
+            ledger.refuse(property, "is no name of a network interface");
+        } else if !is_interface_name(&device.inside) || network::is_ours(&device.inside) {
+            let problem = format!("{:?} cannot be a network interface's name", device.inside);
+            ledger.refuse(format!("{property}.name"), problem);
+        } else if devices[..index]
+            .iter()
+            .any(|other| other.inside == device.inside)
+        {
+            let problem = format!("there is another one of the name {}", device.inside);
+            ledger.refuse(format!("{property}.name"), problem);
+        }
+    }
+    devices
+}
+
+/// Whether the kernel takes it as the name of an interface (net/core/dev.c, `dev_valid_name`), and not as a pattern for one.
+fn is_interface_name(name: &str) -> bool {
+    const IFNAMSIZ: usize = 16;
+    let forbidden = |c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
+    !matches!(name, "" | "." | "..") && name.len() < IFNAMSIZ && !name.contains(forbidden)
 }
 
 fn path(namespace: &LinuxNamespace) -> Option<&Path> {

@@ -55,7 +55,7 @@ const PROPERTIES: [(&str, Rule); 104] = [
     ("linux.namespaces", Inner),
     ("linux.namespaces.path", HOST),
     ("linux.namespaces.type", GUEST),
-    ("linux.netDevices", Refused("devices of the host's network cannot be moved into a machine")),
+    ("linux.netDevices", Keys(Place::Both)),
     ("linux.personality", GUEST),
     ("linux.readonlyPaths", GUEST),
     ("linux.resources", Inner),

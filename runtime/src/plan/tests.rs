@@ -63,7 +63,13 @@ const TABLE: &[Line] = &[
     Line("linux.namespaces.path", r#"[{"type":"cgroup","path":"/proc/1/ns/cgroup"}]"#, "refused"),
     Line("linux.namespaces.path", r#"[{"type":"ipc","path":"/proc/7/ns/ipc"}]"#, "refused"),
     Line("linux.namespaces.path", r#"[{"type":"network","path":"/missing"}]"#, "refused"),
-    Line("linux.netDevices", r#"{"eth0":{"name":"e"}}"#, "refused"),
+    Line("linux.netDevices", r#"{"eth0":{"name":"e"},"eth1":{},"e":{"name":"eth0"}}"#, "both"),
+    Line("linux.netDevices", r#"{"eth0":{"name":"e"},"e":{}}"#, "refused"),
+    Line("linux.netDevices", r#"{"eth0":{"name":"a/b"}}"#, "refused"),
+    Line("linux.netDevices", r#"{"eth0":{"name":"eth%d"}}"#, "refused"),
+    Line("linux.netDevices", r#"{"eth0":{"name":"chiton3"}}"#, "refused"),
+    Line("linux.netDevices", r#"{"a name of 16 by":{}}"#, "refused"),
+    Line("linux.netDevices", r#"{"0":{},"1":{},"2":{},"3":{},"4":{},"5":{},"6":{},"7":{},"8":{}}"#, "refused"),
     Line("linux.personality", r#"{"domain":"LINUX"}"#, "guest"),
     Line("linux.personality", r#"{"domain":"LINUX32","flags":["X"]}"#, "refused"),
     Line("linux.readonlyPaths", r#"["/proc/sys"]"#, "guest"),
@@ -308,7 +314,7 @@ fn with(property: &str, value: &str) -> Value {
         }
         "linux.timeOffsets" => "time",
         "linux.maskedPaths" | "linux.readonlyPaths" => "mount",
-        "linux.sysctl" => "network",
+        "linux.sysctl" | "linux.netDevices" => "network",
         "linux.resources.memory.swap" => {
             config["linux"]["resources"]["memory"]["limit"] = (100 << 20).into();
             ""

@@ -42,6 +42,9 @@ pub(crate) struct Record {
     /// The network namespace of the machine process.
     #[serde(default)]
     pub(crate) network: Network,
+    /// The interfaces that the configuration has moved there, by their names there.
+    #[serde(default)]
+    pub(crate) net_devices: Vec<String>,
     /// The systemd unit that the cgroup belongs to, for instance `chiton-a.scope`.
     #[serde(default)]
     pub(crate) scope: Option<String>,
@@ -71,6 +74,7 @@ impl Record {
             memory: 0,
             vcpus: 0,
             network: Network::default(),
+            net_devices: Vec::new(),
             scope: None,
             resctrl: None,
             notify: false,

@@ -17,6 +17,7 @@ use crate::error::{Error, FileContext, SystemContext};
 use crate::hooks::{Hooks, Kind};
 use crate::id::ContainerId;
 use crate::machine::{self, Launch};
+use crate::network::Moved;
 use crate::notify::Manager;
 use crate::plan::Plan;
 use crate::preserved::Asked;
@@ -136,6 +137,11 @@ pub(super) fn created(
     record.notify = plan.overlay.notify;
     (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     record.network = plan.network.clone();
+    record.net_devices = plan
+        .net_devices
+        .iter()
+        .map(|device| device.inside.clone())
+        .collect();
     let root = cgroup_root(context, &plan)?;
     record.scope = scope.as_ref().map(|scope| scope.name().to_owned());
     record.cgroup = match (&root, &scope) {
@@ -190,8 +196,12 @@ pub(super) fn created(
     };
     let hooks = Hooks::of(&config.spec, &record);
     let groups = record.resctrl.clone();
+    let mut moved = None;
     let mut ready = |pid| {
         debug(format!("machine process {pid} is in its namespaces"));
+        if !plan.net_devices.is_empty() {
+            moved = Some(Moved::to(pid, &plan.net_devices)?);
+        }
         if let Some(groups) = &groups {
             groups.add(pid)?;
         }
@@ -202,6 +212,7 @@ pub(super) fn created(
     let spawned = match machine::spawn(launch, &mut ready) {
         Ok(spawned) => spawned,
         Err(e) => {
+            drop(moved);
             attempt.undo();
             // They undo what the hooks before them have done, of which there may be some.
             hooks.run_poststop(context.report);
@@ -223,6 +234,9 @@ pub(super) fn created(
         socket.send(pidfd.ok_or(machine::Error::NotRunning)?, PIDFD_TEXT)?;
     }
     spawned.commit()?;
+    if let Some(moved) = moved {
+        moved.keep();
+    }
     let (dir, lock) = attempt.keep()?;
     Ok(Created {
         dir,

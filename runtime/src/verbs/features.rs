@@ -223,7 +223,7 @@ fn linux() -> LinuxFeature {
     let mut mount_extensions = MountExtensions::default();
     mount_extensions.set_idmap(Some(id_map));
     let mut net_devices = NetDevices::default();
-    net_devices.set_enabled(Some(false));
+    net_devices.set_enabled(Some(true));
     let mut linux = LinuxFeature::default();
     linux
         .set_namespaces(Some(NAMESPACES.to_vec()))

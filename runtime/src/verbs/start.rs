@@ -52,7 +52,8 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
         0 => Joined::default(),
         slots => {
             let process = machine.open().system("open the machine process")?;
-            network::join(process.ok_or(Error::NotRunning)?, slots, report)?
+            let process = process.ok_or(Error::NotRunning)?;
+            network::join(process, &record.net_devices, slots, report)?
         }
     };
     for interface in &network.interfaces {
