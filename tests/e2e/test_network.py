@@ -331,8 +331,8 @@ def test_net_devices_of_the_configuration(namespaces, interfaces, container, run
     before = ours()
     assert before == [(veth, True, {("10.5.0.2", 24), ("fd00:5::2", 64)}), (bare, False, set())]
     failing = bundle("/nosuch")
-    for devices, text in (({}, "/nosuch"), ({"lo": {}}, "is no Ethernet interface"), ({"chi-nosuch": {}}, "there is none of this name"),
-                          ({bare: {"name": "lo"}}, "File exists")):
+    for devices, text in (({}, "/nosuch"), ({"lo": {"name": "lo2"}}, "is no Ethernet interface"), ({"chi-nosuch": {}}, "there is none of this name"),
+                          ({bare: {"name": "lo"}}, "has one of this name already")):
         change(failing.config)
         failing.config["linux"]["netDevices"] |= devices
         failing.save()

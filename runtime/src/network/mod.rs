@@ -87,19 +87,18 @@ pub(crate) fn join(
     slots: usize,
     report: &Report,
 ) -> Result<Joined, Error> {
-    inside(process, || {
-        let socket = Socket::open().doing(|| "create a netlink socket")?;
-        let scan = scan::scan(&socket).doing(|| "read the container's network namespace")?;
+    inside(process, |socket| {
+        let scan = scan::scan(socket).doing(|| "read the container's network namespace")?;
         let plan = plan::plan(&scan, wanted, slots)?;
         plan.skipped.iter().for_each(|text| report.debug(text));
         plan.warnings.iter().for_each(|text| report.warn(text));
         let interfaces = plan.network.interfaces.iter();
         let taps: Result<Vec<_>, _> = interfaces
-            .map(|interface| joint::make(&socket, interface))
+            .map(|interface| joint::make(socket, interface))
             .collect();
         // Taps end with their descriptors; what leads to them is taken away here.
         if taps.is_err() {
-            let _ = joint::remove_all(&socket);
+            let _ = joint::remove_all(socket);
         }
         Ok(Joined {
             taps: taps?,
@@ -113,10 +112,8 @@ pub(crate) fn release(path: &Path) -> Result<(), Error> {
     let Ok(namespace) = File::open(path) else {
         return Ok(());
     };
-    let remove = || {
-        let socket = Socket::open().doing(|| "create a netlink socket")?;
-        joint::remove_all(&socket).doing(|| "clean up the network namespace")
-    };
+    let remove =
+        |socket: &Socket| joint::remove_all(socket).doing(|| "clean up the network namespace");
     match inside(namespace, remove) {
         // What the path was a mount of is gone, and a plain file is left.
         Err(Error::System { source, .. })

@@ -54,6 +54,11 @@ impl Moved {
         };
         for device in devices {
             let (own, container) = (&moved.own, &moved.container);
+            // The kernel moves an interface before it finds that it cannot rename it.
+            if inside(container, |socket| look_for(socket, &device.inside))?.is_some() {
+                let why = "the container's network namespace has one of this name already";
+                return Err(Error::Interface(device.inside.clone(), why.to_owned()));
+            }
             let left = leave(own, container, &device.name, &device.inside)?;
             moved.devices.push((device.clone(), left.up));
             arrive(&moved.container, &device.inside, &left.addresses, true)?;
@@ -85,11 +90,10 @@ struct Left {
 }
 
 fn leave(from: &File, to: &File, name: &str, new_name: &str) -> Result<Left, Error> {
-    inside(from, || {
-        let socket = Socket::open().doing(|| "create a netlink socket")?;
-        let link = find(&socket, name)?;
+    inside(from, |socket| {
+        let link = find(socket, name)?;
         check_hardware(&link)?;
-        let mut addresses = scan::addresses(&socket).doing(|| "read the host's addresses")?;
+        let mut addresses = scan::addresses(socket).doing(|| "read the host's addresses")?;
         addresses.retain(|address| {
             let permanent = address.find_number(ifa::FLAGS).unwrap_or(0) & ifa::F_PERMANENT != 0;
             of(address, &link) && address.byte(3) == GLOBAL && permanent
@@ -106,9 +110,8 @@ fn leave(from: &File, to: &File, name: &str, new_name: &str) -> Result<Left, Err
 }
 
 fn arrive(at: &File, name: &str, addresses: &[Entry], up: bool) -> Result<(), Error> {
-    inside(at, || {
-        let socket = Socket::open().doing(|| "create a netlink socket")?;
-        let link = find(&socket, name)?;
+    inside(at, |socket| {
+        let link = find(socket, name)?;
         for address in addresses {
             let mut fixed = address.fixed.clone();
             fixed[2] = 0;
@@ -130,8 +133,12 @@ fn arrive(at: &File, name: &str, addresses: &[Entry], up: bool) -> Result<(), Er
     })
 }
 
-fn find(socket: &Socket, name: &str) -> Result<Link, Error> {
+fn look_for(socket: &Socket, name: &str) -> Result<Option<Link>, Error> {
     let links = scan::links(socket).doing(|| "read the network interfaces")?;
-    let link = links.into_iter().find(|link| link.name == name);
+    Ok(links.into_iter().find(|link| link.name == name))
+}
+
+fn find(socket: &Socket, name: &str) -> Result<Link, Error> {
+    let link = look_for(socket, name)?;
     link.ok_or_else(|| Error::Interface(name.to_owned(), "there is none of this name".to_owned()))
 }

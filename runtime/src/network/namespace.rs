@@ -5,20 +5,23 @@ use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, setns};
 
+use super::netlink::Socket;
 use super::{Doing, Error};
 
-/// Does some work in a network namespace, given by its file or by a process that lives in it, and comes back.
+/// Does some work in a network namespace, given by its file or by a process that lives in it, with a socket to its configuration, and
+/// comes back.
 ///
 /// # Errors
 /// Those of the work; others when the namespace cannot be entered or left, of which the latter counts more.
 pub(super) fn inside<T>(
     namespace: impl AsFd,
-    work: impl FnOnce() -> Result<T, Error>,
+    work: impl FnOnce(&Socket) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let own = File::open("/proc/thread-self/ns/net").doing(|| "open this network namespace")?;
     let network = CloneFlags::CLONE_NEWNET;
     setns(namespace, network).doing(|| "enter the container's network namespace")?;
-    let result = work();
+    let socket = Socket::open().doing(|| "create a netlink socket");
+    let result = socket.and_then(|socket| work(&socket));
     setns(own, network).doing(|| "return to this host's network namespace")?;
     result
 }
