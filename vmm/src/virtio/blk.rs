@@ -250,13 +250,8 @@ impl VirtioDevice for Blk {
             | u64::from(self.disk.read_only) << VIRTIO_BLK_F_RO
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+    fn config(&self) -> &[u8] {
+        &self.config
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {

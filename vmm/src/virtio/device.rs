@@ -32,8 +32,10 @@ pub trait VirtioDevice: Send {
         1 << VIRTIO_F_VERSION_1
     }
 
-    /// Reads the device configuration space. Bytes beyond its end stay as they are (the transport passes zeros).
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The device configuration space; what is beyond its end reads as zeros. Some devices have none.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
 
     /// Changes whenever the configuration space does (virtio 1.2, section 2.5.1). Most never change it.
     fn config_generation(&self) -> u32 {

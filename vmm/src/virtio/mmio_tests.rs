@@ -32,10 +32,8 @@ impl VirtioDevice for Probe {
     fn features(&self) -> u64 {
         OFFERED
     }
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        if offset == 4 {
-            data.fill(0xab);
-        }
+    fn config(&self) -> &[u8] {
+        &[1, 2, 3, 4, 5, 6]
     }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.log
@@ -348,9 +346,20 @@ fn accesses_of_any_place_and_width_are_harmless() {
 #[test]
 fn configuration_space_is_read_always_and_written_by_a_driver() {
     let mut driver = Driver::new(false);
-    let mut data = [0; 2];
-    driver.transport.read(0x104, &mut data);
-    assert_eq!(data, [0xab; 2]);
+    for (offset, read) in [
+        (0x100, [1, 2, 3, 4]),
+        (0x103, [4, 5, 6, 0]),
+        (0x106, [0; 4]),
+        (0x1000, [0; 4]),
+        (u64::MAX, [0; 4]),
+    ] {
+        let mut data = [0xee; 4];
+        driver.transport.read(offset, &mut data);
+        assert_eq!(data, read, "{offset:#x}");
+    }
+    let mut narrow = [0xee];
+    driver.transport.read(0x105, &mut narrow);
+    assert_eq!(narrow, [6]);
     driver.transport.write(0x108, &[1]);
     driver.agree();
     driver.transport.write(0x108, &[2]);

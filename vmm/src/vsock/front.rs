@@ -26,7 +26,8 @@ const QUEUE_SIZES: [u16; 3] = [64, 128, 16];
 
 /// The front half of the vsock device.
 pub struct VsockFront {
-    guest_cid: u64,
+    /// The configuration space: the guest's CID (virtio 1.2, section 5.10.4).
+    guest_cid: [u8; 8],
     link: Arc<Link>,
 }
 
@@ -112,7 +113,10 @@ impl Link {
 impl VsockFront {
     /// The front half of a device whose guest has the CID `guest_cid`.
     pub(super) fn new(guest_cid: u64, link: Arc<Link>) -> VsockFront {
-        VsockFront { guest_cid, link }
+        VsockFront {
+            guest_cid: guest_cid.to_le_bytes(),
+            link,
+        }
     }
 }
 
@@ -130,15 +134,8 @@ impl VirtioDevice for VsockFront {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
-    /// The configuration space is the guest's CID (virtio 1.2, section 5.10.4).
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.guest_cid.to_le_bytes();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+    fn config(&self) -> &[u8] {
+        &self.guest_cid
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
