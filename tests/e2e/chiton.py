@@ -151,6 +151,18 @@ class Container:
         self.runtime.ok("delete", "--force", self.name)
 
 
+def ran(container, rootfs, text, change=None):
+    """Runs a Python script that prints JSON in a container of its own; what it prints."""
+    (rootfs / "script.py").write_text("import json, os, stat\n" + text)
+    made = container("python3", "/script.py", change=change)
+    wait_for(lambda: made.status == "stopped")
+    output = (made.bundle.path / "output").read_text()
+    try:
+        return json.loads(output.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        raise AssertionError(output) from None
+
+
 @contextlib.contextmanager
 def subreaper():
     """Orphans of this process's children become its own children, as with conmon and the shim."""

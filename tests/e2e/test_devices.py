@@ -1,26 +1,13 @@
 """Devices: the nodes of the configuration, and block devices of the host."""
 
-import json
 import os
 import subprocess
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton, ran, wait_for
 
 SIZE = 8 << 20
-
-
-def ran(container, rootfs, text, change=None):
-    """Runs a Python script that prints JSON as a container of its own; what it prints."""
-    (rootfs / "script.py").write_text("import json, os, stat\n" + text)
-    made = container("python3", "/script.py", change=change)
-    wait_for(lambda: made.status == "stopped")
-    output = (made.bundle.path / "output").read_text()
-    try:
-        return json.loads(output.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        raise AssertionError(output) from None
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Mounts: each option in the guest kernel's own account and by its effect, and the host's side of it where it means something there."""
 
-import json
 import os
 import pathlib
 import socket
@@ -8,11 +7,11 @@ import subprocess
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton, ran, wait_for
 
 # Prints, as JSON, the mounts of the process: by target options, optional fields and file system type; the last one on a target counts.
 MOUNTINFO = """
-import json, re
+import re
 def mounts():
     found = {}
     for line in open("/proc/self/mountinfo"):
@@ -23,18 +22,6 @@ def mounts():
                          "data": after.split(" ")[2].split(",")}
     return found
 """
-
-
-def ran(container, rootfs, text, change=None):
-    """Runs a Python script that prints JSON as a container of its own; what it prints."""
-    (rootfs / "script.py").write_text(MOUNTINFO + text)
-    made = container("python3", "/script.py", change=change)
-    wait_for(lambda: made.status == "stopped")
-    output = (made.bundle.path / "output").read_text()
-    try:
-        return json.loads(output.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        raise AssertionError(output) from None
 
 
 def mount(*args):
@@ -87,7 +74,7 @@ def test_bind_options(container, rootfs, volume):
         for name, options in BIND.items():
             config["mounts"].append({"destination": f"/m/{name}", "type": "bind", "source": str(volume),
                                      "options": ["rbind", *options]})
-    found = ran(container, rootfs, """
+    found = ran(container, rootfs, MOUNTINFO + """
 import os
 out = {}
 for name in sorted(os.listdir("/m")):
@@ -159,7 +146,7 @@ def test_types_and_their_options(container, rootfs, scratch, request):
             {"destination": "/t/bound", "type": "tmpfs", "source": "t", "options": ["noexec"]},
             {"destination": "/t/bound", "type": "bind", "source": str(layers), "options": ["bind", "remount", "ro", "nosuid"]},
         ]
-    found = ran(container, rootfs, """
+    found = ran(container, rootfs, MOUNTINFO + """
 import os
 def attempt(what):
     try:
@@ -196,7 +183,7 @@ print(json.dumps({"mounts": mounts(), "size": stat.f_blocks * stat.f_frsize, "in
 @pytest.mark.parametrize("propagation", ["private", "rslave", "shared", "rshared", "unbindable"])
 def test_rootfs_propagation(container, rootfs, propagation):
     # With runc it is that of the mount which the container does not see any more.
-    found = ran(container, rootfs, "print(json.dumps(mounts()['/']['optional']))",
+    found = ran(container, rootfs, MOUNTINFO + "print(json.dumps(mounts()['/']['optional']))",
                 lambda config: config["linux"].update(rootfsPropagation=propagation))
     kind = propagation.removeprefix("r")
     assert any(field.startswith("shared:") for field in found) == (kind == "shared"), found
@@ -215,7 +202,7 @@ def test_mount_points_in_a_read_only_root(container, rootfs, scratch):
             {"destination": "/made/dir", "type": "tmpfs", "source": "t"},
             {"destination": "/made/file", "type": "bind", "source": str(source), "options": ["bind"]},
         ]
-    found = ran(container, rootfs, """
+    found = ran(container, rootfs, MOUNTINFO + """
 import os
 def attempt(what):
     try:
@@ -273,7 +260,7 @@ def test_access_times(container, rootfs, volume):
             {"destination": "/strict", "type": "bind", "source": str(volume), "options": ["bind", "strictatime"]},
             {"destination": "/none", "type": "bind", "source": str(volume), "options": ["bind", "noatime"]},
         ]
-    ran(container, rootfs, "print(json.dumps([open(f'/{name}/{name}').read() for name in ('strict', 'none')]))", change)
+    ran(container, rootfs, MOUNTINFO + "print(json.dumps([open(f'/{name}/{name}').read() for name in ('strict', 'none')]))", change)
     times = [(volume / name).stat().st_atime for name in names]
     assert times[0] > 1000 and times[1] == 1000
 
@@ -331,7 +318,7 @@ def test_ids_are_mapped(container, rootfs, volume):
              "uidMappings": mapping, "gidMappings": [{"containerID": 0, "hostID": 200000, "size": 2000}]},
             {"destination": "/plain", "type": "bind", "source": str(volume), "options": ["rbind"]},
         ]
-    found = ran(container, rootfs, """
+    found = ran(container, rootfs, MOUNTINFO + """
 import os
 own = lambda path: [os.stat(path).st_uid, os.stat(path).st_gid]
 out = {name: own(f"/mapped/{name}") for name in ("root", "user", "beyond", "below/file")}
@@ -360,7 +347,7 @@ def test_ids_are_mapped_for_a_user_namespace(container, rootfs, volume):
         config["linux"]["namespaces"].append({"type": "user"})
         config["linux"].update(uidMappings=mapping, gidMappings=mapping)
         config["mounts"].append({"destination": "/mapped", "type": "bind", "source": str(volume), "options": ["bind", "idmap"]})
-    found = ran(container, rootfs, """
+    found = ran(container, rootfs, MOUNTINFO + """
 import os
 stat = os.stat("/mapped/file")
 open("/mapped/made", "w").close()
@@ -379,7 +366,7 @@ def test_device_files_as_sources(container, rootfs):
             {"destination": "/etc/masked", "type": "bind", "source": "/dev/null", "options": ["bind", "ro"]},
             {"destination": "/zero", "type": "bind", "source": "/dev/zero", "options": ["rbind"]},
         ]
-    found = ran(container, rootfs, """
+    found = ran(container, rootfs, MOUNTINFO + """
 print(json.dumps([open("/etc/masked").read(), open("/zero", "rb").read(3).hex()]))
 """, change)
     assert found == ["", "000000"]

@@ -5,8 +5,6 @@ import pathlib
 import re
 import time
 
-import pytest
-
 from chiton import both, ended, only_chiton, subreaper, wait_for
 
 VERBS = {"create": 1, "run": 1, "start": 1, "state": 1, "delete": 1, "pause": 1, "resume": 1, "update": 1, "events": 1,
