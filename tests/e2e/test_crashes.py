@@ -38,12 +38,7 @@ class Traced:
     def steps(self, args):
         """Each step of the verb when nothing happens to it, in order: a call, and for the how many-th time it is made."""
         assert self.run(["-e", "trace=" + ",".join(f"?{call}" for call in STEPS)], args) == 0, self.output.read_text()
-        made = collections.Counter()
-        steps = []
-        for call in re.findall(r"^(\w+)\(", self.trace.read_text(), re.MULTILINE):
-            made[call] += 1
-            steps.append((call, made[call]))
-        return steps
+        return in_order(self.trace.read_text())
 
     def kill_verb(self, call, number, args):
         """Kills it as it enters a call for the `number`-th time."""
@@ -74,6 +69,16 @@ def cleaned(chiton):
         assert left_behind(chiton, before) == [], f"after {step}"
 
     return cleaned
+
+
+def in_order(trace):
+    """The steps of a trace: each a call, and for the how many-th time it is made."""
+    made = collections.Counter()
+    steps = []
+    for call in re.findall(r"^(\w+)\(", trace, re.MULTILINE):
+        made[call] += 1
+        steps.append((call, made[call]))
+    return steps
 
 
 def calls(steps):
@@ -173,6 +178,54 @@ def test_exec(container, traced):
         assert not pid_file.exists()
     alone()
     assert c.output("echo", "well") == "well\n"
+
+
+class Attached:
+    """strace of the main thread of a process that runs."""
+
+    def __init__(self, pid, trace, *options):
+        self.process = subprocess.Popen(["strace", "-o", trace, *options, "-p", str(pid)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert "attached" in self.process.stderr.readline()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.communicate(timeout=30)
+
+
+# What the machine process does for a verb that others can see or wait for.
+ANSWERS = ("accept4", "recvmsg", "sendmsg", "write", "read", "epoll_ctl", "close", "ioctl")
+
+
+@pytest.mark.parametrize("verb", ["start", "exec"])
+def test_the_machine_at_each_step_of_a_verb(verb, chiton, cleaned, bundle, scratch):
+    """The verb ends with one line that says so, or has been answered already."""
+    made, trace = bundle("sleep", "1000").save(), scratch / "machine-trace"
+    args = {"start": ("start", "crashed"), "exec": ("exec", "crashed", "true")}[verb]
+
+    def create():
+        container = Container(chiton, "crashed", made, verb=("create",))
+        if verb != "start":
+            chiton.ok("start", "crashed")
+        return container.pid
+
+    with Attached(create(), trace, "-e", "trace=" + ",".join(ANSWERS)):
+        assert chiton(*args).returncode == 0
+    cleaned("crashed", verb)
+    steps = in_order(trace.read_text())
+    assert {"accept4", "recvmsg", "sendmsg"} <= calls(steps)
+    for call, number in steps:
+        pid = create()
+        with Attached(pid, trace, "-e", f"trace={call}", f"--inject={call}:signal=KILL:when={number}"):
+            done = chiton(*args, timeout=30)
+            wait_for(lambda: not alive(pid))
+        # A process that has been executed already dies with the machine.
+        assert done.returncode in {"start": (0, 1), "exec": (0, 137, 255)}[verb], (call, number, done)
+        assert len(done.stderr.splitlines()) == (done.returncode in (1, 255)), (call, number, done.stderr)
+        assert chiton.status("crashed") == "stopped"
+        cleaned("crashed", (call, number))
 
 
 @only_chiton
