@@ -10,7 +10,8 @@
 //!                            Source, Sink (descriptors of somebody else)
 //! ```
 //! The guest connects, the host never does: whoever wants a stream names a port with [`Vsock::expect`] and gives the host's end of it
-//! along. The one connection the guest then makes to this port is joined with it; every other one is refused.
+//! along. The one connection the guest then makes to this port is joined with it. On a port of [`Vsock::accept`] the guest may connect as
+//! often as it likes, to so many at a time. Every other connection is refused.
 
 mod connection;
 mod front;

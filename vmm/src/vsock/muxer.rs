@@ -82,6 +82,18 @@ impl Vsock {
         self.streams.expect(port, stream)
     }
 
+    /// Every connection of the guest to `port`, `most` at a time, is joined with what `connect` makes for it; without that it is refused.
+    /// `connect` must not wait. The ends of these streams are not reported, and nothing waits for what their sinks have not taken. For a
+    /// port that is not used otherwise.
+    pub fn accept(
+        &mut self,
+        port: Port,
+        most: usize,
+        connect: impl FnMut() -> Option<HostStream> + Send + 'static,
+    ) {
+        self.streams.accept(port, most, Box::new(connect));
+    }
+
     /// Gives up the stream of a port: the guest's connection is reset or, if there was none, refused when it comes. The host's
     /// descriptors are closed before this returns, with what the sink has not taken; the end of the stream is not reported. Does nothing
     /// when the port has no stream.

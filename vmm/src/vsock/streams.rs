@@ -1,7 +1,7 @@
 //! Who is expected, who is connected, and whose turn it is.
 //!
-//! Nothing here grows by what the guest does: a stream exists only because the host has expected it, and answers to packets that
-//! belong to no stream wait in a queue of fixed length.
+//! Nothing here grows by what the guest does: a stream exists only because the host has expected it, or serves so many on its port, and
+//! answers to packets that belong to no stream wait in a queue of fixed length.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -26,14 +26,26 @@ struct Entry {
     stream: Stream,
     /// In the work queue.
     queued: bool,
-    /// Reported as closed, or given up. What remains is a connection whose end the guest has not confirmed or not heard of.
+    /// Reported as closed, or given up: what remains is a connection whose end the guest has not confirmed or not heard of. Or of a
+    /// service, whose streams are nobody's to wait for.
     reported: bool,
 }
+
+/// Who makes the host's end of a connection to a port.
+struct Service {
+    port: Port,
+    most: usize,
+    connect: Connect,
+}
+
+/// Makes the host's end of a connection; without one it is refused.
+pub(super) type Connect = Box<dyn FnMut() -> Option<HostStream> + Send>;
 
 /// All streams of the device.
 pub(super) struct Streams {
     epoll: Arc<Epoll>,
     expected: HashMap<Port, HostStream>,
+    services: Vec<Service>,
     entries: HashMap<Id, Entry>,
     /// The streams that have a connection.
     connected: HashMap<Key, Id>,
@@ -51,6 +63,7 @@ impl Streams {
         Streams {
             epoll,
             expected: HashMap::new(),
+            services: Vec::new(),
             entries: HashMap::new(),
             connected: HashMap::new(),
             next: 0,
@@ -71,6 +84,24 @@ impl Streams {
         }
         self.expected.insert(port, host);
         Ok(())
+    }
+
+    /// Offers a stream for every connection to `port`, `most` at a time.
+    pub(super) fn accept(&mut self, port: Port, most: usize, connect: Connect) {
+        self.services.push(Service {
+            port,
+            most,
+            connect,
+        });
+    }
+
+    /// The host's end of one more connection to a port that is served.
+    fn offer(&mut self, port: Port) -> Option<HostStream> {
+        let service = self.services.iter_mut().find(|s| s.port == port)?;
+        let theirs = self.entries.values().filter(|e| e.stream.port() == port);
+        let room =
+            theirs.count() < service.most && self.expected.len() + self.entries.len() < MAX_STREAMS;
+        room.then(|| (service.connect)()).flatten()
     }
 
     /// Gives up a stream that is offered or connected; its closing is not reported. Whether the guest is to be told.
@@ -140,16 +171,19 @@ impl Streams {
             }
             self.settle(id);
         } else if header.op.get() == op::REQUEST && header.len.get() == 0 {
-            match self.expected.remove(&key.host_port) {
-                Some(host) => self.connect(&header, host),
-                None => self.refuse(&header),
+            if let Some(host) = self.expected.remove(&key.host_port) {
+                self.connect(&header, host, false);
+            } else if let Some(host) = self.offer(key.host_port) {
+                self.connect(&header, host, true);
+            } else {
+                self.refuse(&header);
             }
         } else {
             self.refuse(&header);
         }
     }
 
-    fn connect(&mut self, request: &Header, host: HostStream) {
+    fn connect(&mut self, request: &Header, host: HostStream, of_service: bool) {
         let id = self.next;
         self.next += 1;
         let source = token::STREAMS + 2 * id;
@@ -165,7 +199,7 @@ impl Streams {
             Entry {
                 stream,
                 queued: false,
-                reported: false,
+                reported: of_service,
             },
         );
         self.settle(id);
@@ -247,6 +281,7 @@ impl Streams {
 
     /// Gives up what is expected.
     pub(super) fn forget_expected(&mut self) {
+        self.services.clear();
         self.closed
             .extend(self.expected.drain().map(|(port, _)| port));
     }

@@ -659,3 +659,52 @@ fn what_the_guest_sends_on_an_abandoned_connection_is_nobodys() {
         driver.connect(socket().0);
     }
 }
+
+#[test]
+fn a_port_that_is_served_has_so_many_connections_at_a_time() {
+    let mut driver = Driver::new();
+    let (sender, peers) = std::sync::mpsc::channel();
+    let mut offers = 3;
+    driver.vsock.accept(PORT, 2, move || {
+        offers -= 1;
+        let (stream, peer) = (offers >= 0).then(socket)?;
+        sender.send(peer).unwrap();
+        Some(stream)
+    });
+    let request = |driver: &mut Driver, guest_port| {
+        let key = Key {
+            guest_port,
+            host_port: PORT,
+        };
+        let header = driver.header(key, op::REQUEST);
+        driver.send_header(&header, &[]);
+        driver.packet().unwrap().op()
+    };
+    assert_eq!(request(&mut driver, GUEST_PORT), op::RESPONSE);
+    assert_eq!(request(&mut driver, GUEST_PORT + 1), op::RESPONSE);
+    assert_eq!(request(&mut driver, GUEST_PORT + 2), op::RST, "a third one");
+    assert_eq!(
+        driver.vsock.open_streams(),
+        0,
+        "nobody waits for their ends"
+    );
+    let mut peer = peers.recv().unwrap();
+    peer.write_all(b"hello").unwrap();
+    driver.wait();
+    assert_eq!(driver.data(), b"hello");
+    // One that has ended makes room for another.
+    driver.send(op::RST);
+    driver.run();
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    assert_eq!(request(&mut driver, GUEST_PORT + 3), op::RESPONSE);
+    driver.vsock.drain();
+    assert!(driver.closed.is_empty(), "no end is reported");
+}
+
+#[test]
+fn a_service_that_has_no_stream_refuses() {
+    let mut driver = Driver::new();
+    driver.vsock.accept(PORT, 2, || None);
+    driver.send(op::REQUEST);
+    driver.expect_op(op::RST);
+}
