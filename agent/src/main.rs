@@ -10,6 +10,7 @@ mod container;
 mod control;
 mod errand;
 mod error;
+mod names;
 mod network;
 mod notify;
 mod process;

@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 use protocol::{Interface, NetlinkRequest, Network};
 
 use crate::error::{During, Error, Result};
+use crate::names;
 
 /// Where the kernel lists the devices of the machine.
 const DEVICES: &str = "/sys/bus/platform/devices";
@@ -45,7 +46,10 @@ pub(crate) fn configure(network: &Network, init: i32) -> Result<()> {
     join(&namespace)?;
     let result = settle(network);
     join(&own)?;
-    result
+    match result? {
+        Some(sockets) => names::start(&sockets),
+        None => Ok(()),
+    }
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd> {
@@ -106,8 +110,8 @@ fn move_message(index: i32, namespace: &OwnedFd, interface: &Interface) -> Vec<u
     message
 }
 
-/// What is left to do in the container's namespace.
-fn settle(network: &Network) -> Result<()> {
+/// What is left to do in the container's namespace. The name server's sockets, if there is to be one.
+fn settle(network: &Network) -> Result<Option<[OwnedFd; 2]>> {
     for (name, value) in &network.settings {
         let file = Path::new("/proc/sys/net").join(name);
         fs::write(&file, value).during(|| format!("write {value:?} to {}", file.display()))?;
@@ -118,7 +122,7 @@ fn settle(network: &Network) -> Result<()> {
         let message = message.ok_or_else(|| Error::Config(format!("{what}: bad message")))?;
         routes.ask(&message, || what.as_str())?;
     }
-    Ok(())
+    network.names.then(names::bind).transpose()
 }
 
 /// Bytes from hexadecimal digits.

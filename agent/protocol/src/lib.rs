@@ -13,6 +13,7 @@ mod weight;
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,18 @@ pub use weight::cpu_weight;
 
 /// The vsock port on the host (CID 2) that the agent dials for the control stream.
 pub const CONTROL_PORT: u32 = 1024;
+
+/// Where engines have the name server of a container: Docker's, in the container's network namespace.
+pub const NAMES_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 11), 53);
+
+/// The vsock port on the host for a datagram to the name server, each on a connection of its own: one datagram there, one back.
+pub const NAMES_DATAGRAM_PORT: u32 = 1022;
+
+/// The vsock port on the host for connections to the name server.
+pub const NAMES_STREAM_PORT: u32 = 1023;
+
+/// Most connections to each of these ports at a time.
+pub const NAMES_MAX: usize = 64;
 
 /// The tag of the virtio-fs device that carries the root filesystem and the bind mounts.
 pub const SHARE_TAG: &str = "chiton";
@@ -98,6 +111,9 @@ pub struct Network {
     pub settings: Vec<(String, String)>,
     /// What the kernel is asked for then, in this order.
     pub requests: Vec<NetlinkRequest>,
+    /// The host has a name server at [`NAMES_ADDRESS`], which is to be there in the guest, too.
+    #[serde(default)]
+    pub names: bool,
 }
 
 /// A network interface: what becomes of a device of the machine.

@@ -57,6 +57,7 @@ use self::devices::Disks;
 use crate::boot::since_boot;
 use crate::cgroup::{Processes, Update};
 use crate::error::{self, During, Error, Result};
+use crate::names;
 use crate::sys;
 use crate::unsupported::unsupported;
 
@@ -71,6 +72,8 @@ pub(crate) enum Task {
     Update(Update),
     /// To list its processes.
     Processes(Processes),
+    /// To be its name server.
+    Names,
 }
 
 /// A process and the container that it joins.
@@ -288,6 +291,9 @@ fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
         Task::Create(create) => &create.extra[..],
         Task::Exec(join) => &join.exec.extra,
         Task::Update(_) | Task::Processes(_) => &[],
+        Task::Names => {
+            return names::serve([adopt(arguments.get(2))?, adopt(arguments.get(3))?]);
+        }
     };
     extra::place(extra, arguments.get(2..).unwrap_or_default(), wire)?;
     match task {
@@ -301,6 +307,7 @@ fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
                 processes,
             }),
         ),
+        Task::Names => unreachable!("done above"),
     }
 }
 

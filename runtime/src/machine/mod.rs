@@ -21,6 +21,7 @@ mod jail;
 mod journal;
 mod life;
 mod mountinfo;
+mod names;
 mod process;
 mod requests;
 mod share;

@@ -4,7 +4,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::libc;
-use protocol::{Extra, Failure, FailureKind, INIT, Network, ProcessId, Reply, RequestBody};
+use nix::sys::socket::SockType;
+use protocol::{
+    Extra, Failure, FailureKind, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network,
+    ProcessId, Reply, RequestBody,
+};
 use vmm::vsock::Port;
 
 use super::clients::Told;
@@ -12,8 +16,8 @@ use super::control::{Control, ControlReply, ExecControl, ExecRequest};
 use super::execs::{EXECS_MAX, Over};
 use super::life::{Life, Phase, Waiting};
 use super::process::one_line;
-use super::streams;
 use super::timeline::now;
+use super::{names, streams};
 
 /// Most characters of an error text that are taken from the guest.
 const WORDS_MAX: usize = 4096;
@@ -138,6 +142,15 @@ impl Life {
                 let text = format!("network interface {}: {}", interface.name, one_line(&e));
                 ControlReply::Failed(text)
             })?;
+        }
+        if network.names {
+            let vsock = self.parts.machine.vsock();
+            for (port, kind) in [
+                (NAMES_DATAGRAM_PORT, SockType::Datagram),
+                (NAMES_STREAM_PORT, SockType::Stream),
+            ] {
+                vsock.accept(port, NAMES_MAX, move || names::connected(kind));
+            }
         }
         Ok(network)
     }

@@ -12,6 +12,7 @@
 
 mod joint;
 mod moved;
+mod names;
 mod namespace;
 mod netlink;
 mod plan;
@@ -89,7 +90,8 @@ pub(crate) fn join(
 ) -> Result<Joined, Error> {
     inside(process, |socket| {
         let scan = scan::scan(socket).doing(|| "read the container's network namespace")?;
-        let plan = plan::plan(&scan, wanted, slots)?;
+        let mut plan = plan::plan(&scan, wanted, slots)?;
+        plan.network.names = names::listening().doing(|| "look for a name server")?;
         plan.skipped.iter().for_each(|text| report.debug(text));
         plan.warnings.iter().for_each(|text| report.warn(text));
         let interfaces = plan.network.interfaces.iter();
