@@ -3,7 +3,7 @@
 #
 #   build.sh [--variant demo|full] [DIR]
 #
-# demo: the essential packages and python3. full: also apt, a C compiler and what file system tests need.
+# demo: the essential packages and python3. full: also apt, a C compiler, what file system tests need, a web server and a database.
 # With DIR, which must not exist, the archive is also unpacked there (as root, so that owners are kept).
 #
 # The archive is in the cache, under a name made of all that decides its content but the mirror's state, so a
@@ -40,7 +40,7 @@ demo)
 full)
 	base=minbase
 	packages="python3 gcc libc6-dev make procps util-linux mount attr acl iproute2 iputils-ping e2fsprogs \
-		psmisc strace file git ca-certificates kmod libcap2-bin xz-utils bzip2"
+		psmisc strace file git ca-certificates kmod libcap2-bin xz-utils bzip2 nginx-light redis-server"
 	;;
 *) fail "variant $variant: neither demo nor full" ;;
 esac

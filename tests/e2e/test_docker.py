@@ -1,0 +1,201 @@
+"""Docker with the runtime named, and an application of several services."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import textwrap
+import time
+
+import pytest
+
+from chiton import wait_for
+from containerd import BINARIES, Daemons
+
+# A service that counts in a Redis, which it knows by name only.
+COUNTER = textwrap.dedent("""
+    import http.server, socket
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            try:
+                with socket.create_connection(("db", 6379), timeout=20) as db:
+                    db.sendall(b"INCR hits\\r\\n")
+                    answer = db.recv(100)
+                assert answer.startswith(b":"), answer
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answer[1:].strip())
+            except Exception as error:
+                self.send_error(503, str(error))
+
+    http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+""")
+
+NGINX = textwrap.dedent("""
+    events {}
+    daemon off;
+    error_log stderr;
+    pid /tmp/nginx.pid;
+    http {
+        access_log off;
+        sendfile on;
+        server {
+            listen 80;
+            root /site;
+            location /hits { proxy_pass http://counter:8000; }
+        }
+    }
+""")
+
+
+class Docker(Daemons):
+    def __init__(self, binary, base, debian):
+        super().__init__(binary, base)
+        self.name, self.usr = os.path.basename(binary), f"{debian}/usr:/usr:ro"
+        self.containerd()
+        config = self.base / "daemon.json"
+        runtimes = {} if self.name == "runc" else {self.name: {"path": str(binary)}}
+        config.write_text(json.dumps({"runtimes": runtimes, "deprecated-key-path": str(self.base / "key.json")}))
+        self.serve("/usr/sbin/dockerd", "--config-file", config, "--data-root", self.base / "docker", "--exec-root", self.base / "exec",
+                   "--pidfile", self.base / "pid", "--host", f"unix://{self.base}/docker.sock", "--storage-driver", "overlay2",
+                   "--containerd", self.base / "containerd.sock", "--exec-opt", "native.cgroupdriver=cgroupfs",
+                   answers=lambda: self("version").returncode == 0)
+        # Debian without its /usr, which is a volume: it is soon imported.
+        subprocess.run(f"tar -C {debian} --exclude './usr/*' -cf - . | /usr/bin/docker --host unix://{self.base}/docker.sock import"
+                       " --change 'ENV PATH=/usr/sbin:/usr/bin' - debian", shell=True, check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+    def __call__(self, *args, **kwargs):
+        return self.run("/usr/bin/docker", "--host", f"unix://{self.base}/docker.sock", *args, **kwargs)
+
+    def ok(self, *args, **kwargs):
+        """The same for a command that must succeed; its standard output."""
+        done = self(*args, **kwargs)
+        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def start(self, *args, **kwargs):
+        """`run` with options, `--` and the program's arguments."""
+        at = args.index("--")
+        return self("run", "--runtime", self.name, "--volume", self.usr, *args[:at], "debian", *args[at + 1:], **kwargs)
+
+    def detached(self, name, *args):
+        done = self.start("--detach", "--name", name, *args)
+        assert done.returncode == 0, done.stderr
+
+    def get(self, url, seconds=60):
+        """What is there, waited for, from where the daemon is: its checksum and its first bytes."""
+        fetch = ("import hashlib, sys, time, urllib.request\n"
+                 f"end = time.monotonic() + {seconds}\n"
+                 "while True:\n"
+                 "    try:\n"
+                 "        with urllib.request.urlopen(sys.argv[1], timeout=60) as answer:\n"
+                 "            digest, first = hashlib.sha256(), b''\n"
+                 "            while piece := answer.read(1 << 20):\n"
+                 "                digest.update(piece)\n"
+                 "                first = first or piece[:20]\n"
+                 "        break\n"
+                 "    except OSError:\n"
+                 "        if time.monotonic() > end:\n"
+                 "            raise\n"
+                 "        time.sleep(0.2)\n"
+                 "print(digest.hexdigest(), first.hex())\n")
+        done = self.run("/usr/bin/python3", "-c", fetch, url, timeout=seconds + 120)
+        assert done.returncode == 0, done.stderr
+        digest, first = done.stdout.split(" ")
+        return digest, bytes.fromhex(first)
+
+
+@pytest.fixture(scope="module", params=os.environ.get("E2E_RUNTIMES", "chiton").split(","))
+def docker(request, scratch, debian):
+    its = Docker(BINARIES[request.param], scratch / f"docker-{request.param}", debian)
+    yield its
+    names = its.ok("ps", "--all", "--quiet").split()
+    its.close()
+    assert names == []
+
+
+@pytest.mark.timeout(400)
+def test_run_and_its_options(docker):
+    done = docker.start("--rm", "--interactive", "--network", "none", "--user", "1000:1001", "--memory", "200m", "--pids-limit", "77", "--read-only",
+                        "--tmpfs", "/mem", "--ulimit", "nofile=111:222", "--env", "A=b c", "--workdir", "/usr", "--hostname", "named",
+                        "--mount", "type=volume,src=kept,dst=/data", "--cap-drop", "all", "--",
+                        "sh", "-c", "cat; id -u; id -g; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; echo $A; pwd; hostname;"
+                        "ulimit -Sn; ulimit -Hn; grep CapBnd /proc/self/status; ls /sys/class/net; touch /mem/x; touch /x; exit 7",
+                        input="in\n", stdin=None)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.split("\n") == ["in", "1000", "1001", str(200 << 20), "77", "b c", "/usr", "named", "111", "222",
+                                       "CapBnd:\t0000000000000000", "lo", ""]
+    assert "Read-only file system" in done.stderr
+    done = docker.start("--rm", "--network", "none", "--", "missing")
+    assert done.returncode == 127
+    assert 'exec: "missing": executable file not found in $PATH' in done.stderr
+
+
+def test_the_hosts_network_is_refused(docker):
+    if docker.name != "runc":
+        done = docker.start("--rm", "--network", "host", "--", "true")
+        assert done.returncode != 0
+        assert "this host's own, which a container cannot have" in done.stderr, done.stderr
+
+
+@pytest.mark.timeout(400)
+def test_a_detached_container_and_its_verbs(docker):
+    docker.detached("life", "--memory", "300m", "--", "sh", "-c", "echo out; echo err >&2; trap 'exit 3' TERM; while :; do sleep 0.1; done")
+    wait_for(lambda: (docker("logs", "life").stdout, docker("logs", "life").stderr) == ("out\n", "err\n"))
+    state = json.loads(docker.ok("inspect", "life"))[0]
+    address = state["NetworkSettings"]["IPAddress"]
+    # The default bridge: the gateway and the container know each other.
+    done = docker("exec", "--user", "0", "life", "sh", "-c", f"ip -4 -o addr show eth0; ping -c1 -w20 {state['NetworkSettings']['Gateway']} >&2; exit 9")
+    assert done.returncode == 9, done.stderr
+    assert f"{address}/" in done.stdout and " 0% packet loss" in done.stderr
+    assert docker.run("ping", "-c1", "-w20", address).returncode == 0
+    assert docker("exec", "life", "no-such").returncode == 126
+    assert str(state["State"]["Pid"]) in docker.ok("top", "life")
+    usage = json.loads(docker.ok("stats", "--no-stream", "--format", "{{json .}}", "life"))
+    assert "MiB" in usage["MemUsage"] and usage["MemPerc"] != "0.00%"
+    docker.ok("pause", "life")
+    assert json.loads(docker.ok("inspect", "life"))[0]["State"]["Status"] == "paused"
+    docker.ok("unpause", "life")
+    docker.ok("update", "--memory", "200m", "--memory-swap", "200m", "life")
+    assert docker.ok("exec", "life", "cat", "/sys/fs/cgroup/memory.max") == f"{200 << 20}\n"
+    docker.ok("restart", "--time", "60", "life")
+    docker.ok("stop", "--time", "60", "life")
+    assert json.loads(docker.ok("inspect", "life"))[0]["State"]["ExitCode"] == 3
+    docker.ok("rm", "life")
+
+
+@pytest.mark.timeout(600)
+def test_an_application_of_three_services(docker, scratch):
+    site = scratch / "docker-site"
+    site.mkdir(exist_ok=True)
+    content = os.urandom(1 << 20) * 100
+    (site / "file").write_bytes(content)
+    (site / "counter.py").write_text(COUNTER)
+    (site / "nginx.conf").write_text(NGINX)
+    docker.ok("network", "create", "--subnet", "10.98.7.0/24", "app")
+    redis = ("redis-server", "--dir", "/data", "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--protected-mode", "no")
+    docker.detached("db", "--network", "app", "--mount", "type=volume,src=db,dst=/data", "--", *redis)
+    docker.detached("counter", "--network", "app", "--volume", f"{site}:/site:ro", "--", "python3", "-u", "/site/counter.py")
+    docker.detached("web", "--network", "app", "--volume", f"{site}:/site:ro", "--publish", "8080:80", "--tmpfs", "/tmp",
+                    "--tmpfs", "/var/lib/nginx", "--", "nginx", "-c", "/site/nginx.conf")
+    begun = time.monotonic()
+    digest, _ = docker.get("http://127.0.0.1:8080/file")
+    print(f"100 MiB through a published port in {time.monotonic() - begun:.1f} s")
+    assert digest == hashlib.sha256(content).hexdigest()
+
+    def hits():
+        return int(docker.get("http://127.0.0.1:8080/hits")[1])
+
+    before = [hits() for _ in range(5)]
+    assert before == list(range(before[0], before[0] + 5))
+    # The whole machine of the database is killed; what it has acknowledged is there when it comes back, under the same name.
+    os.kill(json.loads(docker.ok("inspect", "db"))[0]["State"]["Pid"], signal.SIGKILL)
+    wait_for(lambda: json.loads(docker.ok("inspect", "db"))[0]["State"]["Status"] == "exited")
+    assert json.loads(docker.ok("inspect", "db"))[0]["State"]["ExitCode"] == 137
+    docker.ok("start", "db")
+    assert hits() == before[-1] + 1
+    docker.ok("rm", "--force", "web", "counter", "db")
+    docker.ok("network", "rm", "app")
+    docker.ok("volume", "rm", "db")
