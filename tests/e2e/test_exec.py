@@ -133,7 +133,9 @@ def test_a_process_file(container):
         "Uid": "7 7 7 7", "Gid": "8 8 8 8", "Groups": "9 10", "CapInh": caps("KILL"), "CapPrm": caps("KILL"),
         "CapEff": caps("KILL"), "CapBnd": caps("KILL", "CHOWN"), "CapAmb": caps("KILL"), "NoNewPrivs": "1", "Seccomp": "0"}
     lines = text.splitlines()
-    assert ["77", "99"] in [line.split()[3:5] for line in lines if line.startswith("Max open files")]
+    # In Debian's runc Go's own start raises the soft limit to the hard one.
+    soft = "99" if c.runtime.name == "runc" else "77"
+    assert [soft, "99"] in [line.split()[3:5] for line in lines if line.startswith("Max open files")]
     # The user has no directory of its own in passwd(5): 7 is lp.
     assert lines[-3:] == ["/tmp", "two", "/var/spool/lpd"]
     path.write_text("{")
