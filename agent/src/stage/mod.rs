@@ -13,7 +13,8 @@
 //! ```
 //! A process that is executed in the container comes to be in the same way, except that the stage
 //! and the process join what is there ([`exec`]), and that the agent sends the byte at once. A task
-//! that makes no process is done by the stage itself, which reports the answer and ends.
+//! that makes no process is done by the stage itself, which reports the answer and ends; the name
+//! server ([`names`]) stays and reports nothing.
 //!
 //! Invariants: init is a child of PID 1 from its birth, so its exit status is exact; its pid is
 //! told before it may run, so it cannot end unknown; the wire is close-on-exec, so its end with
