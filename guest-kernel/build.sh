@@ -83,7 +83,7 @@ key() {
         gcc --version | head -n1
         ld --version | head -n1
         fragments "$2"
-        cat -- "$here/build.sh" "$here/compact.pl" "$here"/patches/*.patch
+        cat -- "$here/build.sh" "$here"/*.pl "$here"/patches/*.patch
     } | sha256sum | cut -c1-32
 }
 
@@ -136,6 +136,7 @@ build() {
 collect() {
     mkdir "$work/out"
     # Symbols stay in System.map.
+    perl "$here/sort-jumps.pl" vmlinux System.map
     perl "$here/compact.pl" vmlinux "$work/out/vmlinux"
     cp .config "$work/out/config"
     cp System.map "$work/out/System.map"

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton, ran, wait_for
 from test_configuration import again, explained, probed  # noqa: F401
 
 MIB = 1 << 20
@@ -202,6 +202,35 @@ def test_the_machine_is_as_large_as_is_asked(runtime, run, bundle):
     assert explained(runtime, made.save())[0]["machine"] == {"memory": 256 * MIB, "vcpus": 2}
     features = json.loads(runtime.ok("features"))
     assert features["potentiallyUnsafeConfigAnnotations"] == ["dev.chiton.memory", "dev.chiton.vcpus", "org.systemd.property."]
+
+
+# Takes memory, gives it back and takes it again; what the kernel says before and both times, MiB.
+TAKE = r"""
+def memory():
+    return {line.split(":")[0]: int(line.split()[1]) >> 10 for line in open("/proc/meminfo")}
+said = [memory()]
+for _ in range(2):
+    taken = b"x" * (380 << 20)
+    said.append(memory())
+    del taken
+print(json.dumps(said))
+"""
+
+
+@only_chiton
+@pytest.mark.parametrize("size", [512, 5120])
+def test_all_memory_is_there_from_the_beginning(container, rootfs, size):
+    """The guest's kernel makes the structures of pages when it needs the pages. Nothing shows it: all is free, can be had, and again."""
+
+    def change(config):
+        config["annotations"] = {"dev.chiton.memory": f"{size}M", "dev.chiton.vcpus": "2"}
+
+    before, once, twice = ran(container, rootfs, TAKE, change)
+    assert 0.93 * size < before["MemTotal"] < size and before["MemFree"] > before["MemTotal"] - 64, before
+    assert before["MemTotal"] == once["MemTotal"] == twice["MemTotal"]
+    # Page tables come to a megabyte, and each vCPU keeps some pages that do not count as free.
+    assert 380 <= before["MemFree"] - once["MemFree"] < 420, (before, once)
+    assert abs(once["MemFree"] - twice["MemFree"]) < 40, (once, twice)
 
 
 @only_chiton

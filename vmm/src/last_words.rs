@@ -5,7 +5,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::layout::LOG_RING_SIZE;
+use crate::layout::{LOG_RING, LOG_RING_SIZE};
 
 /// `PERSISTENT_RAM_SIG`, "DBGC".
 const SIGNATURE: u32 = 0x4347_4244;
@@ -17,10 +17,10 @@ const HEADER: usize = 12;
 const LIMIT: usize = 8 << 10;
 
 /// Reads the tail of the guest's log. Empty when the guest has written none or has damaged the ring.
-pub(crate) fn read(memory: &GuestMemoryMmap, ring: u64) -> String {
+pub(crate) fn read(memory: &GuestMemoryMmap) -> String {
     // One copy: vCPUs may still run and change the ring while it is read.
     let mut bytes = vec![0; usize::try_from(LOG_RING_SIZE).unwrap_or_default()];
-    match memory.read_slice(&mut bytes, GuestAddress(ring)) {
+    match memory.read_slice(&mut bytes, GuestAddress(LOG_RING)) {
         Ok(()) => parse(&bytes),
         Err(_) => String::new(),
     }

@@ -5,14 +5,15 @@
 //! 0x0000_7000  boot_params                  (the "zero page")
 //! 0x0000_9000  page tables, three pages     (boot only)
 //! 0x0002_0000  kernel command line
-//! 0x0009_fc00  end of the first RAM range (the PC's 640 KiB less the extended BIOS data area)
+//! 0x0008_0000  end of the first RAM range; the log ring, 64 KiB
 //! 0x000f_0000  MP table (the PC's BIOS area, where the kernel looks for it)
-//! 0x0010_0000  RAM; the kernel at its link address; the initrd and the log ring at the end
+//! 0x0010_0000  RAM; the kernel at its link address, the initrd behind it
 //! 0xc000_0000  hole: nothing is RAM up to 4 GiB
 //! 0xd000_0000    virtio-mmio devices, one page each
 //! 0xfec0_0000    IO-APIC; 0xfee0_0000 local APIC; 0xfffb_d000 KVM's TSS (Intel)
 //! 0x1_0000_0000 the rest of RAM
 //! ```
+//! All that the host writes lies close together: the host has to clear 2 MiB for the first byte in each of them.
 
 /// Size of a page, bytes.
 pub(crate) const PAGE: u64 = 4096;
@@ -33,7 +34,13 @@ pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
 pub(crate) const COMMAND_LINE_MAX: usize = 2048;
 
 /// End of the conventional memory below 1 MiB that e820 offers as RAM.
-pub(crate) const LOW_RAM_END: u64 = 0x9_fc00;
+pub(crate) const LOW_RAM_END: u64 = LOG_RING;
+
+/// The log ring: below 640 KiB, where the kernel puts nothing.
+pub(crate) const LOG_RING: u64 = 0x8_0000;
+
+/// Size of the log ring, bytes.
+pub(crate) const LOG_RING_SIZE: u64 = 64 << 10;
 
 /// The MP floating pointer structure and the table behind it (MultiProcessor Specification 1.4, section 4: the BIOS area).
 pub(crate) const MP_TABLE: u64 = 0xf_0000;
@@ -62,9 +69,6 @@ pub(crate) const TSS: u64 = 0xfffb_d000;
 
 /// Global system interrupt of the first virtio-mmio device. 0 to 4 belong to the PC's timer, keyboard, cascade and serial ports.
 pub(crate) const FIRST_GSI: u32 = 5;
-
-/// Size of the log ring at the end of RAM below the hole, bytes.
-pub(crate) const LOG_RING_SIZE: u64 = 64 << 10;
 
 /// Most vCPUs: 8-bit APIC ids, 255 is the broadcast id and one id is the IO-APIC's.
 pub(crate) const MAX_VCPUS: u8 = 254;

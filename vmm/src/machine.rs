@@ -217,7 +217,6 @@ pub struct Machine {
     gate: Arc<Gate>,
     bus: Arc<Bus>,
     memory: Arc<GuestMemoryMmap>,
-    log_ring: u64,
     report: Arc<Report>,
     epoll: Epoll,
     rng: RngWork,
@@ -336,7 +335,6 @@ impl Machine {
             gate: Arc::default(),
             bus: Arc::new(Bus::new(devices, net_slots)),
             memory,
-            log_ring: extent.log_ring(),
             report: Arc::new(report),
             epoll,
             rng,
@@ -478,7 +476,7 @@ impl Machine {
             .map(Event::StreamClosed)
             .collect();
         if let Some(reason) = self.report.end().cloned() {
-            let last_words = last_words::read(&self.memory, self.log_ring);
+            let last_words = last_words::read(&self.memory);
             events.push(Event::Ended(Ended { reason, last_words }));
         }
         events

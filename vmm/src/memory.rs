@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::layout::{HIGH_RAM, HOLE, HOLE_END, LOG_RING_SIZE, PAGE};
+use crate::layout::{HIGH_RAM, HOLE, HOLE_END, PAGE};
 use crate::sys;
 
 /// Why there is no guest memory.
@@ -41,7 +41,7 @@ pub enum Error {
 /// Where RAM is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// End of RAM below the hole; the log ring is its last part.
+    /// End of RAM below the hole.
     pub(crate) low_end: u64,
     /// End of RAM above 4 GiB, if there is any.
     pub(crate) high_end: Option<u64>,
@@ -69,7 +69,7 @@ impl Extent {
         if !size.is_multiple_of(PAGE) {
             return Err(Error::NotPages(size));
         }
-        if size < HIGH_RAM + LOG_RING_SIZE {
+        if size <= HIGH_RAM {
             return Err(Error::TooSmall(size));
         }
         let limit = 1_u64
@@ -82,11 +82,6 @@ impl Extent {
             });
         }
         Ok(extent)
-    }
-
-    /// Start of the log ring.
-    pub(crate) fn log_ring(&self) -> u64 {
-        self.low_end - LOG_RING_SIZE
     }
 
     /// Maps the memory.
@@ -127,7 +122,6 @@ mod tests {
                 high_end: None
             }
         );
-        assert_eq!(extent.log_ring(), (64 << 20) - (64 << 10));
         assert_eq!(Extent::new(3 << 30, 40).unwrap().high_end, None);
     }
 

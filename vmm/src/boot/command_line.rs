@@ -3,17 +3,16 @@
 use std::fmt::Write;
 
 use super::Error;
-use crate::layout::{COMMAND_LINE_MAX, FIRST_GSI, LOG_RING_SIZE, MMIO, PAGE};
-use crate::memory::Extent;
+use crate::layout::{COMMAND_LINE_MAX, FIRST_GSI, LOG_RING, LOG_RING_SIZE, MMIO, PAGE};
 
 /// What does not depend on the machine; guest-kernel/README.md has the reason for each word.
 const BASE: &str = "reboot=t rcupdate.rcu_expedited=1 tsc=reliable swiotlb=noforce noreplace-smp \
-                    dummy.numdummies=0";
+                    dummy.numdummies=0 movable_node rootfstype=ramfs";
 
-pub(super) fn build(extent: &Extent, devices: usize) -> Result<String, Error> {
+pub(super) fn build(devices: usize) -> Result<String, Error> {
     let mut line = String::from(BASE);
     // ramoops: one console zone over the whole region, cached memory (Documentation/admin-guide/ramoops.rst).
-    let (ring, size) = (extent.log_ring(), LOG_RING_SIZE);
+    let (ring, size) = (LOG_RING, LOG_RING_SIZE);
     // Writing to a String cannot fail.
     let _ = write!(
         line,
@@ -38,13 +37,12 @@ mod tests {
 
     #[test]
     fn devices_and_ring_follow_the_base() {
-        let extent = Extent::new(64 << 20, 40).unwrap();
-        let line = build(&extent, 2).unwrap();
+        let line = build(2).unwrap();
         assert!(line.starts_with(BASE));
-        assert!(line.contains(" ramoops.mem_address=0x3ff0000 "), "{line}");
+        assert!(line.contains(" ramoops.mem_address=0x80000 "), "{line}");
         assert!(line.ends_with(
             " virtio_mmio.device=4096@0xd0000000:5 virtio_mmio.device=4096@0xd0001000:6"
         ));
-        assert!(matches!(build(&extent, 64), Err(Error::CommandLine(_))));
+        assert!(matches!(build(64), Err(Error::CommandLine(_))));
     }
 }

@@ -31,7 +31,7 @@ pub enum Error {
         /// End of its image with its bss.
         end: u64,
     },
-    /// Kernel, initramfs and log ring overlap.
+    /// Kernel and initramfs do not fit.
     #[error(
         "guest memory is too small for the kernel (up to {kernel_end:#x}) and {initramfs} bytes of initramfs"
     )]
@@ -71,7 +71,7 @@ pub(crate) fn load(
         });
     }
     let initrd = place_initramfs(extent, loaded.kernel_end, initramfs.len())?;
-    let line = command_line::build(extent, devices)?;
+    let line = command_line::build(devices)?;
 
     let write = |bytes: &[u8], address| {
         memory
@@ -93,7 +93,7 @@ struct Initrd {
     size: u32,
 }
 
-/// The initramfs goes directly below the log ring, away from what the kernel uses first.
+/// The initramfs goes directly behind the kernel, into memory that is written to anyway.
 fn place_initramfs(extent: &Extent, kernel_end: u64, size: usize) -> Result<Initrd, Error> {
     let space = Error::Space {
         kernel_end,
@@ -101,8 +101,8 @@ fn place_initramfs(extent: &Extent, kernel_end: u64, size: usize) -> Result<Init
     };
     let place = || {
         let size = u32::try_from(size).ok()?;
-        let start = extent.log_ring().checked_sub(size.into())? & !(PAGE - 1);
-        (start >= kernel_end).then_some(())?;
+        let start = kernel_end.checked_next_multiple_of(PAGE)?;
+        (start.checked_add(size.into())? <= extent.low_end).then_some(())?;
         Some(Initrd {
             start: u32::try_from(start).ok()?,
             size,
@@ -116,18 +116,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_initramfs_ends_below_the_log_ring_and_above_the_kernel() {
+    fn the_initramfs_lies_behind_the_kernel() {
         let extent = Extent::new(64 << 20, 40).unwrap();
         let place = |kernel_end, size| place_initramfs(&extent, kernel_end, size);
-        let initrd = place(32 << 20, 5000).unwrap();
-        assert_eq!(initrd.start, (64 << 20) - (64 << 10) - 8192);
-        assert!(place(initrd.start.into(), 5000).is_ok());
+        let initrd = place((32 << 20) - 1, 5000).unwrap();
+        assert_eq!((initrd.start, initrd.size), (32 << 20, 5000));
+        let end = 64 << 20;
+        assert!(place(end - 8192, 8192).is_ok());
+        assert!(matches!(place(end - 8192, 8193), Err(Error::Space { .. })));
+        assert!(matches!(place(end - 8191, 8192), Err(Error::Space { .. })));
         assert!(matches!(
-            place(u64::from(initrd.start) + 1, 5000),
-            Err(Error::Space { .. })
-        ));
-        assert!(matches!(
-            place(16 << 20, 48 << 20),
+            place(16 << 20, (48 << 20) + 1),
             Err(Error::Space { .. })
         ));
         assert!(matches!(

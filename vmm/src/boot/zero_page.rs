@@ -2,7 +2,8 @@
 
 use super::Initrd;
 use crate::layout::{
-    COMMAND_LINE, COMMAND_LINE_MAX, HIGH_RAM, HOLE_END, LOG_RING_SIZE, LOW_RAM_END, MP_TABLE,
+    COMMAND_LINE, COMMAND_LINE_MAX, HIGH_RAM, HOLE_END, LOG_RING, LOG_RING_SIZE, LOW_RAM_END,
+    MP_TABLE,
 };
 use crate::memory::Extent;
 
@@ -27,9 +28,9 @@ const RESERVED: u32 = 2;
 fn e820(extent: &Extent) -> Vec<(u64, u64, u32)> {
     let mut ranges = vec![
         (0, LOW_RAM_END, RAM),
+        (LOG_RING, LOG_RING_SIZE, RESERVED),
         (MP_TABLE, HIGH_RAM - MP_TABLE, RESERVED),
-        (HIGH_RAM, extent.log_ring() - HIGH_RAM, RAM),
-        (extent.log_ring(), LOG_RING_SIZE, RESERVED),
+        (HIGH_RAM, extent.low_end - HIGH_RAM, RAM),
     ];
     ranges.extend(extent.high_end.map(|end| (HOLE_END, end - HOLE_END, RAM)));
     ranges
@@ -115,8 +116,9 @@ mod tests {
             .map(|i| E820_TABLE + i * 20)
             .map(|at| (long(at), long(at) + long(at + 8), word(at + 16)))
             .collect();
-        assert_eq!(ranges[1], (0xf_0000, 0x10_0000, RESERVED));
-        assert_eq!(ranges[3], (0xbfff_0000, 0xc000_0000, RESERVED));
+        assert_eq!(ranges[1], (0x8_0000, 0x9_0000, RESERVED));
+        assert_eq!(ranges[2], (0xf_0000, 0x10_0000, RESERVED));
+        assert_eq!(ranges[3], (0x10_0000, 0xc000_0000, RAM));
         assert_eq!(ranges[4], (4 << 30, 6 << 30, RAM));
         assert!(
             ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0),
@@ -127,6 +129,6 @@ mod tests {
             .filter(|r| r.2 == RAM)
             .map(|r| r.1 - r.0)
             .sum();
-        assert_eq!(ram, (5 << 30) - LOG_RING_SIZE - (HIGH_RAM - LOW_RAM_END));
+        assert_eq!(ram, (5 << 30) - (HIGH_RAM - LOW_RAM_END));
     }
 }
