@@ -35,6 +35,7 @@ class Options:
     memory: int
     smp: int = 1
     count: bool = False
+    plugin: str | None = None
     timeout: float | None = None
     tmp: int = 2048
     scratch: int = 6144
@@ -131,6 +132,8 @@ class Machine:
         command += ["-kernel", self.files.kernel, "-initrd", self.files.initrd]
         command += ["-append", "quiet mitigations=off nokaslr no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"]
         command += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on"]
+        if options.plugin:
+            command += ["-plugin", options.plugin]
         if options.out:
             shared = options.out.replace(",", ",,")
             command += ["-virtfs", f"local,path={shared},mount_tag=out,security_model=none,multidevs=remap"]
