@@ -11,7 +11,7 @@ REPORTS := target/reports
 # More runtimes for `make bench`, each as NAME=PATH.
 BENCH_PEERS := runc=/usr/sbin/runc crun=/usr/bin/crun
 
-.PHONY: build guest tools demo test unit e2e parity bench lint lab clean
+.PHONY: build guest tools demo test unit e2e counts parity bench profile lint lab clean
 
 build: guest  ## The one binary, target/release/chiton
 	cargo build --locked --release --package runtime
@@ -31,7 +31,7 @@ demo: build  ## Runs a real program in a container, in its own machine
 	rootfs=$$(tests/rootfs/build.sh --variant demo); \
 	$(LAB) run --timeout 300 -- /usr/bin/python3 tests/demo/demo.py target/release/chiton "$$rootfs"
 
-test: lint unit e2e  ## Every test
+test: lint unit e2e counts  ## Every test
 
 unit: guest  ## What needs no guest: devices, file server, planning, state
 	cargo test --locked --workspace
@@ -42,6 +42,11 @@ e2e: build  ## vCPU exits on a real KVM, then real guests, driven as callers do
 	rootfs=$$(tests/rootfs/build.sh --variant full); \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) $(E2E)
 
+counts: build  ## That a start costs no more instructions and VM exits than tests/bench/baseline.json says
+	mkdir -p $(REPORTS); rootfs=$$(tests/rootfs/build.sh --variant demo); \
+	CHITON_LAB=lab $(LAB) run --count --memory 3G --timeout 600 --out $(CURDIR)/$(REPORTS) -- \
+		/usr/bin/python3 -B tests/bench/regression.py tests/bench/baseline.json $(REPORTS)/counts.json "$$rootfs" target/release/chiton
+
 parity: build  ## The tests that runc has to pass as well, run with Debian's runc in the lab
 	rootfs=$$(tests/rootfs/build.sh --variant full); export E2E_RUNTIMES=runc; \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) tests/e2e -k runc
@@ -51,6 +56,14 @@ bench: build  ## What containers cost with chiton, runc and crun, in instruction
 	CHITON_LAB=lab $(LAB) run --count --memory 6G --tmp 3G --timeout 3000 --out $(CURDIR)/$(REPORTS) -- \
 		/usr/bin/python3 -B tests/bench/bench.py $(CURDIR)/$(REPORTS)/bench.json "$$rootfs" target/release/chiton $(BENCH_PEERS)
 	@echo 'bytes:'; stat --format '   %s %n' target/guest/vmlinux $(AGENT) target/release/chiton
+
+profile: build  ## Where the instructions of a start go, by function
+	mkdir -p $(REPORTS); kernel=$$(guest-kernel/build.sh); map=$${kernel%/*}/System.map; rootfs=$$(tests/rootfs/build.sh --variant demo); \
+	gcc -O2 -Wall -fPIC -shared -fvisibility=hidden -o $(REPORTS)/profile.so tests/bench/profile.c; \
+	CHITON_LAB=lab $(LAB) run --count --memory 3G --timeout 1200 --out $(CURDIR)/$(REPORTS) \
+		--plugin $(CURDIR)/$(REPORTS)/profile.so,out=$(CURDIR)/$(REPORTS)/profile.txt -- \
+		/usr/bin/python3 -B tests/bench/profile.py run $(CURDIR)/$(REPORTS) "$$rootfs" target/release/chiton; \
+	/usr/bin/python3 -B tests/bench/profile.py show $(REPORTS) "$$map" target/release/chiton $(AGENT)
 
 lint: guest
 	cargo fmt --all --check

@@ -1,0 +1,92 @@
+"""Whether a start costs more than the baseline that is committed. Run by `make test` in the lab under instruction counting.
+
+    regression.py BASELINE.json OUT.json ROOTFS.tar CHITON
+
+A figure may be 3 % above the baseline. A change that costs more, and is worth it, replaces the baseline with what OUT holds in the same
+commit; so does one that saves more. Instructions are executed ones, so neither the machine nor its load matters; compilers and the lab's
+kernel do, a little. What the baseline was made with is in it, and is compared when a figure has grown.
+"""
+
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from bench import Verbs, bundle
+from counting import EXITS, exits, trace
+from host import Host
+
+RUNS = 2
+TOLERANCE = 0.03
+TOOLS = {"rustc": ["rustc", "--version"], "gcc": ["gcc", "--version"], "qemu": ["qemu-system-x86_64", "--version"]}
+
+
+def main():
+    baseline, out, rootfs, chiton = sys.argv[1:]
+    figures = measure(rootfs, chiton)
+    made_with = tools()
+    pathlib.Path(out).write_text(json.dumps({"figures": figures, "made with": made_with}, indent=1) + "\n")
+    before = json.loads(pathlib.Path(baseline).read_text())
+    if before["figures"].keys() != figures.keys():
+        sys.exit(f"{baseline} has other figures than these: {', '.join(figures)}")
+    grown = []
+    for name, value in figures.items():
+        change = value / before["figures"][name] - 1
+        print(f"{name:40} {value:10} {100 * change:+7.2f} %")
+        if change > TOLERANCE:
+            grown.append(name)
+        elif change < -TOLERANCE:
+            print(f"   less than {baseline} says: replace it with {out}")
+    if grown:
+        for name, version in made_with.items():
+            if before["made with"].get(name) != version:
+                print(f"the baseline was made with {name} {before['made with'].get(name)}, this with {version}")
+        sys.exit(f"more than {TOLERANCE:.0%} above {baseline}: {', '.join(grown)}")
+
+
+def measure(rootfs, chiton):
+    """Millions of instructions and numbers of exits by name, of the cheapest of a few runs."""
+    work = pathlib.Path(tempfile.mkdtemp(prefix="regression-", dir="/tmp"))
+    host = Host(work / "host")
+    try:
+        root = host.path("rootfs")
+        root.mkdir()
+        subprocess.run(["tar", "-xpf", rootfs, "-C", root, "--numeric-owner"], check=True)
+        verbs = Verbs(host, "chiton", chiton)
+        path = bundle(host, "true", "true")
+        with trace(*EXITS) as events:
+            verbs.quiet("run", "--bundle", path, "exits")
+        counted = exits(events)
+        runs = []
+        for n in range(RUNS):
+            verbs.quiet("--timeline", "/run/timeline", "run", "--bundle", path, f"phases{n}")
+            phases = json.loads(host.path("/run/timeline").read_text())
+            runs.append({each["phase"]: each["microseconds"] / 1000 for each in phases})
+        wholes = [verbs.counted("run", "--bundle", path, f"whole{n}").busy for n in range(RUNS)]
+    finally:
+        host.remove()
+        shutil.rmtree(work)
+    return {
+        "exec to exit, M": round(min(wholes), 2),
+        "main to the program's first instruction, M": round(min(sum(run.values()) for run in runs), 2),
+        "guest kernel, M": round(min(run["guest kernel"] for run in runs), 2),
+        "VM exits": counted.total,
+        "VM exits to user space": counted.user,
+    }
+
+
+def tools():
+    found = {"lab's kernel": platform.release()}
+    for name, command in TOOLS.items():
+        try:
+            found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        except (OSError, subprocess.CalledProcessError):
+            found[name] = "none"
+    return found
+
+
+if __name__ == "__main__":
+    main()
