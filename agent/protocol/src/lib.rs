@@ -439,7 +439,7 @@ mod tests {
                 id: 7,
                 body: RequestBody::Start(Network::default()),
             },
-            r#"{"id":7,"body":{"Start":{"interfaces":[],"settings":[],"requests":[]}}}"#,
+            r#"{"id":7,"body":{"Start":{"interfaces":[],"settings":[],"requests":[],"names":false}}}"#,
         );
         json_round_trip(
             &Request {
