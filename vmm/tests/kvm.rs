@@ -22,7 +22,7 @@ const MEMORY: u64 = 4 << 20;
 /// Where the code runs.
 const ENTRY: u64 = 0x10_0000;
 /// Where the host looks for the guest's log.
-const RING: u32 = 0x3f_0000;
+const RING: u32 = 0x8_0000;
 /// The first device's page.
 const DEVICE: u32 = 0xd000_0000;
 

@@ -12,7 +12,7 @@
 
 mod joint;
 mod moved;
-mod names;
+pub(crate) mod names;
 mod namespace;
 mod netlink;
 mod plan;
@@ -78,20 +78,21 @@ pub(crate) struct Joined {
 }
 
 /// Joins the interfaces of the network namespace that a process lives in to taps: those with addresses, and those `wanted` by name. There
-/// may be as many as the machine has slots.
+/// may be as many as the machine has slots. With `names` the guest gets the name server of the namespace, if there is one.
 ///
 /// # Errors
 /// What the guest cannot have; with nothing changed in the namespace but leftovers of earlier machines.
 pub(crate) fn join(
     process: impl AsFd,
     wanted: &[String],
+    names: bool,
     slots: usize,
     report: &Report,
 ) -> Result<Joined, Error> {
     inside(process, |socket| {
         let scan = scan::scan(socket).doing(|| "read the container's network namespace")?;
         let mut plan = plan::plan(&scan, wanted, slots)?;
-        plan.network.names = names::listening().doing(|| "look for a name server")?;
+        plan.network.names = names && names::listening().doing(|| "look for a name server")?;
         plan.skipped.iter().for_each(|text| report.debug(text));
         plan.warnings.iter().for_each(|text| report.warn(text));
         let interfaces = plan.network.interfaces.iter();

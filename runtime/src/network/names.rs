@@ -1,12 +1,42 @@
 //! Whether the container's network namespace has a name server of its own.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
 
+use oci_spec::runtime::Spec;
 use protocol::NAMES_ADDRESS;
+
+/// Where C libraries look for name servers (resolv.conf(5)).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Most bytes of it that are looked at.
+const RESOLV_CONF_MAX: u64 = 64 << 10;
 
 /// The state of a socket that listens (TCP_LISTEN of net/tcp_states.h), as in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
+
+/// Whether a container is to ask the name server: engines say so in the file that they mount over its resolv.conf. Looking for a listener
+/// takes the kernel through a table as large as the host's memory asks for, which is no good on every start.
+pub(crate) fn are_asked(spec: &Spec) -> bool {
+    let mounts = spec.mounts().iter().flatten();
+    mounts
+        .filter(|mount| mount.destination() == Path::new(RESOLV_CONF))
+        .filter_map(|mount| mount.source().as_deref())
+        .any(names_it)
+}
+
+fn names_it(file: &Path) -> bool {
+    let mut text = String::new();
+    let read =
+        File::open(file).and_then(|file| file.take(RESOLV_CONF_MAX).read_to_string(&mut text));
+    let server = NAMES_ADDRESS.ip().to_string();
+    read.is_ok()
+        && text.lines().any(|line| {
+            let mut words = line.split_ascii_whitespace();
+            words.next() == Some("nameserver") && words.next() == Some(&server)
+        })
+}
 
 /// Whether somebody listens at the name server's address, on whatever port, in the network namespace of the calling thread: Docker
 /// leads there what is sent to port 53.
@@ -59,6 +89,29 @@ mod tests {
             assert_eq!(listens(&format!("{HEAD}{line}\n")), expected, "{line}");
         }
         assert!(!listens(""));
+    }
+
+    #[test]
+    fn the_file_that_is_mounted_names_the_server() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        let spec = |destination: &str| {
+            serde_json::from_value(serde_json::json!({"ociVersion": "1.0.2", "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": destination, "type": "bind", "source": file}]}))
+            .unwrap()
+        };
+        assert!(!are_asked(&spec(RESOLV_CONF)), "there is no file");
+        for (text, expected) in [
+            ("search x\nnameserver 127.0.0.11\noptions ndots:0\n", true),
+            ("nameserver\t127.0.0.11", true),
+            ("# nameserver 127.0.0.11\nnameserver 127.0.0.111\n", false),
+            ("", false),
+        ] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(are_asked(&spec(RESOLV_CONF)), expected, "{text}");
+            assert!(!are_asked(&spec("/etc/hosts")));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::create::Context;
 use super::delete::destroy;
 use super::{done, open};
+use crate::config::Config;
 use crate::error::{Error, SystemContext};
 use crate::hooks::{Hooks, Kind};
 use crate::machine;
@@ -46,14 +47,16 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
 
 /// Executes the program of a container whose status and lock the caller has seen to.
 pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) -> Result<(), Error> {
-    let hooks = Hooks::stored(dir, record)?;
+    let config = Config::load(dir.path())?;
+    let hooks = Hooks::of(&config.spec, record);
     let machine = record.machine.ok_or(Error::NotRunning)?;
     let Joined { network, taps } = match record.network.slots() {
         0 => Joined::default(),
         slots => {
             let process = machine.open().system("open the machine process")?;
             let process = process.ok_or(Error::NotRunning)?;
-            network::join(process, &record.net_devices, slots, report)?
+            let names = network::names::are_asked(&config.spec);
+            network::join(process, &record.net_devices, names, slots, report)?
         }
     };
     for interface in &network.interfaces {
