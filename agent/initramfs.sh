@@ -49,4 +49,5 @@ trap 'rm -f "$temporary"' EXIT
     pad
     entry TRAILER!!! 0 1 0 0 0
 } >"$temporary"
-mv "$temporary" "$output"
+# What has not changed keeps its time stamp: nothing is built anew for it.
+cmp -s "$temporary" "$output" || mv "$temporary" "$output"
