@@ -12,7 +12,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 use nix::sys::stat::Mode;
-use protocol::{Interface, NetlinkRequest, Network};
+use protocol::{Interface, NetlinkRequest, Network, from_hex};
 
 use crate::error::{During, Error, Result};
 use crate::names;
@@ -118,24 +118,11 @@ fn settle(network: &Network) -> Result<Option<[OwnedFd; 2]>> {
     }
     let routes = Rtnetlink::open()?;
     for NetlinkRequest { what, message } in &network.requests {
-        let message = bytes(message);
+        let message = from_hex(message);
         let message = message.ok_or_else(|| Error::Config(format!("{what}: bad message")))?;
         routes.ask(&message, || what.as_str())?;
     }
     network.names.then(names::bind).transpose()
-}
-
-/// Bytes from hexadecimal digits.
-fn bytes(digits: &str) -> Option<Vec<u8>> {
-    let digit = |digit: u8| char::from(digit).to_digit(16);
-    digits
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| match pair {
-            [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
-            _ => None,
-        })
-        .collect()
 }
 
 /// A socket to the network configuration of the namespace it was opened in.
@@ -172,15 +159,6 @@ impl Rtnetlink {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn messages_are_written_in_hexadecimal() {
-        assert_eq!(bytes(""), Some(vec![]));
-        assert_eq!(bytes("00ff1A"), Some(vec![0, 255, 26]));
-        for bad in ["0", "000", "0g", "+1", "é"] {
-            assert_eq!(bytes(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn the_kernel_says_what_it_thinks_of_a_request() {

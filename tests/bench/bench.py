@@ -8,7 +8,6 @@ instructions). All that is measured lies on a tmpfs, and the first run of everyt
 """
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -110,9 +109,7 @@ def main():
     host = Host(work / "host")
     figures = Figures()
     try:
-        root = host.path("rootfs")
-        root.mkdir()
-        subprocess.run(["tar", "-xpf", rootfs, "-C", root, "--numeric-owner"], check=True)
+        host.unpack(rootfs)
         names = []
         for runtime in runtimes:
             name, _, binary = runtime.rpartition("=")

@@ -55,6 +55,13 @@ class Host:
         os.close(ready)
         return pid
 
+    def unpack(self, archive):
+        """Puts a root filesystem at /rootfs."""
+        root = self.path("rootfs")
+        root.mkdir()
+        subprocess.run(["tar", "-xpf", archive, "-C", root, "--numeric-owner"], check=True)
+        return root
+
     def remove(self):
         os.close(self.namespace)
         os.kill(self.keeper, signal.SIGKILL)

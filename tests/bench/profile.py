@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 
 from chiton import Bundle  # noqa: E402
 from counting import EXITS, trace  # noqa: E402
-from host import Host, check, libc  # noqa: E402
+from host import Host, libc  # noqa: E402
 
 BEGIN = b"\x0f\x1f\x80BEGN"  # as in profile.c
 END = b"\x0f\x1f\x80!END"
@@ -68,9 +68,7 @@ def run(out, rootfs, chiton):
     work = pathlib.Path(tempfile.mkdtemp(prefix="profile-", dir="/tmp"))
     host = Marked(work / "host")
     try:
-        root = host.path("rootfs")
-        root.mkdir()
-        subprocess.run(["tar", "-xpf", rootfs, "-C", root, "--numeric-owner"], check=True)
+        root = host.unpack(rootfs)
         (root / "mark").write_bytes(program(END + EXIT))
         (root / "mark").chmod(0o755)
         Bundle(host.path("/bundle"), "/rootfs", ["/mark"]).save()

@@ -52,9 +52,7 @@ def measure(rootfs, chiton):
     work = pathlib.Path(tempfile.mkdtemp(prefix="regression-", dir="/tmp"))
     host = Host(work / "host")
     try:
-        root = host.path("rootfs")
-        root.mkdir()
-        subprocess.run(["tar", "-xpf", rootfs, "-C", root, "--numeric-owner"], check=True)
+        host.unpack(rootfs)
         verbs = Verbs(host, "chiton", chiton)
         path = bundle(host, "true", "true")
         with trace(*EXITS) as events:

@@ -73,7 +73,17 @@ class Bundle:
         return self
 
 
-class Runtime:
+class Program:
+    """What runs a command to its end when it is called."""
+
+    def ok(self, *args, **kwargs):
+        """The same for a command that must succeed; its standard output."""
+        done = self(*args, **kwargs)
+        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+class Runtime(Program):
     """A runtime's binary with a state root of its own."""
 
     def __init__(self, binary, root):
@@ -91,12 +101,6 @@ class Runtime:
             kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         kwargs.setdefault("text", True)
         return subprocess.run(self.command(*args), timeout=timeout, check=False, **kwargs)
-
-    def ok(self, *args, **kwargs):
-        """Runs a verb that must succeed; its standard output."""
-        done = self(*args, **kwargs)
-        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
     def popen(self, *args, **kwargs):
         kwargs.setdefault("stdin", subprocess.DEVNULL)

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from chiton import wait_for
+from chiton import Program, wait_for
 from containerd import BINARIES, Daemons
 
 # A service that counts in a Redis, which it knows by name only.
@@ -73,7 +73,7 @@ NGINX = textwrap.dedent("""
 """)
 
 
-class Docker(Daemons):
+class Docker(Daemons, Program):
     def __init__(self, binary, base, debian):
         super().__init__(binary, base)
         self.name, self.usr = os.path.basename(binary), f"{debian}/usr:/usr:ro"
@@ -91,12 +91,6 @@ class Docker(Daemons):
 
     def __call__(self, *args, **kwargs):
         return self.run("/usr/bin/docker", "--host", f"unix://{self.base}/docker.sock", *args, **kwargs)
-
-    def ok(self, *args, **kwargs):
-        """The same for a command that must succeed; its standard output."""
-        done = self(*args, **kwargs)
-        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
     def start(self, *args, **kwargs):
         """`run` with options, `--` and the program's arguments."""

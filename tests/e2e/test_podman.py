@@ -9,12 +9,12 @@ import urllib.request
 
 import pytest
 
-from chiton import wait_for
+from chiton import Program, wait_for
 
 BINARIES = {"chiton": os.environ["CHITON"], "runc": "/usr/sbin/runc"}
 
 
-class Podman:
+class Podman(Program):
     def __init__(self, binary, base, rootfs):
         self.rootfs = f"{rootfs}:O"
         self.flags = ["--root", base / "storage", "--runroot", base / "run", "--tmpdir", base / "tmp", "--cgroup-manager", "cgroupfs",
@@ -24,12 +24,6 @@ class Podman:
         """Runs a command to its end; what `subprocess.run` gives."""
         command = ["podman", *map(str, [*self.flags, *args])]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False)
-
-    def ok(self, *args, **kwargs):
-        """The same for a command that must succeed; its standard output."""
-        done = self(*args, **kwargs)
-        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
     def run(self, *args, **kwargs):
         """`run` with options, `--` and the program's arguments."""

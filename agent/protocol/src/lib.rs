@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+mod hex;
 mod weight;
 
 use std::error::Error as StdError;
@@ -18,6 +19,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use serde::{Deserialize, Serialize};
 
 pub use frame::{Decoder, Error, MAX_FRAME, encode, read, write};
+pub use hex::{from_hex, to_hex};
 pub use weight::cpu_weight;
 
 /// The vsock port on the host (CID 2) that the agent dials for the control stream.

@@ -291,10 +291,7 @@ fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
     let extra = match &task {
         Task::Create(create) => &create.extra[..],
         Task::Exec(join) => &join.exec.extra,
-        Task::Update(_) | Task::Processes(_) => &[],
-        Task::Names => {
-            return names::serve([adopt(arguments.get(2))?, adopt(arguments.get(3))?]);
-        }
+        Task::Update(_) | Task::Processes(_) | Task::Names => &[],
     };
     extra::place(extra, arguments.get(2..).unwrap_or_default(), wire)?;
     match task {
@@ -308,7 +305,7 @@ fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
                 processes,
             }),
         ),
-        Task::Names => unreachable!("done above"),
+        Task::Names => names::serve([adopt(arguments.get(2))?, adopt(arguments.get(3))?]),
     }
 }
 

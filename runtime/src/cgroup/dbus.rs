@@ -368,7 +368,7 @@ impl Connection {
             signals: VecDeque::new(),
         };
         let uid = geteuid().to_string();
-        let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex = protocol::to_hex(uid.bytes());
         // All at once, as sd-bus does: systemd forgets a call that reaches it together with BEGIN until something else comes.
         connection.send(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let answer = connection.line()?;

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use protocol::{Interface, NetlinkRequest, Network};
+use protocol::{Interface, NetlinkRequest, Network, to_hex};
 
 use super::netlink::{
     ACK, APPEND, CREATE, EXCL, Message, REPLACE, REQUEST, attribute, attributes, u32_at,
@@ -213,15 +213,9 @@ impl Plan {
     }
 
     fn ask(&mut self, what: String, message: Message) {
-        let message = message.finish();
-        let mut digits = String::with_capacity(2 * message.len());
-        for byte in message {
-            // Writing to a String cannot fail.
-            let _ = write!(digits, "{byte:02x}");
-        }
         self.network.requests.push(NetlinkRequest {
             what,
-            message: digits,
+            message: to_hex(message.finish()),
         });
     }
 

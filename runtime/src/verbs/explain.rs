@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
-use protocol::Seccomp;
+use protocol::to_hex;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -80,19 +80,13 @@ fn as_json(ledger: &Ledger, plan: Option<&Plan>) -> String {
     let properties: Vec<Value> = ledger.entries().iter().map(entry).collect();
     let machine = plan.map(|plan| json!({"memory": plan.memory, "vcpus": plan.vcpus}));
     let filter = plan.and_then(|plan| plan.overlay.seccomp.as_ref());
-    let filter = filter.map(|filter| json!({"flags": filter.flags, "program": hex(filter)}));
+    let filter = filter.map(|filter| {
+        // The `struct sock_filter`s (linux/filter.h) as they are in memory.
+        let program = filter.program.iter().flat_map(|word| word.to_le_bytes());
+        json!({"flags": filter.flags, "program": to_hex(program)})
+    });
     let value = json!({"properties": properties, "machine": machine, "seccomp": filter});
     serde_json::to_string_pretty(&value).unwrap_or_default() + "\n"
-}
-
-/// The `struct sock_filter`s (linux/filter.h) of a filter as they are in memory, in hexadecimal digits.
-fn hex(filter: &Seccomp) -> String {
-    let bytes = filter.program.iter().flat_map(|word| word.to_le_bytes());
-    bytes.fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Decides about the configuration of a bundle.
