@@ -233,6 +233,30 @@ def test_all_memory_is_there_from_the_beginning(container, rootfs, size):
     assert abs(once["MemFree"] - twice["MemFree"]) < 40, (once, twice)
 
 
+WALK = """
+def write(name, value): open("/proc/sys/vm/" + name, "w").write(value)
+def scanned(): return int(next(line.split()[1] for line in open("/proc/vmstat") if line.startswith("compact_free_scanned ")))
+before = scanned()
+write("compact_memory", "1")
+write("nr_hugepages", "20")
+pages = int(open("/proc/sys/vm/nr_hugepages").read())
+write("nr_hugepages", "0")
+print(json.dumps([scanned() - before, pages, bytes(bytearray(64 << 20)) == bytes(64 << 20)]))
+"""
+
+
+@only_chiton
+def test_memory_is_compacted_before_all_of_it_is_known(container, rootfs):
+    """Who walks over pages by their numbers gets to some that have no structure yet, and passes them over."""
+
+    def change(config):
+        config["annotations"] = {"dev.chiton.memory": "2G"}
+        config["linux"]["readonlyPaths"] = []
+
+    scanned, pages, usable = ran(container, rootfs, WALK, change)
+    assert scanned > 0 and pages == 20 and usable
+
+
 @only_chiton
 def test_block_io_is_throttled_and_updated(runtime, container, loop):
     """The host does the container's I/O, so its limits count."""
