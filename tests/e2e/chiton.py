@@ -167,6 +167,12 @@ def ran(container, rootfs, text, change=None):
         raise AssertionError(output) from None
 
 
+# A line of Python that takes as much memory as it is given, in one call: a program that goes on running needs pages of its own
+# files, which are read again and again for as long as they can be taken away in place of killing a process. MAP_NORESERVE
+# (asm-generic/mman.h): more than the machine has.
+GRAB = "import mmap; mmap.mmap(-1, 1 << 40, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE | 0x4000)"
+
+
 @contextlib.contextmanager
 def subreaper():
     """Orphans of this process's children become its own children, as with conmon and the shim."""

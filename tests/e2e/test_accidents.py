@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import Runtime, alive, ended, only_chiton, subreaper, wait_for
+from chiton import GRAB, Runtime, alive, ended, only_chiton, subreaper, wait_for
 
 
 @pytest.fixture
@@ -77,27 +77,24 @@ def test_a_terminal_as_standard_streams(chiton, bundle):
 def test_a_memory_limit_bites_in_the_guest(run):
     def limit(config):
         config["linux"]["resources"]["memory"] = {"limit": 64 << 20}
-    done = run("python3", "-c", "x = []\nwhile True: x.append(bytearray(1 << 20))", change=limit)
+    done = run("python3", "-c", GRAB, change=limit)
     assert done.returncode == 137, done.stderr
 
 
-GREEDY = """
+GREEDY = f"""
 import os, time
 def wait(name):
     while not os.path.exists(name): time.sleep(0.05)
-def grab():
-    pieces = []
-    while True: pieces.append(bytearray(1 << 20))
 wait("/first")
 child = os.fork()
 if child == 0:
     open("/proc/self/oom_score_adj", "w").write("1000")
-    grab()
+    {GRAB}
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 open("/.child", "w").write(str(status))
 os.rename("/.child", "/child")
 wait("/second")
-grab()
+{GRAB}
 """
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from chiton import Container, alive, processes, wait_for
+from chiton import GRAB, Container, alive, processes, wait_for
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_one_id_once(chiton, created, bundle):
 
 @pytest.mark.parametrize("name, program", [
     ("reset", "import ctypes; ctypes.CDLL(None).reboot(0x01234567)"),
-    ("panic", "open('/proc/sys/vm/panic_on_oom', 'w').write('2')\nx = []\nwhile True: x.append(bytearray(1 << 20))"),
+    ("panic", f"open('/proc/sys/vm/panic_on_oom', 'w').write('2')\n{GRAB}"),
 ])
 def test_the_guest_dies(chiton, bundle, name, program):
     """The process ends, with a message that holds the guest's last words."""

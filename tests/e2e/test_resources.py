@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from chiton import only_chiton, ran, wait_for
+from chiton import GRAB, only_chiton, ran, wait_for
 from test_configuration import again, explained, probed  # noqa: F401
 
 MIB = 1 << 20
@@ -37,11 +37,11 @@ def forks():
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-def eats(size):
+def eats():
     child = os.fork()
     if child == 0:
-        eaten = [bytearray(1 << 20) for _ in range(size >> 20)]
-        os._exit(len(eaten) & 1)
+        exec(sys.argv[1])
+        os._exit(0)
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 def huge():
     child = os.fork()
@@ -62,7 +62,7 @@ def device(kind, major, minor, flags):
     finally:
         os.unlink(path)
 print(json.dumps({
-    "forks": forks(), "eats": eats(int(sys.argv[1])), "huge": huge(),
+    "forks": forks(), "eats": eats(), "huge": huge(),
     "null": device(0o020000, 1, 3, os.O_RDWR), "mem": device(0o020000, 1, 1, os.O_RDONLY),
     "kmsg read": device(0o020000, 1, 11, os.O_RDONLY), "kmsg write": device(0o020000, 1, 11, os.O_WRONLY),
     "loop": device(0o060000, 7, 0, os.O_RDONLY),
@@ -130,7 +130,7 @@ def test_limits(runtime, probed, rootfs, loop):  # noqa: F811
         assert host["pids.max"] == "max", "the machine's threads are not the container's processes"
         assert 96 * MIB < int(host["memory.max"]) < 400 * MIB
 
-    done = json.loads(c.output("python3", "/bite.py", str(200 * MIB)))
+    done = json.loads(c.output("python3", "/bite.py", GRAB))
     # Beside the init, and what runs this. EAGAIN; SIGKILL; SIGBUS or ENOMEM; EPERM.
     assert done["forks"][0] < 20 and done["forks"][1] == 11
     assert done["eats"] == 9
@@ -164,7 +164,7 @@ def test_limits_on_both_sides(probed):  # noqa: F811
 @pytest.mark.parametrize("limit", [32, 200])
 def test_the_guest_is_limited_before_the_machine(runtime, container, rootfs, limit):
     """A program that takes more than the container may have is killed in the guest. The machine lives, and its own cgroup is not short."""
-    (rootfs / "eat.py").write_text("eaten = []\nwhile True: eaten.append(bytearray(1 << 20))\n")
+    (rootfs / "eat.py").write_text(GRAB)
 
     def change(config):
         config["linux"]["resources"]["memory"] = {"limit": limit * MIB}
