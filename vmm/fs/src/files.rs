@@ -11,9 +11,9 @@ use crate::identity::examine;
 use crate::inodes::Node;
 use crate::namespace::TWO_NAMES;
 use crate::protocol::{
-    CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH,
-    FSYNC_FDATASYNC, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn,
-    ReleaseIn, SyncfsIn, WRITE_CACHE, WriteIn, WriteOut, unsigned,
+    CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_KEEP_OPEN,
+    FOPEN_NOFLUSH, FSYNC_FDATASYNC, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn,
+    OpenOut, ReadIn, ReleaseIn, SyncfsIn, WRITE_CACHE, WriteIn, WriteOut, unsigned,
 };
 use crate::server::{Call, Server};
 use crate::{sys, worker};
@@ -23,6 +23,8 @@ use crate::{sys, worker};
 /// wants), and what the guest kernel does itself.
 const HOST_FLAGS: i32 =
     libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+/// How a file is open on the host that the guest may keep open: for reading, and nothing else is said.
+const KEPT_FLAGS: i32 = libc::O_RDONLY | libc::O_NOCTTY;
 /// How much one COPY_FILE_RANGE copies at most, in bytes: the caller asks again for the rest, and a
 /// thread is not kept busy for long.
 const COPY_MAX: u64 = 64 << 20;
@@ -86,9 +88,13 @@ impl Server {
         let node = self.inodes.get(call.nodeid)?;
         let fd = self.open_file(&node, flags)?;
         let fh = self.handles.insert(node.id, fd, false)?;
+        let mut open_flags = open_flags(flags);
+        if flags == KEPT_FLAGS && self.inodes.lasts(node.mount) && self.handles.keep(node.id, fh) {
+            open_flags |= FOPEN_KEEP_OPEN;
+        }
         reply.body(&OpenOut {
             fh,
-            open_flags: open_flags(flags),
+            open_flags,
             padding: 0,
         })
     }

@@ -75,8 +75,18 @@ impl Inodes {
 
     /// Whether a descriptor of the object may be kept. What could not be recognised again is kept in any case.
     fn keeps(&self, facts: &Facts) -> bool {
-        let lasts = |mounts: &HashSet<u64>| mounts.contains(&facts.key.mount);
-        facts.witness == Witness::None || self.lasting.as_ref().is_none_or(lasts)
+        facts.witness == Witness::None || self.lasts(facts.key.mount)
+    }
+
+    /// Whether nobody but this process could take the mount away.
+    pub(crate) fn lasts(&self, mount: u64) -> bool {
+        let lasting = self.lasting.as_ref();
+        lasting.is_none_or(|mounts| mounts.contains(&mount))
+    }
+
+    /// Whether the guest may name the inode.
+    pub(crate) fn knows(&self, id: u64) -> bool {
+        self.read().get(id).is_some_and(Entry::is_known)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {

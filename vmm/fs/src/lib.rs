@@ -15,7 +15,8 @@
 //!   most [`Config::open_fd_limit`] of them. The others are opened again from the name they were last
 //!   seen under, and are ESTALE if another object is there. An inode without a name (unlinked, or
 //!   made by `O_TMPFILE`) keeps its descriptor. The life of an entry is drawn in `table.rs`.
-//! * handles: what the guest has open.
+//! * handles: what the guest has open, and what it keeps open after the last close: one of an inode that was opened
+//!   for reading, until it is given up (RELEASE) or the inode is forgotten. Not on mounts that the host may take away.
 //!
 //! All counts are bounded; beyond, requests fail with ENFILE ([`Config::descriptors`] says how many
 //! descriptors there can be).
@@ -40,20 +41,21 @@
 //! # Not done, and why
 //! * OPEN and OPENDIR are not left out (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`): an open
 //!   file must stay readable after its last name is gone, and directory positions are only sure to
-//!   hold within one open directory.
+//!   hold within one open directory. That a file is opened again without them is the guest kernel's own
+//!   doing (`FOPEN_KEEP_OPEN`).
 //! * Any write or truncation clears set-user-ID and set-group-ID bits, that of guest root too: a user
 //!   namespace's `CAP_FSETID` does not count for the host kernel there.
 //! * Device nodes cannot be made (EPERM), whiteouts excepted, as the host kernel has it for a user
 //!   namespace; the server refuses them itself as well.
 //! * A file of an overlay file system that is open for reading when it is first opened for writing stays
-//!   open on the lower layer, as on the host (`Documentation/filesystems/overlayfs.rst`, non-standard
+//!   open on the lower layer for those who have it open, as on the host (`Documentation/filesystems/overlayfs.rst`, non-standard
 //!   behavior). The guest reads on through such a handle, and keeps what it reads for all its readers.
 //! * Extended attributes: `user.*` and `security.capability` work; `trusted.*` is left to the host
 //!   kernel, which hides it and refuses to set it; all else is EOPNOTSUPP and not listed. That covers
 //!   POSIX ACLs: without `FUSE_POSIX_ACL` the guest kernel would store and not enforce them.
 //! * `FUSE_SETXATTR_EXT`, `FUSE_CREATE_SUPP_GROUP`, `FUSE_SECURITY_CTX`: they carry what only ACLs,
 //!   permission checks on the host, or labels need.
-//! * ioctl: ENOTTY. ACCESS, BMAP, POLL, locks, DAX mappings: ENOSYS, which the guest asks once.
+//! * IOCTL, ACCESS, BMAP, POLL, locks, DAX mappings: ENOSYS, which the guest asks once.
 
 mod attributes;
 mod buffers;

@@ -49,7 +49,6 @@ pub(crate) mod opcode {
     pub(crate) const CREATE: u32 = 35;
     pub(crate) const INTERRUPT: u32 = 36;
     pub(crate) const DESTROY: u32 = 38;
-    pub(crate) const IOCTL: u32 = 39;
     pub(crate) const NOTIFY_REPLY: u32 = 41;
     pub(crate) const BATCH_FORGET: u32 = 42;
     pub(crate) const FALLOCATE: u32 = 43;
@@ -100,6 +99,9 @@ pub(crate) const GETATTR_FH: u32 = 1 << 0;
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `FOPEN_NOFLUSH`: no FLUSH request when a descriptor of this open file is closed.
 pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
+/// Of our guest kernel's own (`guest-kernel/patches/55-open-files.patch`): the guest may keep the handle when it closes the file, for
+/// whoever opens it next to read it, and then sends no RELEASE. Other kernels do not look at the bit.
+pub(crate) const FOPEN_KEEP_OPEN: u32 = 1 << 31;
 /// `FUSE_WRITE_CACHE`: the write comes from the page cache, not from a write call.
 pub(crate) const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_FSYNC_FDATASYNC`.

@@ -189,7 +189,6 @@ impl Server {
             opcode::GETXATTR => self.getxattr(call, reader, reply),
             opcode::LISTXATTR => self.listxattr(call, reader, reply),
             opcode::REMOVEXATTR => self.removexattr(call, reader),
-            opcode::IOCTL => Err(Errno(libc::ENOTTY)),
             opcode::DESTROY => {
                 self.ready.store(false, Ordering::Release);
                 self.start_afresh();
@@ -252,7 +251,7 @@ impl Server {
     fn forget(&self, header: &InHeader, reader: &mut Reader<'_, '_>) -> Result<()> {
         if header.opcode == opcode::FORGET {
             let forget: ForgetIn = reader.read()?;
-            self.inodes.forget(&[(header.nodeid, forget.nlookup)]);
+            self.take_back(&[(header.nodeid, forget.nlookup)]);
             return Ok(());
         }
         let BatchForgetIn { count, .. } = reader.read()?;
@@ -264,10 +263,26 @@ impl Server {
                 let one: ForgetOne = reader.read()?;
                 *slot = (one.nodeid, one.nlookup);
             }
-            self.inodes.forget(&batch[..chunk]);
+            self.take_back(&batch[..chunk]);
             left -= chunk;
         }
         Ok(())
+    }
+
+    /// Takes lookups back, and with an inode's last one the handle that the guest may have kept of it.
+    fn take_back(&self, each: &[(u64, u64)]) {
+        let kept = each
+            .iter()
+            .filter_map(|(id, _)| Some((*id, self.handles.kept(*id)?)));
+        // Before: what the guest opens once it has looked the inode up again is not meant.
+        let kept: Vec<_> = kept.collect();
+        self.inodes.forget(each);
+        for (id, fh) in kept {
+            if !self.inodes.knows(id) {
+                // A RELEASE at the same time is as good.
+                let _ = self.handles.remove(id, fh);
+            }
+        }
     }
 
     pub(crate) fn proc(&self) -> BorrowedFd<'_> {

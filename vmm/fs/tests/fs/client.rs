@@ -278,10 +278,13 @@ impl<'a> Client<'a> {
     }
 
     pub(crate) fn open(&self, nodeid: u64, flags: i32) -> Result<u64, i32> {
-        Ok(u64_at(
-            &self.call(OPEN, nodeid, body().u32(flags.cast_unsigned()).u32(0))?,
-            0,
-        ))
+        self.open_kept(nodeid, flags).map(|(fh, _)| fh)
+    }
+
+    /// The handle, and whether it may be kept when the file is closed.
+    pub(crate) fn open_kept(&self, nodeid: u64, flags: i32) -> Result<(u64, bool), i32> {
+        let answer = self.call(OPEN, nodeid, body().u32(flags.cast_unsigned()).u32(0))?;
+        Ok((u64_at(&answer, 0), u32_at(&answer, 8) & 1 << 31 != 0))
     }
 
     pub(crate) fn read(&self, nodeid: u64, fh: u64, offset: u64, size: u32) -> Answer {

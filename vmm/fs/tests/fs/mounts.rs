@@ -215,6 +215,9 @@ fn nothing_is_kept_open_on_mounts_that_may_go() {
             // What is open keeps the mount, as with a local process.
             assert!(!unmount(&path));
             client.release(file.nodeid, fh).unwrap();
+            let (fh, kept) = client.open_kept(file.nodeid, libc::O_RDONLY).unwrap();
+            assert!(!kept);
+            client.release(file.nodeid, fh).unwrap();
             assert_eq!(client.getattr(file.nodeid).unwrap().size, 4);
             assert_eq!(client.getattr(below.nodeid).unwrap().ino, below.ino);
             client
