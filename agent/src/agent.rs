@@ -1,18 +1,23 @@
 //! The loop of PID 1: one thread, one epoll instance, and nothing that blocks.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use protocol::{
-    Create, Exec, Failure, FailureKind, INIT, Message, ProcessId, Reply, Request, RequestBody,
+    BALLOON_DEVICE, Create, Exec, Failure, FailureKind, INIT, Message, ProcessId, Reply, Request,
+    RequestBody,
 };
 
 use crate::boot::{Booted, now};
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Event};
+use crate::device;
 use crate::errand::Errands;
-use crate::error::{During, Error, Result};
+use crate::error::{self, During, Error, Result};
 use crate::notify::Notify;
 use crate::process::Process;
 use crate::stage::Task;
@@ -36,6 +41,12 @@ const MEMORY: u64 = u64::MAX - 3;
 /// The socket that the container tells of its readiness on.
 const NOTIFY: u64 = u64::MAX - 4;
 
+/// There is time for what the start did not need.
+const SETTLED: u64 = u64::MAX - 5;
+
+/// How long after the container's start that is: one that is over sooner is spared it.
+const SETTLING: TimeSpec = TimeSpec::from_duration(Duration::from_secs(1));
+
 /// Errands, beyond all streams, too: their numbers are added.
 const ERRANDS: u64 = 1 << 63;
 
@@ -53,6 +64,8 @@ pub(crate) struct Agent {
     cgroup: Option<Cgroup>,
     notify: Option<Notify>,
     errands: Errands,
+    /// Until the container has run for [`SETTLING`].
+    settling: Option<TimerFd>,
     /// The host is to be told, once it has taken what it was told before.
     out_of_memory: bool,
     /// What epoll knows of the control stream's wishes.
@@ -72,6 +85,7 @@ impl Agent {
             cgroup: None,
             notify: None,
             errands: Errands::default(),
+            settling: None,
             out_of_memory: false,
             interest,
         };
@@ -151,6 +165,10 @@ impl Agent {
             FREEZING => self.settle(),
             MEMORY => self.look_at_memory(),
             NOTIFY => self.notified(),
+            SETTLED => {
+                self.settled();
+                Ok(())
+            }
             token if token >= ERRANDS => self.errand_ready(token - ERRANDS),
             token => self.process_ready(token / PARTS, token % PARTS, events),
         }
@@ -187,7 +205,7 @@ impl Agent {
             },
             RequestBody::Start(network) => match &mut self.container {
                 Some(container) => match container.start(id, &network) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => return self.settle_later(),
                     Err(failure) => Err(failure),
                 },
                 None => Err(none()),
@@ -285,6 +303,27 @@ impl Agent {
             self.booted.control.send(&Message::Ready)?;
         }
         Ok(())
+    }
+
+    fn settle_later(&mut self) -> Result<()> {
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)
+            .and_then(|timer| {
+                timer.set(Expiration::OneShot(SETTLING), TimerSetTimeFlags::empty())?;
+                Ok(timer)
+            })
+            .during(|| "set a timer")?;
+        watch(&self.epoll, timer.as_fd(), EpollFlags::EPOLLIN, SETTLED)?;
+        self.settling = Some(timer);
+        Ok(())
+    }
+
+    /// From here on the guest gives memory back that it has no use for.
+    fn settled(&mut self) {
+        self.settling = None;
+        if let Err(error) = device::bind(BALLOON_DEVICE) {
+            // A container whose memory stays with the guest is a whole one.
+            error::log(&error.failure().to_string());
+        }
     }
 
     fn create(&mut self, id: u64, create: Create) -> std::result::Result<(), Failure> {

@@ -8,6 +8,7 @@ mod boot;
 mod cgroup;
 mod container;
 mod control;
+mod device;
 mod errand;
 mod error;
 mod names;

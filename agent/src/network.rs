@@ -14,14 +14,9 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use protocol::{Interface, NetlinkRequest, Network, from_hex};
 
+use crate::device;
 use crate::error::{During, Error, Result};
 use crate::names;
-
-/// Where the kernel lists the devices of the machine.
-const DEVICES: &str = "/sys/bus/platform/devices";
-
-/// Whoever writes the name of a device to it makes the driver look at the device.
-const BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 
 /// Makes the network of the container whose init is given. An interface that is there stays there
 /// when something fails.
@@ -59,15 +54,14 @@ fn open_namespace(path: &Path) -> Result<OwnedFd> {
 
 /// Binds the driver to a device; the index of the interface that comes of it.
 fn find(interface: &Interface) -> Result<i32> {
-    let device = format!("virtio-mmio.{}", interface.device);
-    let what = || format!("find the interface of {device}");
-    fs::write(BIND, &device).during(|| format!("bind the driver to {device}"))?;
-    // DEVICES/virtio-mmio.3/virtio3/net/eth0/ifindex
-    let child = child(&Path::new(DEVICES).join(&device), "virtio").during(what)?;
+    let device = device::bind(interface.device)?;
+    let what = || format!("find the interface of {}", device.display());
+    // .../virtio-mmio.4/virtio3/net/eth0/ifindex
+    let child = child(&device, "virtio").during(what)?;
     let net = self::child(&child.join("net"), "").during(what)?;
     let index = fs::read_to_string(net.join("ifindex")).during(what)?;
     let index = index.trim().parse();
-    index.map_err(|_| Error::Config(format!("{device}: bad interface index")))
+    index.map_err(|_| Error::Config(format!("{}: bad interface index", device.display())))
 }
 
 /// A directory whose name has this beginning.

@@ -182,6 +182,23 @@ def test_the_guest_is_limited_before_the_machine(runtime, container, rootfs, lim
 
 
 @only_chiton
+def test_memory_is_given_back(container):
+    """What a program has taken and given up in the guest is the host's again."""
+    c = container("sleep", "1000")
+
+    def resident(field):
+        status = pathlib.Path(f"/proc/{c.pid}/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith(field))
+
+    before = resident("VmRSS")
+    for _ in range(2):
+        c.output("python3", "-c", f"import mmap; mmap.mmap(-1, {200 * MIB}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)")
+        assert resident("VmHWM") > before + 190 * MIB
+        wait_for(lambda: resident("VmRSS") < before + 60 * MIB, 60)
+    assert c.output("cat", "/etc/hostname")
+
+
+@only_chiton
 def test_the_machine_is_as_large_as_is_asked(runtime, run, bundle):
     show = ("sh", "-c", "grep MemTotal /proc/meminfo; nproc; cat /sys/fs/cgroup/memory.max")
 

@@ -67,8 +67,8 @@ pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
 /// `KVM_SET_TSS_ADDR`): above KVM's default identity map page at `0xfffbc000`.
 pub(crate) const TSS: u64 = 0xfffb_d000;
 
-/// Global system interrupt of the first virtio-mmio device. 0 to 4 belong to the PC's timer, keyboard, cascade and serial ports.
-pub(crate) const FIRST_GSI: u32 = 5;
+/// Global system interrupt of the first virtio-mmio device. 0 to 3 belong to the PC's timer, keyboard, cascade and second serial port.
+pub(crate) const FIRST_GSI: u32 = 4;
 
 /// Most vCPUs: 8-bit APIC ids, 255 is the broadcast id and one id is the IO-APIC's.
 pub(crate) const MAX_VCPUS: u8 = 254;

@@ -18,5 +18,5 @@ pub mod virtio;
 pub mod vsock;
 
 pub use boot::Error as BootError;
-pub use machine::{EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig};
+pub use machine::{BALLOON, EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig};
 pub use memory::Error as MemoryError;

@@ -29,7 +29,8 @@ use crate::layout::MAX_VCPUS;
 use crate::memory::Extent;
 use crate::vcpu::Report;
 use crate::virtio::{
-    Blk, Disk, Fs, MacAddress, Net, NetError, RequestServer, Rng, RngWork, Tap, Transport,
+    self, Balloon, Blk, Disk, Fs, MacAddress, Net, NetError, RequestServer, Rng, Tap, Transport,
+    Work,
 };
 use crate::vsock::{self, GUEST_CID, Port, Vsock};
 use crate::{boot, kvm, last_words, memory, sys, vcpu};
@@ -38,7 +39,11 @@ use crate::{boot, kvm, last_words, memory, sys, vcpu};
 const SHARE_TAG: &str = "chiton";
 
 /// Number of devices that every machine has.
-const DEVICES: u8 = 3;
+const DEVICES: u8 = 4;
+
+/// The place of the balloon, which the guest's kernel leaves alone until it is told to look (its driver's `bind`, of `virtio-mmio.3`):
+/// nothing at the start needs it.
+pub const BALLOON: u8 = 3;
 
 /// Most network slots: the devices' interrupts are below 16, those of an ISA bus.
 pub const MAX_NET_SLOTS: usize = 8;
@@ -60,7 +65,7 @@ pub struct MachineConfig<'a> {
     pub memory: u64,
     /// Number of vCPUs, 1 to 254.
     pub vcpus: u8,
-    /// How many network devices can come with [`Machine::attach_net`]. Until then each costs the guest three register accesses.
+    /// How many network devices can come with [`Machine::attach_net`]. Until then each costs the guest one register access.
     pub net_slots: usize,
     /// The block devices.
     pub disks: &'a [Arc<Disk>],
@@ -219,7 +224,8 @@ pub struct Machine {
     memory: Arc<GuestMemoryMmap>,
     report: Arc<Report>,
     epoll: Epoll,
-    rng: RngWork,
+    rng: Work<Rng>,
+    balloon: Work<Balloon>,
     vsock: Vsock,
     /// By slot, those in use.
     nets: Vec<Net>,
@@ -233,6 +239,7 @@ pub struct Machine {
 enum Token {
     Ended,
     Rng,
+    Balloon,
     Vsock,
     /// The queues of a network slot.
     NetQueues(u8),
@@ -249,6 +256,7 @@ impl Token {
             Token::Vsock => 2 << 8,
             Token::NetQueues(slot) => 3 << 8 | u64::from(slot),
             Token::Tap(slot) => 4 << 8 | u64::from(slot),
+            Token::Balloon => 5 << 8,
         }
     }
 
@@ -257,6 +265,7 @@ impl Token {
         [
             Token::Ended,
             Token::Rng,
+            Token::Balloon,
             Token::Vsock,
             Token::NetQueues(slot),
             Token::Tap(slot),
@@ -304,14 +313,16 @@ impl Machine {
         sys::set_memory_slots(&vm, &memory).map_err(kvm::error("KVM_SET_USER_MEMORY_REGION"))?;
         let vcpus = kvm::create_vcpus(&vm, &cpuid, count)?;
 
-        let (rng_front, rng) = Rng::new();
+        let (rng_front, rng) = virtio::device();
+        let (balloon_front, balloon) = virtio::device();
         let (vsock_front, vsock) = Vsock::new(GUEST_CID).map_err(Error::Vsock)?;
         let fs_front = Fs::new(SHARE_TAG, server);
         let fs_device = kvm::attach(&vm, 0, Box::new(fs_front), &memory)?;
         let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), &memory)?;
         let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
+        let balloon_device = kvm::attach(&vm, BALLOON, Box::new(balloon_front), &memory)?;
 
-        let mut devices = vec![fs_device, vsock_device, rng_device];
+        let mut devices = vec![fs_device, vsock_device, rng_device, balloon_device];
         for (place, disk) in (DEVICES..).zip(disks) {
             let front = Blk::new(disk.clone());
             devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
@@ -327,6 +338,7 @@ impl Machine {
         watch(&epoll, &vsock.epoll_fd(), EventSet::IN, Token::Vsock)?;
         // The threads of fs and blk wait for their queues themselves.
         watch_queues(&epoll, &devices[2], Token::Rng)?;
+        watch_queues(&epoll, &devices[usize::from(BALLOON)], Token::Balloon)?;
         let first_net_slot = devices.len();
         Ok(Machine {
             vm,
@@ -338,6 +350,7 @@ impl Machine {
             report: Arc::new(report),
             epoll,
             rng,
+            balloon,
             vsock,
             nets: Vec::new(),
             first_net_slot,
@@ -436,6 +449,7 @@ impl Machine {
             match Token::from_data(event.data()) {
                 Some(Token::Ended) => events.extend(self.end()),
                 Some(Token::Rng) => self.rng.process(),
+                Some(Token::Balloon) => self.balloon.process(),
                 Some(Token::Vsock) => {
                     events.extend(
                         self.vsock
@@ -506,6 +520,7 @@ mod tests {
         for token in [
             Token::Ended,
             Token::Rng,
+            Token::Balloon,
             Token::Vsock,
             Token::NetQueues(0),
             Token::NetQueues(255),
@@ -514,7 +529,7 @@ mod tests {
         ] {
             assert_eq!(Token::from_data(token.data()), Some(token));
         }
-        for data in [1, 0x101, 0x500, 0x1_0000, u64::MAX] {
+        for data in [1, 0x101, 0x501, 0x600, 0x1_0000, u64::MAX] {
             assert_eq!(Token::from_data(data), None);
         }
     }

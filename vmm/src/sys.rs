@@ -22,6 +22,9 @@ use vmm_sys_util::ioctl_iow_nr;
 /// Alignment of guest memory in this process: a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// Size of a page, bytes.
+const PAGE_SIZE: usize = 4096;
+
 /// Takes over an open `/dev/kvm`.
 pub(crate) fn kvm(device: File) -> Kvm {
     // SAFETY: the descriptor is open and its ownership moves from `device` to the `Kvm`. That it is /dev/kvm is checked by the
@@ -116,6 +119,20 @@ pub(crate) fn random(buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is valid for writes of its length.
     let read = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Gives the whole pages of guest memory in the slice back to the host: they read as zeros from here on. Without effect where the
+/// host's kernel refuses, as for locked memory.
+pub(crate) fn discard(slice: &VolatileSlice<'_>) {
+    let guard = slice.ptr_guard_mut();
+    let start = guard.as_ptr();
+    let lead = start.align_offset(PAGE_SIZE);
+    let size = guard.len().saturating_sub(lead) / PAGE_SIZE * PAGE_SIZE;
+    if size > 0 {
+        // SAFETY: the pages lie in the slice, which is mapped as long as it lives. They are guest memory: nothing in this process
+        // relies on what is in them, as the guest may change that at any time.
+        unsafe { libc::madvise(start.add(lead).cast(), size, libc::MADV_DONTNEED) };
+    }
 }
 
 /// Memory a system call may read for as long as `'a`.

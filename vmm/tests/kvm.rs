@@ -240,7 +240,7 @@ fn tap(name: &[u8]) -> OwnedFd {
 #[test]
 fn a_network_slot_is_a_placeholder_until_it_gets_its_device() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let slot = |slot: u32| DEVICE + (3 + slot) * 4096;
+    let slot = |slot: u32| DEVICE + (4 + slot) * 4096;
     let code = Code::default()
         .copy(slot(0) + 0x100, RING + 12)
         .copy_as_digits(slot(0) + 8, RING + 16)
@@ -253,7 +253,7 @@ fn a_network_slot_is_a_placeholder_until_it_gets_its_device() {
         .log(28)
         .reset();
     let mut machine = machine_with_net(&image(&code.0), MEMORY, 1, 2).unwrap();
-    assert_eq!(machine.attach_net(*b"abcdef", tap(b"one")).unwrap(), 3);
+    assert_eq!(machine.attach_net(*b"abcdef", tap(b"one")).unwrap(), 4);
     let ones = "\u{fffd}".repeat(4);
     assert_eq!(
         live(machine).last_words,
@@ -274,7 +274,7 @@ fn network_slots_are_limited_and_take_taps_only() {
     let no_tap = std::fs::File::open("/dev/null").unwrap().into();
     let error = machine.attach_net([2; 6], no_tap).unwrap_err();
     assert!(matches!(error, Error::Net(NetError::System { .. })));
-    for place in 3..3 + MAX_NET_SLOTS {
+    for place in 4..4 + MAX_NET_SLOTS {
         let given = machine.attach_net([2; 6], tap(b"many")).unwrap();
         assert_eq!(usize::from(given), place);
     }
@@ -288,7 +288,7 @@ fn what_is_not_there_reads_as_ones() {
     let code = Code::default().bytes(&[0xe4, 0x60]).save(RING + 12);
     assert_eq!(run(code.log(1).reset(), 1).last_words, "\u{fffd}");
     let code = Code::default()
-        .copy(DEVICE + 3 * 4096, RING + 12)
+        .copy(DEVICE + 4 * 4096, RING + 12)
         .log(4)
         .reset();
     assert_eq!(run(code, 1).last_words, "\u{fffd}".repeat(4));
@@ -298,7 +298,7 @@ fn what_is_not_there_reads_as_ones() {
 fn writes_to_nowhere_are_ignored() {
     // out 0x80, al; out 0x64, al with another command
     let code = Code::default().bytes(&[0xb0, 0x20, 0xe6, 0x80, 0xe6, 0x64]);
-    let code = code.store(DEVICE + 3 * 4096, 1).store(DEVICE + 0x1ff000, 1);
+    let code = code.store(DEVICE + 4 * 4096, 1).store(DEVICE + 0x1ff000, 1);
     assert_eq!(run(code.reset(), 1).reason, EndReason::Reset);
 }
 

@@ -37,6 +37,9 @@ pub const NAMES_STREAM_PORT: u32 = 1023;
 /// Most connections to each of these ports at a time.
 pub const NAMES_MAX: usize = 64;
 
+/// The machine's device that takes memory back, which the agent binds when there is time for it.
+pub const BALLOON_DEVICE: u8 = 3;
+
 /// The tag of the virtio-fs device that carries the root filesystem and the bind mounts.
 pub const SHARE_TAG: &str = "chiton";
 

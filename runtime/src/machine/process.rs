@@ -34,6 +34,8 @@ const STDERR_PORT: u32 = CONTROL_PORT + 3;
 /// That of its first descriptor beside them; the others follow.
 const EXTRA_PORT: u32 = CONTROL_PORT + 4;
 
+const _: () = assert!(protocol::BALLOON_DEVICE == vmm::BALLOON);
+
 /// Why the machine process gives up before the guest runs.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {

@@ -1,5 +1,6 @@
 //! virtio: the devices' common trait, the MMIO transport and the devices themselves.
 
+mod balloon;
 mod blk;
 mod chain;
 mod device;
@@ -8,6 +9,7 @@ mod mmio;
 mod net;
 mod pool;
 mod queue_registers;
+mod requests;
 mod rng;
 #[cfg(test)]
 mod test_driver;
@@ -17,8 +19,10 @@ pub use device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 pub use net::{Error as NetError, MacAddress};
 pub use pool::RequestServer;
 
+pub(crate) use balloon::Balloon;
 pub(crate) use blk::Blk;
 pub(crate) use fs::Fs;
 pub(crate) use mmio::{MAGIC, Transport, VERSION};
 pub(crate) use net::{Net, Tap};
-pub(crate) use rng::{Rng, RngWork};
+pub(crate) use requests::{Work, device};
+pub(crate) use rng::Rng;

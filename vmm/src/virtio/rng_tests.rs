@@ -1,12 +1,14 @@
 //! The rng device against a driver, correct and hostile.
 
+use super::super::VirtioDevice;
+use super::super::requests::{self, Front, Work};
 use super::super::test_driver::{BUFFERS, Driver, VRING_DESC_F_WRITE, broken_chains};
 use super::*;
 use vm_memory::{Bytes, GuestAddress};
 
-fn device() -> (Driver, Rng, RngWork) {
-    let driver = Driver::new(&QUEUE_SIZES);
-    let (mut rng, work) = Rng::new();
+fn device() -> (Driver, Front<Rng>, Work<Rng>) {
+    let driver = Driver::new(Rng::QUEUE_SIZES);
+    let (mut rng, work) = requests::device();
     rng.activate(driver.activation(false)).unwrap();
     (driver, rng, work)
 }
@@ -101,7 +103,7 @@ fn broken_rings_stop_the_device() {
 
 #[test]
 fn nothing_happens_without_queues() {
-    let (rng, work) = Rng::new();
+    let (rng, work) = requests::device::<Rng>();
     work.process();
     drop(rng);
     work.process();
