@@ -41,7 +41,7 @@ mod tests {
         assert!(line.starts_with(BASE));
         assert!(line.contains(" ramoops.mem_address=0x80000 "), "{line}");
         assert!(line.ends_with(
-            " virtio_mmio.device=4096@0xd0000000:5 virtio_mmio.device=4096@0xd0001000:6"
+            " virtio_mmio.device=4096@0xd0000000:4 virtio_mmio.device=4096@0xd0001000:5"
         ));
         assert!(matches!(build(64), Err(Error::CommandLine(_))));
     }

@@ -134,8 +134,8 @@ mod tests {
         assert_eq!(entries[20..24], [0, 1, 0x14, 1]);
         assert_eq!(&entries[40..48], b"\x01\0ISA   ");
         assert_eq!(entries[48..56], [2, 2, 0x11, 1, 0, 0, 0xc0, 0xfe]);
-        assert_eq!(entries[56..64], [3, 0, 0, 0, 0, 5, 2, 5]);
-        assert_eq!(entries[72..80], [3, 0, 0, 0, 0, 7, 2, 7]);
+        assert_eq!(entries[56..64], [3, 0, 0, 0, 0, 4, 2, 4]);
+        assert_eq!(entries[72..80], [3, 0, 0, 0, 0, 6, 2, 6]);
     }
 
     #[test]
