@@ -2,6 +2,9 @@
 
 On the host lie canaries, which nothing may read, change or add to. In the guest the outside is what the agent has open."""
 
+import concurrent.futures
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -197,6 +200,33 @@ def test_files_that_engines_bind_over_links(container, rootfs, scratch, canary):
     assert not (canary / "new").exists()
 
 
+# linux/fcntl.h, linux/fs.h
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def swapped(path, target, pause):
+    """A directory and a link to `target` change places all the while."""
+    link = path.parent / "link"
+    os.symlink(target, link)
+    stop = threading.Event()
+
+    def swap():
+        libc = ctypes.CDLL(None, use_errno=True)
+        while not stop.is_set():
+            if libc.renameat2(AT_FDCWD, os.fsencode(path), AT_FDCWD, os.fsencode(link), RENAME_EXCHANGE) != 0:
+                raise OSError(ctypes.get_errno(), "renameat2")
+            time.sleep(pause)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(swap)
+        try:
+            yield
+        finally:
+            stop.set()
+        swapping.result()
+
+
 @only_chiton
 def test_what_the_host_has_at_the_end_of_links_is_not_seen(container, rootfs, canary):
     """Reads, writes and creations through links, and through a directory that is swapped for one while it is used."""
@@ -204,17 +234,6 @@ def test_what_the_host_has_at_the_end_of_links_is_not_seen(container, rootfs, ca
     os.symlink(up(canary), rootfs / "climbing")
     (rootfs / "swap/dir").mkdir(parents=True)
     (rootfs / "swap/dir/secret").write_text("inside\n")
-    stop = threading.Event()
-
-    def swap():
-        while not stop.is_set():
-            os.rename(rootfs / "swap/dir", rootfs / "swap/away")
-            os.symlink(canary, rootfs / "swap/dir")
-            os.unlink(rootfs / "swap/dir")
-            os.rename(rootfs / "swap/away", rootfs / "swap/dir")
-            time.sleep(0.002)
-    swapper = threading.Thread(target=swap)
-    swapper.start()
     (rootfs / "script.py").write_text("""
 import json, os, time
 seen = set()
@@ -234,11 +253,8 @@ for path in ("/absolute", "/climbing", "/swap/dir"):
         attempt(lambda: os.mkdir(f"{path}/dir-{n}"))
 print(json.dumps(sorted(str(s) for s in seen)))
 """)
-    try:
+    with swapped(rootfs / "swap/dir", canary, 0.002):
         out = ran(container, "python3", "/script.py")
-    finally:
-        stop.set()
-        swapper.join()
     seen = json.loads(out.splitlines()[-1])
     assert "the host's secret\n" not in seen and "inside\n" in seen, seen
 
@@ -246,25 +262,12 @@ print(json.dumps(sorted(str(s) for s in seen)))
 def test_a_root_that_changes_while_it_is_set_up(chiton, bundle, rootfs, canary):
     """Mount points are swapped for links to the host all the while: the container comes up or it does not; nothing leaves the root."""
     (rootfs / "race/point").mkdir(parents=True)
-    stop = threading.Event()
-
-    def swap():
-        while not stop.is_set():
-            os.rename(rootfs / "race/point", rootfs / "race/away")
-            os.symlink(up(canary / "dir"), rootfs / "race/point")
-            os.unlink(rootfs / "race/point")
-            os.rename(rootfs / "race/away", rootfs / "race/point")
-    swapper = threading.Thread(target=swap)
-    swapper.start()
-    try:
+    with swapped(rootfs / "race/point", up(canary / "dir"), 0):
         for number in range(4):
             made = bundle("sh", "-c", "ls -A /race/point/ >/dev/null; exit 0")
             made.config["mounts"] += [tmpfs(f"/race/point/{n}") for n in range(10)]
             chiton("run", "--bundle", made.save().path, f"race-{number}")
             chiton("delete", "--force", f"race-{number}")
-    finally:
-        stop.set()
-        swapper.join()
     listed = subprocess.run(["findmnt", "-rno", "TARGET"], capture_output=True, text=True, check=True).stdout
     assert str(canary) not in listed and str(rootfs / "race") not in listed
 
