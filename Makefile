@@ -9,6 +9,8 @@ AGENT := target/agent/$(AGENT_TARGET)/agent/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
 # More runtimes for `make bench`, each as NAME=PATH.
+# What `make bench` measures: all, or some of the subjects in tests/bench/bench.py.
+BENCH :=
 BENCH_PEERS := runc=/usr/sbin/runc crun=/usr/bin/crun
 
 .PHONY: build guest tools demo test unit e2e counts parity bench profile lint lab clean
@@ -51,10 +53,12 @@ parity: build  ## The tests that runc has to pass as well, run with Debian's run
 	rootfs=$$(tests/rootfs/build.sh --variant full); export E2E_RUNTIMES=runc; \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) tests/e2e -k runc
 
-bench: build  ## What containers cost with chiton, runc and crun, in instructions and VM exits
-	mkdir -p $(REPORTS); rootfs=$$(tests/rootfs/build.sh --variant demo); \
+bench: build  ## What containers cost with chiton, runc and crun, in instructions and VM exits; BENCH='files memory' for some subjects
+	mkdir -p $(REPORTS) target/bench; rootfs=$$(tests/rootfs/build.sh --variant demo); \
+	gcc -O2 -Wall -static -o target/bench/fileops tests/bench/fileops.c; \
 	CHITON_LAB=lab $(LAB) run --count --memory 6G --tmp 3G --timeout 3000 --out $(CURDIR)/$(REPORTS) -- \
-		/usr/bin/python3 -B tests/bench/bench.py $(CURDIR)/$(REPORTS)/bench.json "$$rootfs" target/release/chiton $(BENCH_PEERS)
+		/usr/bin/python3 -B tests/bench/bench.py --only '$(BENCH)' $(CURDIR)/$(REPORTS)/bench.json "$$rootfs" target/bench \
+		target/release/chiton $(BENCH_PEERS)
 	@echo 'bytes:'; stat --format '   %s %n' target/guest/vmlinux $(AGENT) target/release/chiton
 
 profile: build  ## Where the instructions of a start go, by function

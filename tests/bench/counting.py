@@ -110,3 +110,47 @@ def exits(events):
         elif event.name == "kvm_userspace_exit" and "KVM_EXIT_INTR" not in event.rest:
             counted.user += 1
     return counted
+
+
+@dataclass
+class Work:
+    """What a program did between two of its marks (marks.h); seconds of the trace, and the cost in millions of instructions."""
+
+    name: str
+    count: float
+    begin: float
+    end: float
+    busy: float
+    idle: float
+
+    def inside(self, events):
+        return [event for event in events if self.begin <= event.time <= self.end]
+
+
+MARK = re.compile(r"func 4d41524b idx ([0-9a-f]+) ")
+
+
+def work(output, events):
+    """The marked work of a program, by what it printed and, if it ran in a guest, the marks in the trace."""
+    marks = {}
+    for event in events:
+        found = MARK.search(event.rest) if event.name == "kvm_cpuid" else None
+        if found:
+            marks[int(found[1], 16)] = event.time
+    done = []
+    for n, line in enumerate(output.splitlines()):
+        count, begin, end, name = line.split(" ", 3)
+        millions = (int(end) - int(begin)) / 1e6
+        begin, end = (marks[2 * n], marks[2 * n + 1]) if marks else (int(begin) / 1e9, int(end) / 1e9)
+        waited = idle(events, begin, end) * 1e3
+        done.append(Work(name, float(count), begin, end, millions - waited, waited))
+    return done
+
+
+# virtio 1.2, 4.2.2: QueueNotify of a device, each of which has a page.
+NOTIFY = re.compile(r"write len 4 gpa 0x[0-9a-f]+050 ")
+
+
+def notifications(events):
+    """How often guests told their devices of new requests."""
+    return sum(event.name == "kvm_mmio" and NOTIFY.search(event.rest) is not None for event in events)

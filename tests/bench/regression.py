@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 
-from bench import Verbs, bundle
 from counting import EXITS, exits, trace
 from host import Host
+from verbs import Verbs, bundle
 
 RUNS = 2
 TOLERANCE = 0.03

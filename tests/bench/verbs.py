@@ -1,0 +1,79 @@
+"""A runtime on the small host, its verbs counted."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
+
+from chiton import Bundle  # noqa: E402
+from counting import IDLE_ONLY, SCHEDULER, between, trace  # noqa: E402
+
+
+class Verbs:
+    """A runtime on the small host. `machine`: its containers have a kernel of their own."""
+
+    def __init__(self, host, name, binary):
+        self.host, self.name = host, name
+        self.binary = host.install(binary)
+        self.root = f"/run/{name}"
+        self._machine = None
+
+    def command(self, *args):
+        return [self.binary, "--root", self.root, *args]
+
+    def popen(self, *args, **kwargs):
+        return self.host.popen(*self.command(*args), **kwargs)
+
+    def ok(self, *args, **kwargs):
+        """Runs a verb to its end; its output."""
+        process = self.popen(*args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+        output, _ = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{self.name} {args}: exit {process.returncode}: {output}")
+        return output
+
+    def quiet(self, *args):
+        """The same without pipes, which a container would inherit; its pid."""
+        with open(self.host.path("/run/errors"), "w+b") as errors:
+            process = self.popen(*args, stderr=errors)
+            if process.wait() != 0:
+                errors.seek(0)
+                raise RuntimeError(f"{self.name} {args}: exit {process.returncode}: {errors.read().decode()}")
+        return process.pid
+
+    def detached(self, path, name):
+        """Runs a container; the pid that callers get."""
+        self.quiet("run", "--detach", "--bundle", path, "--pid-file", "/run/pid", name)
+        return int(self.host.path("/run/pid").read_text())
+
+    def counted(self, *args, mark=None):
+        """What a verb costs from its exec to its exit and, with `mark`, to the exec of that program."""
+        with trace(*SCHEDULER, filters=IDLE_ONLY) as events:
+            pid = self.quiet(*args)
+            time.sleep(0.05)
+        begin = next(e.time for e in events if e.name == "sched_process_exec" and f"filename={self.binary} " in e.rest + " ")
+        end = next(e.time for e in events if e.name == "sched_process_exit" and e.pid == pid)
+        whole = between(events, begin, end)
+        if mark is None:
+            return whole
+        marked = [e.time for e in events if e.name == "sched_process_exec" and mark in e.rest]
+        return whole, between(events, begin, marked[-1]) if marked else None
+
+    def is_machine(self, container):
+        """Whether a running container has a kernel of its own."""
+        if self._machine is None:
+            theirs = self.ok("exec", container, "cat", "/proc/sys/kernel/random/boot_id")
+            self._machine = theirs != pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+        return self._machine
+
+
+def bundle(host, name, *args, change=None):
+    """A bundle on the small host; its path there."""
+    inside = f"/bundles/{name}"
+    made = Bundle(host.path(inside), "/rootfs", args)
+    if change is not None:
+        change(made.config)
+    made.save()
+    return inside
