@@ -8,10 +8,13 @@ AGENT_TARGET := x86_64-unknown-linux-gnu
 AGENT := target/agent/$(AGENT_TARGET)/agent/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
-# More runtimes for `make bench`, each as NAME=PATH.
-# What `make bench` measures: all, or some of the subjects in tests/bench/bench.py.
+# What `make bench` measures: the usual subjects, or these of tests/bench/bench.py.
 BENCH :=
+# More runtimes for it, and more virtual machine monitors (tests/bench/vmms.py), each as NAME=PATH.
 BENCH_PEERS := runc=/usr/sbin/runc crun=/usr/bin/crun
+BENCH_VMMS := qemu=tests/bench/vmm-qemu
+# Programs without a C library.
+FREESTANDING := gcc -Wall -static -no-pie -fno-pie -nostdlib -ffreestanding -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -Wl,--build-id=none
 
 .PHONY: build guest tools demo test unit e2e counts parity bench profile lint lab clean
 
@@ -55,10 +58,13 @@ parity: build  ## The tests that runc has to pass as well, run with Debian's run
 
 bench: build  ## What containers cost with chiton, runc and crun, in instructions and VM exits; BENCH='files memory' for some subjects
 	mkdir -p $(REPORTS) target/bench; rootfs=$$(tests/rootfs/build.sh --variant demo); \
-	gcc -O2 -Wall -static -o target/bench/fileops tests/bench/fileops.c; \
+	for program in fileops load peer; do gcc -O2 -Wall -static -o target/bench/$$program tests/bench/$$program.c; done; \
+	$(FREESTANDING) -O2 -o target/bench/init tests/bench/init.c; \
+	$(FREESTANDING) -O2 -m32 -march=i686 -mgeneral-regs-only -Wl,-Ttext=0x200000,--section-start=.start=0x1ff000 \
+		-DKERNEL="\"$$(readelf -h target/guest/vmlinux | sed -n 's/.*Entry point address: *//p')\"" -o target/bench/pvh tests/bench/pvh.c; \
 	CHITON_LAB=lab $(LAB) run --count --memory 6G --tmp 3G --timeout 3000 --out $(CURDIR)/$(REPORTS) -- \
-		/usr/bin/python3 -B tests/bench/bench.py --only '$(BENCH)' $(CURDIR)/$(REPORTS)/bench.json "$$rootfs" target/bench \
-		target/release/chiton $(BENCH_PEERS)
+		/usr/bin/python3 -B tests/bench/bench.py --only '$(BENCH)' --kernel target/guest/vmlinux $(BENCH_VMMS:%=--vmm %) \
+		$(CURDIR)/$(REPORTS)/bench.json "$$rootfs" target/bench target/release/chiton $(BENCH_PEERS)
 	@echo 'bytes:'; stat --format '   %s %n' target/guest/vmlinux $(AGENT) target/release/chiton
 
 profile: build  ## Where the instructions of a start go, by function

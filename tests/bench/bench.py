@@ -1,6 +1,6 @@
 """The benchmark: what containers cost, counted and not timed. Run by `make bench` in the lab under instruction counting.
 
-    bench.py [--only SUBJECT,...] OUT.json ROOTFS.tar PROGRAMS CHITON [NAME=RUNTIME...]
+    bench.py [--only SUBJECT,...] [--vmm NAME=SCRIPT --kernel VMLINUX] OUT.json ROOTFS.tar PROGRAMS CHITON [NAME=RUNTIME...]
 
 All runtimes go through the same verbs in one run of the lab. Figures are millions of instructions (k: thousands), of the host and of
 the guests together; time in which nothing is executed is given apart, in the same unit (a microsecond of the lab's clock is a thousand
@@ -11,6 +11,7 @@ the C files beside this one.
 import argparse
 import pathlib
 import shutil
+import sys
 import tempfile
 
 from verbs import Verbs  # noqa: I001, it makes the modules of tests/e2e known
@@ -19,10 +20,12 @@ import files
 import memory
 import running
 import starts
+import tcp
+import vmms
 from figures import Figures
 from host import Host
 
-SUBJECTS = {"starts": starts, "running": running, "files": files, "memory": memory}
+SUBJECTS = {"starts": starts, "running": running, "tcp": tcp, "files": files, "memory": memory}
 # The lab under instruction counting stands still at times while `files` runs: it is measured when it is asked for.
 USUAL = [name for name in SUBJECTS if name != "files"]
 
@@ -35,24 +38,39 @@ def main():
     names = []
     try:
         host.unpack(arguments.rootfs)
-        files.prepare(host, [path for path in pathlib.Path(arguments.programs).iterdir() if path.is_file()])
+        programs = [path for path in pathlib.Path(arguments.programs).iterdir() if path.is_file()]
+        files.prepare(host, programs)
+        for program in programs:
+            host.install(program)
         for runtime in arguments.runtimes:
             name, _, binary = runtime.rpartition("=")
             verbs = Verbs(host, name or "chiton", binary)
             names.append(verbs.name)
             for subject in arguments.only:
+                print(f"{verbs.name}: {subject}", file=sys.stderr)
                 SUBJECTS[subject].measure(verbs, figures)
+                figures.save(arguments.out)
+            if arguments.vmm and verbs.name == "chiton":
+                vmms.chiton(verbs, figures)
+        if arguments.vmm:
+            vmms.prepare(host, arguments.kernel, pathlib.Path(arguments.programs))
+        for vmm in arguments.vmm:
+            name, _, script = vmm.partition("=")
+            names.append(name)
+            vmms.Monitor(host, name, script).measure(figures)
     finally:
-        host.remove()
-        shutil.rmtree(work)
         if figures.values:
             figures.print(names)
             figures.save(arguments.out)
+        host.remove()
+        shutil.rmtree(work)
 
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=subjects, default=USUAL, metavar="SUBJECT,...", help=f"of {', '.join(SUBJECTS)}; {', '.join(USUAL)} if not given")
+    parser.add_argument("--vmm", action="append", default=[], metavar="NAME=SCRIPT", help="see vmms.py")
+    parser.add_argument("--kernel", metavar="VMLINUX", help="what virtual machine monitors boot")
     parser.add_argument("out")
     parser.add_argument("rootfs")
     parser.add_argument("programs")

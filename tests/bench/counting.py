@@ -4,6 +4,7 @@ All by tracefs: scheduler events say when a program began and ended and when not
 """
 
 import contextlib
+import os
 import pathlib
 import re
 from dataclasses import dataclass, field
@@ -110,6 +111,15 @@ def exits(events):
         elif event.name == "kvm_userspace_exit" and "KVM_EXIT_INTR" not in event.rest:
             counted.user += 1
     return counted
+
+
+# The host's, without those of the process that drives the benchmark.
+REQUESTS = ("raw_syscalls/sys_enter", "exceptions/page_fault_user", "exceptions/page_fault_kernel")
+
+
+def not_ours():
+    """The filters for REQUESTS."""
+    return {name.split("/")[1]: f"common_pid != {os.getpid()}" for name in REQUESTS}
 
 
 @dataclass

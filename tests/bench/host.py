@@ -12,6 +12,7 @@ MOUNTS = [("proc", "proc"), ("sysfs", "sys"), ("cgroup2", "sys/fs/cgroup")]
 
 # linux/sched.h, sys/mount.h, asm/unistd_64.h
 CLONE_NEWNS = 0x20000
+CLONE_NEWNET = 0x40000000
 MS_REC_PRIVATE = 0x44000
 MNT_DETACH = 2
 SYS_PIVOT_ROOT = 155
@@ -80,13 +81,24 @@ class Host:
                 shutil.copy2(os.path.realpath(library), place)
         return f"/bin/{target.name}"
 
-    def popen(self, *command, **kwargs):
+    def popen(self, *command, network=None, **kwargs):
+        """Starts a command in it; `network`: a descriptor of the network namespace that it is to be in."""
         kwargs.setdefault("stdin", subprocess.DEVNULL)
         kwargs.setdefault("stdout", subprocess.DEVNULL)
         kwargs.setdefault("stderr", subprocess.DEVNULL)
-        return subprocess.Popen([str(word) for word in command], env={"PATH": "/bin"}, preexec_fn=self._enter, **kwargs)
+        return subprocess.Popen([str(word) for word in command], env={"PATH": "/bin"}, preexec_fn=lambda: self._enter(network), **kwargs)
 
-    def _enter(self):
+    def ok(self, *command, **kwargs):
+        """Runs a command to its end; its output."""
+        process = self.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+        output, _ = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{command}: exit {process.returncode}: {output}")
+        return output
+
+    def _enter(self, network):
+        if network is not None:
+            check(libc.setns(network, CLONE_NEWNET))
         check(libc.setns(self.namespace, CLONE_NEWNS))
 
     def path(self, inside):

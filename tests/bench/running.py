@@ -3,11 +3,12 @@
 import subprocess
 
 from chiton import alive, wait_for
-from counting import EXITS, IDLE_ONLY, SCHEDULER, between, exits, trace
+from counting import EXITS, IDLE_ONLY, SCHEDULER, between, exits, trace, work
 from memory import pss
 from verbs import bundle
 
 RUNS = 5
+REPETITIONS = 3
 STREAM_MIB = 16
 
 
@@ -20,6 +21,7 @@ def measure(verbs, figures):
         if n == 0:
             executed(verbs, figures, name)
             stream(verbs, figures, name)
+            round_trips(verbs, figures, name)
         with trace(*SCHEDULER, filters=IDLE_ONLY) as events:
             verbs.quiet("kill", name, "KILL")
             wait_for(lambda pid=pid: not alive(pid))
@@ -57,3 +59,29 @@ def stream(verbs, figures, name):
         times = [e.time for e in events if e.name == "sched_process_exec"][0], [e.time for e in events if e.name == "sched_process_exit"][-1]
         counts.append(between(events, *times).busy / STREAM_MIB)
     figures.add("exec's stdout, per MiB", verbs.name, counts[1:])
+
+
+def round_trips(verbs, figures, name):
+    """A byte to an exec's standard input, and back from its standard output."""
+    command = ["/bin/peer", "stdio", *verbs.command("exec", name, "cat")]
+    marked(verbs, figures, lambda: verbs.host.ok(*command))
+
+
+def marked(verbs, figures, run):
+    """What `run` executes marks its work: instructions for each unit of it, idle time, VM exits."""
+    runs = []
+    for _ in range(REPETITIONS):
+        with trace(*SCHEDULER, filters=IDLE_ONLY) as events:
+            output = run()
+        runs.append(work(output, events))
+    for each in zip(*runs):
+        for kind in ("busy", "idle"):
+            name = each[0].name if kind == "busy" else f"{each[0].name}, idle"
+            figures.add(name, verbs.name, [getattr(w, kind) / w.count * 1e3 for w in each], "k")
+    with trace(*EXITS) as events:
+        output = run()
+    if events:
+        for each in work(output, []):
+            counted = exits(each.inside(events))
+            figures.add(f"{each.name}: VM exits", verbs.name, [counted.total / each.count], "")
+            figures.add(f"{each.name}: VM exits to user space", verbs.name, [counted.user / each.count], "")

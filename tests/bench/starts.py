@@ -1,18 +1,18 @@
 """What the start of a container costs: run, and create, start and delete apart."""
 
-import json
-
 from chiton import alive, wait_for
 from counting import EXITS, Count, exits, trace
 from verbs import bundle
 
 RUNS = 5
+REPETITIONS = 3
 
 
 def measure(verbs, figures):
     path = bundle(verbs.host, f"{verbs.name}-true", "true")
     run(verbs, figures, path)
     apart(verbs, figures, path)
+    requests(verbs, figures, path)
     if verbs.name == "chiton":
         phases(verbs, figures, path)
 
@@ -45,12 +45,26 @@ def apart(verbs, figures, path):
     figures.add_counts("create + start + delete", verbs.name, sums[1:])
 
 
+def requests(verbs, figures, path):
+    """What the verbs ask of the host's kernel."""
+    columns = {"run": [], "create": [], "start": [], "delete": []}
+    for n in range(REPETITIONS):
+        name = f"requests{n}"
+        columns["run"].append(verbs.requests("run", "--bundle", path, f"{name}-run"))
+        columns["create"].append(verbs.requests("create", "--bundle", path, "--pid-file", "/run/pid", name))
+        pid = int(verbs.host.path("/run/pid").read_text())
+        columns["start"].append(verbs.requests("start", name))
+        wait_for(lambda pid=pid: not alive(pid))
+        columns["delete"].append(verbs.requests("delete", name))
+    for verb, counts in columns.items():
+        calls, faults = zip(*counts)
+        figures.add(f"{verb}: system calls of the host", verbs.name, calls, "")
+        figures.add(f"{verb}: page faults of the host", verbs.name, faults, "")
+
+
 def phases(verbs, figures, path):
     """Chiton's own timeline of a start, and the exits of it."""
-    runs = []
-    for n in range(RUNS + 1):
-        verbs.quiet("--timeline", "/run/timeline", "run", "--bundle", path, f"phases{n}")
-        runs.append({p["phase"]: p["microseconds"] / 1000 for p in json.loads(verbs.host.path("/run/timeline").read_text())})
+    runs = [verbs.timeline("run", "--bundle", path, f"phases{n}") for n in range(RUNS + 1)]
     for phase in runs[0]:
         figures.add(f"start: {phase}", verbs.name, [each[phase] for each in runs[1:]])
     figures.add("run: exec to first instruction", verbs.name, [sum(each.values()) for each in runs[1:]])

@@ -1,5 +1,6 @@
 """A runtime on the small host, its verbs counted."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 
 from chiton import Bundle  # noqa: E402
-from counting import IDLE_ONLY, SCHEDULER, between, trace  # noqa: E402
+from counting import IDLE_ONLY, REQUESTS, SCHEDULER, between, not_ours, trace  # noqa: E402
 
 
 class Verbs:
@@ -28,11 +29,7 @@ class Verbs:
 
     def ok(self, *args, **kwargs):
         """Runs a verb to its end; its output."""
-        process = self.popen(*args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
-        output, _ = process.communicate()
-        if process.returncode != 0:
-            raise RuntimeError(f"{self.name} {args}: exit {process.returncode}: {output}")
-        return output
+        return self.host.ok(*self.command(*args), **kwargs)
 
     def quiet(self, *args):
         """The same without pipes, which a container would inherit; its pid."""
@@ -53,13 +50,30 @@ class Verbs:
         with trace(*SCHEDULER, filters=IDLE_ONLY) as events:
             pid = self.quiet(*args)
             time.sleep(0.05)
-        begin = next(e.time for e in events if e.name == "sched_process_exec" and f"filename={self.binary} " in e.rest + " ")
-        end = next(e.time for e in events if e.name == "sched_process_exit" and e.pid == pid)
+        begin, end = self._span(events, pid)
         whole = between(events, begin, end)
         if mark is None:
             return whole
         marked = [e.time for e in events if e.name == "sched_process_exec" and mark in e.rest]
         return whole, between(events, begin, marked[-1]) if marked else None
+
+    def timeline(self, *args):
+        """Chiton's own phases of a start, in millions of instructions."""
+        self.quiet("--timeline", "/run/timeline", *args)
+        return {each["phase"]: each["microseconds"] / 1000 for each in json.loads(self.host.path("/run/timeline").read_text())}
+
+    def requests(self, *args):
+        """The system calls and page faults of the host from a verb's exec to its exit, in all processes that it starts."""
+        with trace(*SCHEDULER, *REQUESTS, filters=IDLE_ONLY | not_ours()) as events:
+            pid = self.quiet(*args)
+        begin, end = self._span(events, pid)
+        names = [e.name for e in events if begin <= e.time <= end]
+        return names.count("sys_enter"), names.count("page_fault_user") + names.count("page_fault_kernel")
+
+    def _span(self, events, pid):
+        """When the runtime was executed and when its process ended."""
+        begin = next(e.time for e in events if e.name == "sched_process_exec" and f"filename={self.binary} " in e.rest + " ")
+        return begin, next(e.time for e in events if e.name == "sched_process_exit" and e.pid == pid)
 
     def is_machine(self, container):
         """Whether a running container has a kernel of its own."""
