@@ -13,6 +13,7 @@ use crate::cpuid::Cpuid;
 use crate::layout::{FIRST_GSI, MMIO, PAGE, TSS};
 use crate::machine::Error;
 use crate::virtio::{Transport, VirtioDevice};
+use crate::window::Window;
 
 /// An error of the named ioctl.
 pub(crate) fn error(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
@@ -77,7 +78,7 @@ pub(crate) fn attach(
     vm: &VmFd,
     slot: u8,
     device: Box<dyn VirtioDevice>,
-    memory: &Arc<GuestMemoryMmap>,
+    (memory, window): (&Arc<GuestMemoryMmap>, Option<Window>),
 ) -> Result<Transport, Error> {
     let irqfd = event()?;
     let gsi = FIRST_GSI + u32::from(slot);
@@ -93,7 +94,7 @@ pub(crate) fn attach(
     }
     Ok(Transport::new(
         device,
-        Arc::clone(memory),
+        (Arc::clone(memory), window),
         Arc::new(irqfd),
         kicks,
     ))

@@ -16,7 +16,9 @@ mod sys;
 mod vcpu;
 pub mod virtio;
 pub mod vsock;
+mod window;
 
 pub use boot::Error as BootError;
 pub use machine::{BALLOON, EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig};
 pub use memory::Error as MemoryError;
+pub use window::Window;

@@ -33,6 +33,7 @@ use crate::virtio::{
     Work,
 };
 use crate::vsock::{self, GUEST_CID, Port, Vsock};
+use crate::window::Window;
 use crate::{boot, kvm, last_words, memory, sys, vcpu};
 
 /// The tag the guest mounts its file system by.
@@ -222,7 +223,9 @@ pub struct Machine {
     gate: Arc<Gate>,
     bus: Arc<Bus>,
     memory: Arc<GuestMemoryMmap>,
+    window: Option<Window>,
     report: Arc<Report>,
+    mend: vcpu::Mend,
     epoll: Epoll,
     rng: Work<Rng>,
     balloon: Work<Balloon>,
@@ -310,22 +313,39 @@ impl Machine {
 
         let extent = Extent::new(size, cpuid.physical_address_bits()).map_err(Error::Memory)?;
         let memory = extent.map().map_err(Error::Memory)?;
+        // Where a vCPU cannot address it, nothing is mapped.
+        let window = server.window().and_then(|(address, length)| {
+            let start = extent.window(length)?;
+            Some(Window {
+                start,
+                address,
+                length,
+            })
+        });
+        let mend: vcpu::Mend = {
+            let server = Arc::clone(&server);
+            Arc::new(move |seen: &mut u64| server.mend(seen))
+        };
         sys::set_memory_slots(&vm, &memory).map_err(kvm::error("KVM_SET_USER_MEMORY_REGION"))?;
+        if let Some(window) = &window {
+            sys::set_window_slot(&vm, &memory, window)
+                .map_err(kvm::error("KVM_SET_USER_MEMORY_REGION"))?;
+        }
         let vcpus = kvm::create_vcpus(&vm, &cpuid, count)?;
 
         let (rng_front, rng) = virtio::device();
         let (balloon_front, balloon) = virtio::device();
         let (vsock_front, vsock) = Vsock::new(GUEST_CID).map_err(Error::Vsock)?;
-        let fs_front = Fs::new(SHARE_TAG, server);
-        let fs_device = kvm::attach(&vm, 0, Box::new(fs_front), &memory)?;
-        let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), &memory)?;
-        let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), &memory)?;
-        let balloon_device = kvm::attach(&vm, BALLOON, Box::new(balloon_front), &memory)?;
+        let fs_front = Fs::new(SHARE_TAG, server, window);
+        let fs_device = kvm::attach(&vm, 0, Box::new(fs_front), (&memory, window))?;
+        let vsock_device = kvm::attach(&vm, 1, Box::new(vsock_front), (&memory, window))?;
+        let rng_device = kvm::attach(&vm, 2, Box::new(rng_front), (&memory, None))?;
+        let balloon_device = kvm::attach(&vm, BALLOON, Box::new(balloon_front), (&memory, None))?;
 
         let mut devices = vec![fs_device, vsock_device, rng_device, balloon_device];
         for (place, disk) in (DEVICES..).zip(disks) {
             let front = Blk::new(disk.clone());
-            devices.push(kvm::attach(&vm, place, Box::new(front), &memory)?);
+            devices.push(kvm::attach(&vm, place, Box::new(front), (&memory, window))?);
         }
 
         let pages = usize::from(DEVICES) + disks.len() + net_slots;
@@ -347,7 +367,9 @@ impl Machine {
             gate: Arc::default(),
             bus: Arc::new(Bus::new(devices, net_slots)),
             memory,
+            window,
             report: Arc::new(report),
+            mend,
             epoll,
             rng,
             balloon,
@@ -383,7 +405,12 @@ impl Machine {
         watch(&self.epoll, &tap, set, Token::Tap(slot))?;
         let (front, net) = Net::new(mac, tap);
         self.nets.push(net);
-        let device = kvm::attach(&self.vm, number, Box::new(front), &self.memory)?;
+        let device = kvm::attach(
+            &self.vm,
+            number,
+            Box::new(front),
+            (&self.memory, self.window),
+        )?;
         watch_queues(&self.epoll, &device, Token::NetQueues(slot))?;
         self.bus.plug(place, device);
         Ok(number)
@@ -397,7 +424,8 @@ impl Machine {
         sys::with_kick_blocked(|| {
             for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
                 let (bus, report) = (Arc::clone(&self.bus), Arc::clone(&self.report));
-                let thread = vcpu::start(id, vcpu, bus, report, self.gate.enter());
+                let mend = Arc::clone(&self.mend);
+                let thread = vcpu::start(id, vcpu, (bus, mend), report, self.gate.enter());
                 self.threads
                     .push(thread.map_err(kvm::system("vCPU thread"))?);
             }

@@ -45,15 +45,21 @@ pub(crate) struct Extent {
     pub(crate) low_end: u64,
     /// End of RAM above 4 GiB, if there is any.
     pub(crate) high_end: Option<u64>,
+    /// End of what a vCPU can address.
+    pub(crate) limit: u64,
 }
 
 impl Extent {
     /// Lays out `size` bytes of RAM.
     pub(crate) fn new(size: u64, physical_address_bits: u8) -> Result<Extent, Error> {
+        let limit = 1_u64
+            .checked_shl(physical_address_bits.into())
+            .unwrap_or(u64::MAX);
         let extent = if size <= HOLE {
             Extent {
                 low_end: size,
                 high_end: None,
+                limit,
             }
         } else {
             let high_end = (size - HOLE).checked_add(HOLE_END);
@@ -64,6 +70,7 @@ impl Extent {
             Extent {
                 low_end: HOLE,
                 high_end: Some(high_end),
+                limit,
             }
         };
         if !size.is_multiple_of(PAGE) {
@@ -72,9 +79,6 @@ impl Extent {
         if size <= HIGH_RAM {
             return Err(Error::TooSmall(size));
         }
-        let limit = 1_u64
-            .checked_shl(physical_address_bits.into())
-            .unwrap_or(u64::MAX);
         if extent.high_end.unwrap_or(extent.low_end) > limit {
             return Err(Error::TooLarge {
                 size,
@@ -82,6 +86,14 @@ impl Extent {
             });
         }
         Ok(extent)
+    }
+
+    /// Where a window of `length` bytes is: at the next whole GiB above all RAM, if a vCPU can address it there.
+    pub(crate) fn window(&self, length: usize) -> Option<u64> {
+        let start = self.high_end.unwrap_or(HOLE_END);
+        let start = start.checked_next_multiple_of(1 << 30)?;
+        let end = start.checked_add(length.try_into().ok()?)?;
+        (end <= self.limit).then_some(start)
     }
 
     /// Maps the memory.
@@ -119,7 +131,8 @@ mod tests {
             extent,
             Extent {
                 low_end: 64 << 20,
-                high_end: None
+                high_end: None,
+                limit: 1 << 40
             }
         );
         assert_eq!(Extent::new(3 << 30, 40).unwrap().high_end, None);
@@ -132,7 +145,8 @@ mod tests {
             extent,
             Extent {
                 low_end: 3 << 30,
-                high_end: Some(6 << 30)
+                high_end: Some(6 << 30),
+                limit: 1 << 40,
             }
         );
         let memory = extent.map().unwrap();
@@ -146,6 +160,16 @@ mod tests {
             .unwrap();
         assert!(memory.write_obj(7_u32, GuestAddress(HOLE)).is_err());
         assert!(memory.write_obj(7_u32, GuestAddress(6 << 30)).is_err());
+    }
+
+    #[test]
+    fn the_window_is_above_all_ram() {
+        let window = |size, bits| Extent::new(size, bits).unwrap().window(512 << 20);
+        assert_eq!(window(64 << 20, 40), Some(4 << 30));
+        assert_eq!(window(5 << 30, 40), Some(6 << 30));
+        assert_eq!(window((5 << 30) + 4096, 40), Some(7 << 30));
+        assert_eq!(window(64 << 20, 32), None);
+        assert_eq!(window((1 << 40) - (1 << 30), 40), None);
     }
 
     #[test]

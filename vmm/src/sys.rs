@@ -9,7 +9,7 @@ use std::ptr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::{KVMIO, kvm_signal_mask, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_READONLY, KVMIO, kvm_signal_mask, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
@@ -18,6 +18,8 @@ use vm_memory::{
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
+
+use crate::window::Window;
 
 /// Alignment of guest memory in this process: a transparent huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -84,6 +86,52 @@ pub(crate) fn set_memory_slots(
         // SAFETY: regions do not overlap (GuestMemoryMmap checks that) and stay mapped until the process ends
         // (`map_guest_memory`). What the guest writes there is reached by this process only through volatile accesses.
         unsafe { vm.set_user_memory_region(slot)? };
+    }
+    Ok(())
+}
+
+/// Gives the window to the virtual machine, in the slot behind those of guest memory. Nothing the guest writes there gets anywhere: a write
+/// is one to a device that does not exist.
+pub(crate) fn set_window_slot(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    window: &Window,
+) -> Result<(), kvm_ioctls::Error> {
+    let slot = kvm_userspace_memory_region {
+        slot: u32::try_from(memory.num_regions()).unwrap_or(u32::MAX),
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: window.start,
+        memory_size: window.length as u64,
+        userspace_addr: window.address as u64,
+    };
+    // SAFETY: the window lies above all guest memory and stays reserved until the process ends. The guest can read what is mapped there,
+    // which are files that are its own to read, and change nothing.
+    unsafe { vm.set_user_memory_region(slot) }
+}
+
+/// Copies memory of this process that may not be there: where it is not, `to` is left as it is.
+pub(crate) fn read_own(address: usize, to: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < to.len() {
+        let left = &mut to[done..];
+        let local = libc::iovec {
+            iov_base: left.as_mut_ptr().cast(),
+            iov_len: left.len(),
+        };
+        let from = libc::iovec {
+            iov_base: ptr::without_provenance_mut(address + done),
+            iov_len: left.len(),
+        };
+        // SAFETY: the kernel writes to `left` alone, no more than it holds. It reads by address, as another process would, and fails where nothing is.
+        let copied = retry(|| unsafe {
+            libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const from, 1, 0)
+        });
+        match copied {
+            Ok(count @ 1..) => done += count,
+            Err(error) if error.raw_os_error() != Some(libc::EFAULT) => return Err(error),
+            // On with the next page.
+            Ok(0) | Err(_) => done = (address + done + 1).next_multiple_of(PAGE_SIZE) - address,
+        }
     }
     Ok(())
 }
@@ -330,4 +378,19 @@ pub(crate) fn take_kick() {
     };
     // SAFETY: a valid set and timeout; nothing is asked about the signal. It fails if there is none.
     unsafe { libc::sigtimedwait(&kick_set(), ptr::null_mut(), &raw const now) };
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Maps a file to be read, for good.
+    pub(crate) fn map(file: &File, length: usize) -> usize {
+        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
+        let mapping =
+            unsafe { libc::mmap(ptr::null_mut(), length, access, flags, file.as_raw_fd(), 0) };
+        assert_ne!(mapping, libc::MAP_FAILED);
+        mapping.expose_provenance()
+    }
 }

@@ -31,6 +31,9 @@ const STACK: usize = 128 << 10;
 const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
 
+/// [`RequestServer::mend`](crate::virtio::RequestServer::mend) of the server.
+pub(crate) type Mend = Arc<dyn Fn(&mut u64) -> bool + Send + Sync>;
+
 /// What vCPU threads tell the machine.
 pub(crate) struct Report {
     end: OnceLock<EndReason>,
@@ -68,7 +71,7 @@ impl Report {
 pub(crate) fn start(
     id: u8,
     mut vcpu: VcpuFd,
-    bus: Arc<Bus>,
+    (bus, mend): (Arc<Bus>, Mend),
     report: Arc<Report>,
     mut pass: Pass,
 ) -> io::Result<JoinHandle<()>> {
@@ -78,7 +81,7 @@ pub(crate) fn start(
         if id == 0 {
             let _ = report.first_run.set(sys::monotonic());
         }
-        let reason = run(&mut vcpu, &bus, &mut pass);
+        let reason = run(&mut vcpu, &bus, &mend, &mut pass);
         if report.end.set(reason).is_ok() {
             // Fails only when the counter is full: then the event is pending.
             let _ = report.ended.write(1);
@@ -91,7 +94,8 @@ pub(crate) fn start(
 }
 
 /// Runs the vCPU until it ends.
-fn run(vcpu: &mut VcpuFd, bus: &Bus, pass: &mut Pass) -> EndReason {
+fn run(vcpu: &mut VcpuFd, bus: &Bus, mend: &Mend, pass: &mut Pass) -> EndReason {
+    let mut seen = 0;
     loop {
         match step(vcpu, bus) {
             Step::Continue => {}
@@ -107,6 +111,13 @@ fn run(vcpu: &mut VcpuFd, bus: &Bus, pass: &mut Pass) -> EndReason {
                     suberror: sys::internal_suberror(vcpu),
                 };
             }
+            // What a mapped file has lost is zeros from now on.
+            Step::End(
+                EndReason::MemoryFault { .. }
+                | EndReason::Vcpu {
+                    errno: libc::EFAULT,
+                },
+            ) if mend(&mut seen) => {}
             Step::End(reason) => return reason,
         }
     }

@@ -5,8 +5,11 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,12 +29,67 @@ const RING: u32 = 0x8_0000;
 /// The first device's page.
 const DEVICE: u32 = 0xd000_0000;
 
+/// The window: behind the fourth GiB.
+const WINDOW: u64 = 4 << 30;
+
 /// Answers nothing: no test makes a request.
 struct NoFiles;
 
 impl RequestServer for NoFiles {
     fn enter_worker_thread(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn serve(&self, _: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> usize {
+        0
+    }
+}
+
+/// Has a window of three pages: one of a file, one that the file has lost, and one where nothing is mapped.
+struct Files {
+    window: usize,
+    mended: AtomicUsize,
+}
+
+impl Files {
+    fn new() -> Files {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[b"abcd", &[b'x'; 8188][..]].concat(), 0)
+            .unwrap();
+        let map = |at: *mut libc::c_void, pages: usize, access, flags, fd| {
+            // SAFETY: either at an address of the kernel's choice, or over what was mapped so just before.
+            let mapping = unsafe { libc::mmap(at, pages * 4096, access, flags, fd, 0) };
+            assert_ne!(mapping, libc::MAP_FAILED);
+            mapping
+        };
+        let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let window = map(ptr::null_mut(), 3, libc::PROT_NONE, nothing, -1);
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        map(window, 2, libc::PROT_READ, flags, file.as_raw_fd());
+        file.set_len(4096).unwrap();
+        Files {
+            window: window.expose_provenance(),
+            mended: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl RequestServer for Files {
+    fn enter_worker_thread(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn window(&self) -> Option<(usize, usize)> {
+        Some((self.window, 3 * 4096))
+    }
+
+    fn mend(&self, _: &mut u64) -> bool {
+        let lost = ptr::with_exposed_provenance_mut(self.window + 4096);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: a page of the window, which nothing in this process touches.
+        let mapping = unsafe { libc::mmap(lost, 4096, libc::PROT_READ, flags, -1, 0) };
+        assert_ne!(mapping, libc::MAP_FAILED);
+        self.mended.fetch_add(1, Ordering::SeqCst) == 0
     }
 
     fn serve(&self, _: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> usize {
@@ -73,6 +131,17 @@ impl Code {
             .save(to)
     }
 
+    /// mov rcx, the window's offset
+    fn point_into_window(self, offset: u64) -> Code {
+        self.bytes(&[0x48, 0xb9])
+            .bytes(&(WINDOW + offset).to_le_bytes())
+    }
+
+    /// mov eax, [the window's offset]; mov [to], eax
+    fn copy_from_window(self, offset: u64, to: u32) -> Code {
+        self.point_into_window(offset).bytes(&[0x8b, 0x01]).save(to)
+    }
+
     /// mov [to], eax
     fn save(self, to: u32) -> Code {
         self.point_at(to).bytes(&[0x89, 0x01])
@@ -91,24 +160,26 @@ impl Code {
     }
 }
 
-/// An ELF image of the code, of page table entries that map the devices' 2 MiB.
+/// An ELF image of the code, of page table entries that map the devices' 2 MiB and those of the window.
 fn image(code: &[u8]) -> Vec<u8> {
     let directory = 0x20_0000_u64;
-    let segments: [(u64, &[u8]); 3] = [
+    let directories = [directory | 3, (directory + 4096) | 3].map(u64::to_le_bytes);
+    let segments: [(u64, &[u8]); 4] = [
         (ENTRY, code),
-        // The entry of the fourth GiB in the page directory pointer table at 0xa000, and that of the devices.
-        (0xa000 + 3 * 8, &(directory | 3).to_le_bytes()),
+        // The entries of the fourth and the fifth GiB in the page directory pointer table at 0xa000, and those of devices and window.
+        (0xa000 + 3 * 8, directories.as_flattened()),
         (
             directory + (u64::from(DEVICE) >> 21 & 511) * 8,
             &(u64::from(DEVICE) | 0x83).to_le_bytes(),
         ),
+        (directory + 4096, &(WINDOW | 0x83).to_le_bytes()),
     ];
     let mut data_at = 64 + 56 * segments.len() as u64;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
     for word in [ENTRY, 64, 0] {
         elf.extend_from_slice(&word.to_le_bytes());
     }
-    elf.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    elf.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
     for (address, bytes) in segments {
         let size = bytes.len() as u64;
         elf.extend_from_slice(&[1, 0, 0, 0, 7, 0, 0, 0]);
@@ -127,11 +198,23 @@ fn machine(kernel: &[u8], memory: u64, vcpus: u8) -> Result<Machine, Error> {
     machine_with_net(kernel, memory, vcpus, 0)
 }
 
+fn machine_with_files(kernel: &[u8], files: &Arc<Files>) -> Machine {
+    new_machine(kernel, (MEMORY, 1, 0), files.clone()).unwrap()
+}
+
 fn machine_with_net(
     kernel: &[u8],
     memory: u64,
     vcpus: u8,
     net_slots: usize,
+) -> Result<Machine, Error> {
+    new_machine(kernel, (memory, vcpus, net_slots), Arc::new(NoFiles))
+}
+
+fn new_machine<S: RequestServer>(
+    kernel: &[u8],
+    (memory, vcpus, net_slots): (u64, u8, usize),
+    files: Arc<S>,
 ) -> Result<Machine, Error> {
     let kvm = OpenOptions::new()
         .read(true)
@@ -148,7 +231,7 @@ fn machine_with_net(
             net_slots,
             disks: &[],
         },
-        Arc::new(NoFiles),
+        files,
     )
 }
 
@@ -300,6 +383,47 @@ fn writes_to_nowhere_are_ignored() {
     let code = Code::default().bytes(&[0xb0, 0x20, 0xe6, 0x80, 0xe6, 0x64]);
     let code = code.store(DEVICE + 4 * 4096, 1).store(DEVICE + 0x1ff000, 1);
     assert_eq!(run(code.reset(), 1).reason, EndReason::Reset);
+}
+
+#[test]
+fn the_window_is_read_and_never_written() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let files = Arc::new(Files::new());
+    // The third: mov dword [rcx], 1
+    let code = Code::default()
+        .copy_from_window(0, RING + 12)
+        .point_into_window(0)
+        .bytes(&[0xc7, 0x01, 1, 0, 0, 0])
+        .copy_from_window(0, RING + 16)
+        .copy_from_window(4096, RING + 20)
+        .copy_as_digits(RING + 20, RING + 20)
+        .log(12)
+        .reset();
+    let ended = live(machine_with_files(&image(&code.0), &files));
+    assert_eq!(ended.reason, EndReason::Reset);
+    assert_eq!(ended.last_words, "abcdabcd0000");
+    assert_eq!(files.mended.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn where_nothing_is_mapped_the_machine_ends() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let files = Arc::new(Files::new());
+    let code = Code::default()
+        .copy_from_window(2 * 4096, RING + 12)
+        .reset();
+    let ended = live(machine_with_files(&image(&code.0), &files));
+    assert!(
+        matches!(
+            ended.reason,
+            EndReason::MemoryFault { .. }
+                | EndReason::Vcpu {
+                    errno: libc::EFAULT
+                }
+        ),
+        "{:?}",
+        ended.reason
+    );
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Server {
         } = reader.read()?;
         reply.need::<AttrOut>()?;
         let stat = self.stat(call, getattr_flags, fh)?;
-        reply.body(&self.attr_out(stat.attr(stat.key().mount)))
+        reply.body(&self.attr_out(call.nodeid, stat.attr(stat.key().mount)))
     }
 
     pub(crate) fn statx(
@@ -45,7 +45,7 @@ impl Server {
             attr_valid,
             attr_valid_nsec,
             ..
-        } = self.attr_out(Default::default());
+        } = self.attr_out(call.nodeid, Default::default());
         let stat = stat.statx();
         reply.body(&StatxOut {
             attr_valid,
@@ -87,7 +87,7 @@ impl Server {
             sys::utimens(node.as_fd(), &times)?;
         }
         let stat = Stat::of(node.as_fd())?;
-        reply.body(&self.attr_out(stat.attr(stat.key().mount)))
+        reply.body(&self.attr_out(call.nodeid, stat.attr(stat.key().mount)))
     }
 
     fn set_owner(&self, node: &Node, wanted: &SetattrIn) -> Result<()> {

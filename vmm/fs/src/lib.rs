@@ -55,7 +55,7 @@
 //!   POSIX ACLs: without `FUSE_POSIX_ACL` the guest kernel would store and not enforce them.
 //! * `FUSE_SETXATTR_EXT`, `FUSE_CREATE_SUPP_GROUP`, `FUSE_SECURITY_CTX`: they carry what only ACLs,
 //!   permission checks on the host, or labels need.
-//! * IOCTL, ACCESS, BMAP, POLL, locks, DAX mappings: ENOSYS, which the guest asks once.
+//! * IOCTL, ACCESS, BMAP, POLL, locks: ENOSYS, which the guest asks once.
 
 mod attributes;
 mod buffers;
@@ -65,6 +65,7 @@ mod files;
 mod handles;
 mod identity;
 mod inodes;
+mod mapping;
 mod namespace;
 mod protocol;
 mod server;
@@ -126,6 +127,9 @@ pub enum Error {
     /// The root is not a directory.
     #[error("the root of the exported tree is not a directory")]
     RootNotDirectory,
+    /// No address space for the window.
+    #[error("no address space can be reserved for mapped files")]
+    Window(#[source] io::Error),
     /// `proc_self_fd` does not lead to the descriptors of this process.
     #[error("the directory of open descriptors (/proc/self/fd) cannot be used")]
     ProcSelfFd(#[source] io::Error),

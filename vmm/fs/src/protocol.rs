@@ -56,6 +56,8 @@ pub(crate) mod opcode {
     pub(crate) const RENAME2: u32 = 45;
     pub(crate) const LSEEK: u32 = 46;
     pub(crate) const COPY_FILE_RANGE: u32 = 47;
+    pub(crate) const SETUPMAPPING: u32 = 48;
+    pub(crate) const REMOVEMAPPING: u32 = 49;
     pub(crate) const SYNCFS: u32 = 50;
     pub(crate) const TMPFILE: u32 = 51;
     pub(crate) const STATX: u32 = 52;
@@ -77,6 +79,7 @@ pub(crate) mod init {
     pub(crate) const SUBMOUNTS: u64 = 1 << 27;
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
+    pub(crate) const HAS_INODE_DAX: u64 = 1 << 33;
 }
 
 /// `FATTR_*`: which fields of [`SetattrIn`] hold a value.
@@ -108,6 +111,10 @@ pub(crate) const WRITE_CACHE: u32 = 1 << 0;
 pub(crate) const FSYNC_FDATASYNC: u32 = 1 << 0;
 /// `FUSE_ATTR_SUBMOUNT`: the object is the root of another mount than its parent.
 pub(crate) const ATTR_SUBMOUNT: u32 = 1 << 0;
+/// `FUSE_ATTR_DAX`: the file is to be mapped.
+pub(crate) const ATTR_DAX: u32 = 1 << 1;
+/// `FUSE_SETUPMAPPING_FLAG_READ`.
+pub(crate) const SETUPMAPPING_READ: u64 = 1 << 1;
 
 /// A signed number of the host (a time, an offset) in the unsigned field of its size.
 pub(crate) fn unsigned(value: i64) -> u64 {
@@ -246,6 +253,12 @@ wire! {
     CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }
+    /// `struct fuse_setupmapping_in`.
+    SetupmappingIn { fh: u64, foffset: u64, len: u64, flags: u64, moffset: u64 }
+    /// `struct fuse_removemapping_in`.
+    RemovemappingIn { count: u32 }
+    /// `struct fuse_removemapping_one`.
+    RemovemappingOne { moffset: u64, len: u64 }
     /// `struct fuse_syncfs_in`.
     SyncfsIn { padding: u64 }
 }

@@ -10,6 +10,7 @@ use crate::errno::{Errno, Result};
 use crate::handles::Handles;
 use crate::identity::{Stat, examine, refuse_reflections};
 use crate::inodes::Inodes;
+use crate::mapping::Mappings;
 use crate::protocol::{
     Attr, AttrOut, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, MAJOR,
     MINOR, MINOR_OLDEST, init, opcode,
@@ -41,7 +42,8 @@ const FEATURES: u64 = init::ASYNC_READ
     | init::CACHE_SYMLINKS
     | init::SUBMOUNTS
     | init::HANDLE_KILLPRIV_V2
-    | init::INIT_EXT;
+    | init::INIT_EXT
+    | init::HAS_INODE_DAX;
 
 /// Who asks, and about what.
 #[derive(Clone, Copy)]
@@ -56,6 +58,8 @@ pub struct Server {
     pub(crate) proc: OwnedFd,
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
+    /// None where mounts of the tree are the host's to take away.
+    pub(crate) mappings: Option<Mappings>,
     /// Seconds and nanoseconds.
     timeout: (u64, u32),
     ready: AtomicBool,
@@ -87,6 +91,10 @@ impl Server {
         if seen.key() != facts.key {
             return Err(proc_error(Errno(libc::EXDEV)));
         }
+        let mappings = match config.lasting_mounts {
+            Some(_) => None,
+            None => Some(Mappings::new().map_err(|errno| Error::Window(errno.into()))?),
+        };
         let pinned = config.pinned_limit();
         let limits = Limits {
             cached: config.open_fd_limit,
@@ -98,6 +106,7 @@ impl Server {
             proc: config.proc_self_fd,
             inodes: Inodes::new(config.root, facts, limits, config.lasting_mounts),
             handles: Handles::new(pinned),
+            mappings,
             ready: AtomicBool::new(false),
         })
     }
@@ -184,6 +193,8 @@ impl Server {
             opcode::OPENDIR => self.opendir(call, reader, reply),
             opcode::READDIR => self.readdir(call, reader, reply, false),
             opcode::READDIRPLUS => self.readdir(call, reader, reply, true),
+            opcode::SETUPMAPPING => self.setupmapping(call, reader),
+            opcode::REMOVEMAPPING => self.removemapping(reader),
             opcode::SYNCFS => self.syncfs(call, reader),
             opcode::SETXATTR => self.setxattr(call, reader),
             opcode::GETXATTR => self.getxattr(call, reader, reply),
@@ -203,6 +214,9 @@ impl Server {
     }
 
     fn start_afresh(&self) {
+        if let Some(mappings) = &self.mappings {
+            mappings.clear();
+        }
         self.handles.clear();
         self.inodes.reset();
     }
@@ -290,7 +304,8 @@ impl Server {
     }
 
     /// What LOOKUP and its like answer.
-    pub(crate) fn entry_out(&self, nodeid: u64, attr: Attr) -> EntryOut {
+    pub(crate) fn entry_out(&self, nodeid: u64, mut attr: Attr) -> EntryOut {
+        self.mark(nodeid, &mut attr);
         EntryOut {
             nodeid,
             generation: 0,
@@ -303,7 +318,8 @@ impl Server {
     }
 
     /// What GETATTR and SETATTR answer.
-    pub(crate) fn attr_out(&self, attr: Attr) -> AttrOut {
+    pub(crate) fn attr_out(&self, nodeid: u64, mut attr: Attr) -> AttrOut {
+        self.mark(nodeid, &mut attr);
         let (attr_valid, attr_valid_nsec) = self.timeout;
         AttrOut {
             attr_valid,
@@ -311,6 +327,19 @@ impl Server {
             dummy: 0,
             attr,
         }
+    }
+
+    /// Address and length of the window that files are mapped into, if they are; it stays reserved for good.
+    #[must_use]
+    pub fn window(&self) -> Option<(usize, usize)> {
+        self.mappings.as_ref().map(Mappings::extent)
+    }
+
+    /// A vCPU could not read the window. Puts zeros where a mapped file has no data any more, and says whether the vCPU is to try again: the
+    /// window has changed since the call before, whose count `seen` is (0 at first).
+    pub fn mend(&self, seen: &mut u64) -> bool {
+        let mappings = self.mappings.as_ref();
+        mappings.is_some_and(|mappings| mappings.mend(seen))
     }
 
     /// How many descriptors are kept for inodes (that can be re-opened; that cannot), and how many

@@ -509,3 +509,123 @@ pub(crate) fn capset(effective: u32, permitted: u32) -> Result<()> {
 pub(crate) fn number(fd: BorrowedFd<'_>) -> RawFd {
     fd.as_raw_fd()
 }
+
+/// Address space of this process that parts of files are mapped into. It is never given back.
+pub(crate) struct Window {
+    start: usize,
+    length: usize,
+}
+
+/// Alignment of the window: that of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+/// What is looked at by itself when a mapped file has become shorter.
+const PAGE: usize = 4096;
+
+impl Window {
+    /// Reserves `length` bytes, which nothing can touch.
+    pub(crate) fn reserve(length: usize) -> Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
+        let mapping = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length + HUGE_PAGE,
+                libc::PROT_NONE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        if mapping == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let start = mapping.expose_provenance().next_multiple_of(HUGE_PAGE);
+        Ok(Self { start, length })
+    }
+
+    pub(crate) fn extent(&self) -> (usize, usize) {
+        (self.start, self.length)
+    }
+
+    /// Where a part of the window is, which has to lie within it.
+    fn place(&self, offset: usize, length: usize) -> Result<*mut libc::c_void> {
+        let end = offset.checked_add(length);
+        if end.is_none_or(|end| end > self.length) {
+            return Err(Errno(libc::EINVAL));
+        }
+        Ok(std::ptr::without_provenance_mut(self.start + offset))
+    }
+
+    /// Shows a part of a file.
+    pub(crate) fn show(
+        &self,
+        offset: usize,
+        length: usize,
+        file: BorrowedFd<'_>,
+        from: u64,
+    ) -> Result<()> {
+        let place = self.place(offset, length)?;
+        let from = i64::try_from(from).map_err(|_| Errno(libc::EINVAL))?;
+        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        // Elsewhere first: a file system that cannot map a file may say so only when what was there before is gone.
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing object.
+        let mapping = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                access,
+                flags,
+                file.as_raw_fd(),
+                from,
+            )
+        };
+        if mapping == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: the mapping is the one made above, which nobody knows. The place lies within the reservation, which nothing in this
+        // process touches but system calls.
+        whole(unsafe { libc::mremap(mapping, length, length, flags, place) });
+        Ok(())
+    }
+
+    /// Shows nothing.
+    pub(crate) fn release(&self, offset: usize, length: usize) -> Result<()> {
+        self.blank(offset, length, libc::PROT_NONE)
+    }
+
+    /// Shows zeros, or nothing where there is no access.
+    fn blank(&self, offset: usize, length: usize, access: c_int) -> Result<()> {
+        let place = self.place(offset, length)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: the place lies within the reservation, which nothing in this process touches but system calls.
+        whole(unsafe { libc::mmap(place, length, access, flags, -1, 0) });
+        Ok(())
+    }
+
+    /// Puts zeros from the first page on whose content is gone. Whether there was one.
+    pub(crate) fn mend(&self, offset: usize, length: usize) -> bool {
+        let is_there = |at: usize, length: usize| {
+            let Ok(place) = self.place(at, length) else {
+                return true;
+            };
+            // SAFETY: the advice changes no content; of what is not there it is an error.
+            let advised = unsafe { libc::madvise(place, length, libc::MADV_POPULATE_READ) };
+            !matches!(check(advised), Err(Errno(libc::EFAULT)))
+        };
+        if is_there(offset, length) {
+            return false;
+        }
+        let end = offset + length;
+        let first = (offset..end).step_by(PAGE).find(|&at| !is_there(at, PAGE));
+        first.is_some_and(|first| self.blank(first, end - first, libc::PROT_READ).is_ok())
+    }
+}
+
+/// Ends the process where a call that replaces a part of the window has failed: what was there may be gone, and what this process maps next
+/// could come to be where the guest looks.
+fn whole(mapping: *mut libc::c_void) {
+    if mapping == libc::MAP_FAILED {
+        std::process::abort();
+    }
+}

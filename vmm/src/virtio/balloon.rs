@@ -26,7 +26,7 @@ impl Requests for Balloon {
     const BATCH: usize = 1;
 
     /// A report: the buffers are the free memory (section 5.5.6.7). The guest takes none of it until it has the buffers back.
-    fn serve(buffers: &Buffers<'_>) -> Result<u32, Broken> {
+    fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken> {
         if !buffers.readable.is_empty() {
             return Err(Broken);
         }

@@ -19,6 +19,8 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::window::Window;
+
 /// The front half of a virtio device: what its transport asks of it.
 pub trait VirtioDevice: Send {
     /// Device type (virtio 1.2, section 5).
@@ -35,6 +37,11 @@ pub trait VirtioDevice: Send {
     /// The device configuration space; what is beyond its end reads as zeros. Some devices have none.
     fn config(&self) -> &[u8] {
         &[]
+    }
+
+    /// Address and length of the shared memory region `id` (virtio 1.2, section 2.10). Most devices have none.
+    fn shared_memory(&self, _id: u32) -> Option<(u64, u64)> {
+        None
     }
 
     /// Changes whenever the configuration space does (virtio 1.2, section 2.5.1). Most never change it.
@@ -59,6 +66,8 @@ pub trait VirtioDevice: Send {
 pub struct Activation {
     /// Guest memory.
     pub memory: Arc<GuestMemoryMmap>,
+    /// What the device may read beside it.
+    pub window: Option<Window>,
     /// The queues, by index, each with the event the driver's notification raises. A queue that the driver left unready is `None`.
     pub queues: Vec<Option<ActiveQueue>>,
     /// How the device interrupts the driver.

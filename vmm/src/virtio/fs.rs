@@ -10,9 +10,13 @@ use vm_memory::VolatileSlice;
 
 use super::pool::{Pool, RequestServer};
 use super::{Activation, VirtioDevice};
+use crate::window::Window;
 
 /// The queue for FORGET and INTERRUPT, and the one for all else. A request of 1 MiB takes 256 descriptors and a few for headers.
 const QUEUE_SIZES: [u16; 2] = [16, 512];
+
+/// The id of the shared memory that files are mapped into (`VIRTIO_FS_SHMCAP_ID_CACHE`, virtio 1.2, section 5.11.2).
+const CACHE: u32 = 0;
 
 /// Length of the tag in the configuration space, which the number of request queues follows.
 const TAG_LENGTH: usize = 36;
@@ -20,6 +24,14 @@ const TAG_LENGTH: usize = 36;
 impl RequestServer for vmm_fs::Server {
     fn enter_worker_thread(&self) -> io::Result<()> {
         vmm_fs::enter_worker_thread().map_err(io::Error::other)
+    }
+
+    fn window(&self) -> Option<(usize, usize)> {
+        vmm_fs::Server::window(self)
+    }
+
+    fn mend(&self, seen: &mut u64) -> bool {
+        vmm_fs::Server::mend(self, seen)
     }
 
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
@@ -31,18 +43,21 @@ impl RequestServer for vmm_fs::Server {
 pub(crate) struct Fs<S> {
     config: [u8; TAG_LENGTH + 4],
     server: Arc<S>,
+    /// Where the guest finds the files that are mapped.
+    window: Option<Window>,
     pool: Option<Arc<Pool<S>>>,
 }
 
 impl<S: RequestServer> Fs<S> {
     /// A file system that the guest mounts by `tag` (at most 36 bytes).
-    pub(crate) fn new(tag: &str, server: Arc<S>) -> Fs<S> {
+    pub(crate) fn new(tag: &str, server: Arc<S>, window: Option<Window>) -> Fs<S> {
         let mut config = [0; TAG_LENGTH + 4];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_LENGTH..].copy_from_slice(&1_u32.to_le_bytes());
         Fs {
             config,
             server,
+            window,
             pool: None,
         }
     }
@@ -63,6 +78,11 @@ impl<S: RequestServer> VirtioDevice for Fs<S> {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn shared_memory(&self, id: u32) -> Option<(u64, u64)> {
+        let window = self.window.filter(|_| id == CACHE)?;
+        Some((window.start, u64::try_from(window.length).ok()?))
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {

@@ -71,7 +71,7 @@ impl Bench {
     fn new(echo: Echo, event_idx: bool) -> Bench {
         let echo = Arc::new(echo);
         let driver = Driver::new(&QUEUE_SIZES);
-        let mut fs = Fs::new("tag", echo.clone());
+        let mut fs = Fs::new("tag", echo.clone(), None);
         fs.activate(driver.activation(event_idx)).unwrap();
         Bench { driver, fs, echo }
     }
@@ -110,7 +110,7 @@ fn until(mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn configuration_names_the_tag_and_one_queue() {
-    let fs = Fs::new("chiton", Arc::new(Echo::default()));
+    let fs = Fs::new("chiton", Arc::new(Echo::default()), None);
     let config = fs.config();
     assert_eq!(&config[..7], b"chiton\0");
     assert_eq!(config[36..], [1, 0, 0, 0]);
@@ -128,6 +128,49 @@ fn requests_of_both_queues_are_answered() {
         until(|| bench.driver.irqfd.read().is_ok());
         assert!(!bench.driver.needs_reset());
     }
+}
+
+/// Programs of the guest send what they have mapped.
+#[test]
+fn the_window_is_read_and_never_written() {
+    let shown: &'static [u8] = b"0123456789";
+    let window = Window {
+        start: 1 << 32,
+        address: shown.as_ptr().expose_provenance(),
+        length: shown.len(),
+    };
+    let end = window.start + 10;
+    for (source, target, answer) in [
+        (window.start + 4, BUFFERS + 0x100, Some("456")),
+        (BUFFERS, BUFFERS + 0x100, Some("abc")),
+        (end - 2, BUFFERS + 0x100, None),
+        (end, BUFFERS + 0x100, None),
+        (BUFFERS, window.start, None),
+    ] {
+        let driver = Driver::new(&QUEUE_SIZES);
+        let mut fs = Fs::new("tag", Arc::new(Echo::default()), Some(window));
+        assert_eq!(fs.shared_memory(0), Some((1 << 32, 10)));
+        assert_eq!(fs.shared_memory(1), None);
+        let mut activation = driver.activation(true);
+        activation.window = Some(window);
+        fs.activate(activation).unwrap();
+        driver
+            .memory
+            .write_slice(b"abc", GuestAddress(BUFFERS))
+            .unwrap();
+        driver.descriptors(1, &[(source, 3, READ, 1), (target, 3, WRITE, 0)]);
+        driver.offer(1, 0);
+        driver.kick(1);
+        match answer {
+            Some(answer) => {
+                until(|| driver.used(1) == [(0, 3)]);
+                let bytes: [u8; 3] = driver.memory.read_obj(GuestAddress(target)).unwrap();
+                assert_eq!(&bytes, answer.as_bytes());
+            }
+            None => until(|| driver.needs_reset()),
+        }
+    }
+    assert_eq!(shown, b"0123456789");
 }
 
 #[test]
@@ -275,7 +318,7 @@ fn a_missing_queue_is_refused() {
     let mut activation = driver.activation(true);
     activation.queues[0] = None;
     assert!(
-        Fs::new("tag", Arc::new(Echo::default()))
+        Fs::new("tag", Arc::new(Echo::default()), None)
             .activate(activation)
             .is_err()
     );

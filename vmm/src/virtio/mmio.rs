@@ -30,7 +30,8 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
     VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
     VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_BASE_LOW, VIRTIO_MMIO_SHM_LEN_HIGH,
-    VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_SHM_SEL, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
+    VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::GuestMemoryMmap;
@@ -38,6 +39,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::queue_registers::{QueueRegisters, set_half};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::window::Window;
 
 /// "virt" (virtio 1.2, section 4.2.2).
 pub(crate) const MAGIC: u32 = 0x7472_6976;
@@ -63,6 +65,7 @@ const AGREED: u32 = DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
 pub(crate) struct Transport {
     device: Box<dyn VirtioDevice>,
     memory: Arc<GuestMemoryMmap>,
+    window: Option<Window>,
     interrupt: Interrupt,
     /// The notification event of each queue.
     kicks: Vec<EventFd>,
@@ -72,6 +75,7 @@ pub(crate) struct Transport {
     driver_features_sel: u32,
     driver_features: u64,
     queue_sel: u32,
+    shm_sel: u32,
     queues: Vec<QueueRegisters>,
     active: bool,
 }
@@ -80,7 +84,7 @@ impl Transport {
     /// Puts a device behind registers. `irqfd` raises its interrupt; `kicks` holds one event for each of its queues.
     pub(crate) fn new(
         device: Box<dyn VirtioDevice>,
-        memory: Arc<GuestMemoryMmap>,
+        (memory, window): (Arc<GuestMemoryMmap>, Option<Window>),
         irqfd: Arc<EventFd>,
         kicks: Vec<EventFd>,
     ) -> Transport {
@@ -95,6 +99,7 @@ impl Transport {
         Transport {
             device,
             memory,
+            window,
             interrupt,
             kicks,
             interrupt_status,
@@ -103,6 +108,7 @@ impl Transport {
             driver_features_sel: 0,
             driver_features: 0,
             queue_sel: 0,
+            shm_sel: 0,
             queues,
             active: false,
         }
@@ -163,11 +169,10 @@ impl Transport {
             VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |queue| queue.ready.into()),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status.load(Ordering::SeqCst),
             VIRTIO_MMIO_STATUS => self.status(),
-            // No device has shared memory: a length of -1 says so.
-            VIRTIO_MMIO_SHM_LEN_LOW
-            | VIRTIO_MMIO_SHM_LEN_HIGH
-            | VIRTIO_MMIO_SHM_BASE_LOW
-            | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_SHM_LEN_LOW => half(self.shared_memory().1, 0),
+            VIRTIO_MMIO_SHM_LEN_HIGH => half(self.shared_memory().1, 1),
+            VIRTIO_MMIO_SHM_BASE_LOW => half(self.shared_memory().0, 0),
+            VIRTIO_MMIO_SHM_BASE_HIGH => half(self.shared_memory().0, 1),
             VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
             _ => 0,
         }
@@ -182,6 +187,7 @@ impl Transport {
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
             VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
             VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
+            VIRTIO_MMIO_SHM_SEL => self.shm_sel = value,
             VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
             VIRTIO_MMIO_INTERRUPT_ACK => {
                 self.interrupt_status.fetch_and(!value, Ordering::SeqCst);
@@ -264,6 +270,7 @@ impl Transport {
             Some(queues) => {
                 let activation = Activation {
                     memory: self.memory.clone(),
+                    window: self.window,
                     queues,
                     interrupt: self.interrupt.clone(),
                     features: self.driver_features,
@@ -305,6 +312,7 @@ impl Transport {
         self.driver_features_sel = 0;
         self.driver_features = 0;
         self.queue_sel = 0;
+        self.shm_sel = 0;
         for queue in &mut self.queues {
             *queue = QueueRegisters::new(queue.max_size);
         }
@@ -315,6 +323,13 @@ impl Transport {
             // Fails only when the counter is full: then the event is pending.
             let _ = kick.write(1);
         }
+    }
+
+    /// Address and length of the selected region; all bits are ones where there is none.
+    fn shared_memory(&self) -> (u64, u64) {
+        self.device
+            .shared_memory(self.shm_sel)
+            .unwrap_or((u64::MAX, u64::MAX))
     }
 
     fn queue(&self) -> Option<&QueueRegisters> {

@@ -35,6 +35,9 @@ impl VirtioDevice for Probe {
     fn config(&self) -> &[u8] {
         &[1, 2, 3, 4, 5, 6]
     }
+    fn shared_memory(&self, id: u32) -> Option<(u64, u64)> {
+        (id == 3).then_some((0x0000_0005_4000_0000, 0x0000_0001_2000_0000))
+    }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.log
             .lock()
@@ -77,7 +80,7 @@ impl Driver {
         let irqfd = Arc::new(event());
         let kicks = vec![event(), event()];
         let copies = kicks.iter().map(|kick| kick.try_clone().unwrap()).collect();
-        let transport = Transport::new(device, Arc::new(memory), irqfd.clone(), copies);
+        let transport = Transport::new(device, (Arc::new(memory), None), irqfd.clone(), copies);
         Driver {
             transport,
             log,
@@ -155,6 +158,11 @@ fn a_driver_brings_the_device_up() {
     assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
     assert_eq!(driver.get(VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
     assert_eq!(driver.get(VIRTIO_MMIO_SHM_LEN_HIGH), u32::MAX);
+    driver.set(VIRTIO_MMIO_SHM_SEL, 3);
+    assert_eq!(driver.get(VIRTIO_MMIO_SHM_BASE_LOW), 0x4000_0000);
+    assert_eq!(driver.get(VIRTIO_MMIO_SHM_BASE_HIGH), 5);
+    assert_eq!(driver.get(VIRTIO_MMIO_SHM_LEN_LOW), 0x2000_0000);
+    assert_eq!(driver.get(VIRTIO_MMIO_SHM_LEN_HIGH), 1);
 
     assert_eq!(driver.run(), AGREED | VIRTIO_CONFIG_S_DRIVER_OK);
     assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 1);

@@ -21,6 +21,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, Interrupt, chain};
+use crate::window::{Copier, Window};
 
 /// Most worker threads.
 pub(crate) const MAX_WORKERS: usize = 4;
@@ -36,6 +37,17 @@ pub trait RequestServer: Send + Sync + 'static {
     /// The thread cannot serve.
     fn enter_worker_thread(&self) -> io::Result<()>;
 
+    /// Address and length of the window that files are mapped into; it stays reserved for good and begins at a multiple of 2 MiB.
+    fn window(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// A vCPU could not go on because of memory that is not there. Whether it is to try again: the window has changed since the vCPU's call
+    /// before, whose count `seen` is (0 at first).
+    fn mend(&self, _seen: &mut u64) -> bool {
+        false
+    }
+
     /// Serves one request and returns how many bytes of `reply` are written; 0 means no reply.
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize;
 }
@@ -45,6 +57,7 @@ pub(crate) struct Pool<S> {
     /// What the threads' names begin with.
     name: &'static str,
     memory: Arc<GuestMemoryMmap>,
+    window: Option<Window>,
     server: Arc<S>,
     interrupt: Interrupt,
     /// Readiness of the queues' events, edge-triggered: one notification wakes one worker. And of `stop`, which wakes all.
@@ -72,7 +85,7 @@ struct State {
 struct Taken<'a> {
     queue: usize,
     head: u16,
-    buffers: chain::Buffers<'a>,
+    buffers: chain::Buffers<'a, 'a>,
 }
 
 /// The driver broke the rules of a queue.
@@ -99,6 +112,7 @@ impl<S: RequestServer> Pool<S> {
     ) -> io::Result<Pool<S>> {
         let Activation {
             memory,
+            window,
             queues,
             interrupt,
             ..
@@ -135,6 +149,7 @@ impl<S: RequestServer> Pool<S> {
         Ok(Pool {
             name,
             memory,
+            window,
             server,
             interrupt,
             ready,
@@ -177,7 +192,8 @@ impl<S: RequestServer> Pool<S> {
             self.break_down(&mut self.lock());
             return;
         }
-        while let Some(taken) = self.next() {
+        let mut copier = Copier::new(self.window);
+        while let Some(taken) = self.next(&mut copier) {
             match taken {
                 Some(taken) => self.serve(&taken),
                 None => self.wait(),
@@ -187,12 +203,12 @@ impl<S: RequestServer> Pool<S> {
 
     /// A request, or nothing when there is none, or the end.
     #[allow(clippy::option_option, reason = "nothing to do now is not the end")]
-    fn next(self: &Arc<Self>) -> Option<Option<Taken<'_>>> {
+    fn next<'a>(self: &'a Arc<Self>, copier: &'a mut Copier) -> Option<Option<Taken<'a>>> {
         let mut state = self.lock();
         if state.stopping {
             return None;
         }
-        let taken = self.take(&mut state).unwrap_or_else(|Broken| {
+        let taken = self.take(&mut state, copier).unwrap_or_else(|Broken| {
             self.break_down(&mut state);
             None
         });
@@ -218,7 +234,11 @@ impl<S: RequestServer> Pool<S> {
     }
 
     /// Takes a request off the first queue that has one, and sees that somebody is there for the next.
-    fn take(self: &Arc<Self>, state: &mut State) -> Result<Option<Taken<'_>>, Broken> {
+    fn take<'a>(
+        self: &'a Arc<Self>,
+        state: &mut State,
+        copier: &'a mut Copier,
+    ) -> Result<Option<Taken<'a>>, Broken> {
         for index in 0..state.queues.len() {
             let queue = &mut state.queues[index];
             loop {
@@ -229,7 +249,7 @@ impl<S: RequestServer> Pool<S> {
                     .map_err(|_| Broken)?;
                 if let Some(chain) = next {
                     let head = chain.head_index();
-                    let buffers = chain::buffers(&self.memory, chain, queue.size());
+                    let buffers = chain::buffers(&self.memory, copier, chain, queue.size());
                     let buffers = buffers.map_err(|_| Broken)?;
                     self.relieve(state, more);
                     return Ok(Some(Taken {

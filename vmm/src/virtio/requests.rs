@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, Buffers};
 use super::{Activation, Interrupt, VirtioDevice};
+use crate::window::Copier;
 
 /// What such a device is.
 pub(crate) trait Requests: Send {
@@ -27,7 +28,7 @@ pub(crate) trait Requests: Send {
     const BATCH: usize;
 
     /// Serves a request; how many bytes it has written.
-    fn serve(buffers: &Buffers<'_>) -> Result<u32, Broken>;
+    fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken>;
 }
 
 /// The driver broke the rules of the queue.
@@ -111,10 +112,13 @@ impl<R: Requests> Work<R> {
 impl Active {
     fn process<R: Requests>(&mut self) -> Result<(), Broken> {
         let memory = &*self.memory;
+        // These devices read nothing.
+        let mut nothing = Copier::new(None);
         let mut served = 0;
         while let Some(chain) = self.queue.iter(memory).map_err(|_| Broken)?.next() {
             let head = chain.head_index();
-            let buffers = chain::buffers(memory, chain, self.queue.size()).map_err(|_| Broken)?;
+            let buffers = chain::buffers(memory, &mut nothing, chain, self.queue.size())
+                .map_err(|_| Broken)?;
             let written = R::serve(&buffers)?;
             self.queue
                 .add_used(memory, head, written)

@@ -21,7 +21,7 @@ impl Requests for Rng {
     const QUEUE: usize = 0;
     const BATCH: usize = 16;
 
-    fn serve(buffers: &Buffers<'_>) -> Result<u32, Broken> {
+    fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken> {
         if !buffers.readable.is_empty() {
             return Err(Broken);
         }

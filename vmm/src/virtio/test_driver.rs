@@ -71,6 +71,7 @@ impl Driver {
             .collect();
         Activation {
             memory: self.memory.clone(),
+            window: None,
             queues,
             interrupt: Interrupt::new(interrupt_status, self.status.clone(), self.irqfd.clone()),
             features: 0,

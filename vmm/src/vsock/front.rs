@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::token;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::window::Window;
 
 /// Sizes of the rx, tx and event queue. Linux fills the rx queue with 4 KiB buffers when it finds the device, so a longer queue costs
 /// guest memory and start time; it puts 8 buffers into the event queue (net/vmw_vsock/virtio_transport.c).
@@ -52,6 +53,8 @@ pub(super) struct State {
 pub(super) struct Active {
     /// Guest memory.
     pub(super) memory: Arc<GuestMemoryMmap>,
+    /// What the guest can send beside it.
+    pub(super) window: Option<Window>,
     /// Buffers for packets to the driver.
     pub(super) rx: ActiveQueue,
     /// Packets from the driver.
@@ -141,6 +144,7 @@ impl VirtioDevice for VsockFront {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
             memory,
+            window,
             queues,
             interrupt,
             features,
@@ -174,6 +178,7 @@ impl VirtioDevice for VsockFront {
         }
         state.active = Some(Active {
             memory,
+            window,
             rx,
             tx,
             interrupt,

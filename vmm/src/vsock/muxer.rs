@@ -16,6 +16,7 @@ use super::host_stream::HostStream;
 use super::packet::{Broken, Received, RxBuffer};
 use super::streams::Streams;
 use super::{Error, Port, sys, token};
+use crate::window::Copier;
 
 /// Most events taken at a time; the rest stays in epoll.
 const MAX_EVENTS: usize = 32;
@@ -227,14 +228,17 @@ impl Vsock {
 
     /// Takes packets from the guest.
     fn serve_tx(&mut self, active: &mut Active) -> Result<Batch, Broken> {
-        let Active { memory, tx, .. } = active;
+        let Active {
+            memory, window, tx, ..
+        } = active;
+        let mut copier = Copier::new(*window);
         let memory: &GuestMemoryMmap = memory;
         let queue = &mut tx.queue;
         queue.disable_notification(memory)?;
         let mut used = 0;
         while used < TX_BATCH {
             let Some(head) = next_chain(queue, memory, |chain| {
-                let packet = Received::parse(memory, chain)?;
+                let packet = Received::parse(memory, &mut copier, chain)?;
                 self.streams.receive(self.guest_cid, packet);
                 Ok(Some(0))
             })?

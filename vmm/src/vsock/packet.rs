@@ -4,11 +4,15 @@
 //! 1.2, section 2.7.4.2: no assumption about framing), so a chain is first flattened into checked slices of guest memory. The header
 //! is copied out of them exactly once; nothing is ever read from guest memory a second time.
 
+use std::io;
+
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::window::Copier;
 
 /// CID of the host (virtio 1.2, section 5.10.4: the well-known CID 2; `VMADDR_CID_HOST` in linux/vm_sockets.h).
 pub(super) const HOST_CID: u64 = 2;
@@ -106,6 +110,9 @@ pub enum Broken {
     /// A buffer is outside guest memory.
     #[error("a descriptor points outside guest memory")]
     Address(#[source] vm_memory::GuestMemoryError),
+    /// What is in the window cannot be copied, or is too much.
+    #[error("what a descriptor names of the window cannot be read")]
+    Window(#[source] io::Error),
     /// The chain is scattered over too many pieces.
     #[error("a descriptor chain has more than {MAX_PIECES} pieces")]
     Pieces,
@@ -138,10 +145,12 @@ impl<'m> Pieces<'m> {
     /// Flattens a chain whose descriptors all have the one direction.
     fn collect(
         memory: &'m GuestMemoryMmap,
+        copier: Option<&'m mut Copier>,
         chain: DescriptorChain<&'m GuestMemoryMmap>,
         direction: Direction,
     ) -> Result<Pieces<'m>, Broken> {
         let mut pieces = Vec::with_capacity(4);
+        let mut parts = Vec::new();
         // virtio-queue ends a walk that leaves the table, loops or cannot be read without a word: the last descriptor it gave then
         // still says that another one follows, or there was none at all.
         let mut ended = false;
@@ -158,8 +167,14 @@ impl<'m> Pieces<'m> {
             if descriptor.is_write_only() != writable {
                 return Err(Broken::Direction);
             }
+            let (address, length) = (descriptor.addr(), descriptor.len() as usize);
+            let part = |copier: &Copier| copier.part(pieces.len(), address.0, length);
+            if let Some(part) = copier.as_deref().and_then(part) {
+                parts.push(part);
+                continue;
+            }
             let slices = memory
-                .get_slices(descriptor.addr(), descriptor.len() as usize, permissions)
+                .get_slices(address, length, permissions)
                 .map_err(Broken::Address)?;
             for slice in slices {
                 if pieces.len() == MAX_PIECES {
@@ -167,6 +182,9 @@ impl<'m> Pieces<'m> {
                 }
                 pieces.push(slice.map_err(Broken::Address)?);
             }
+        }
+        if let Some(copier) = copier {
+            copier.insert(&parts, &mut pieces).map_err(Broken::Window)?;
         }
         if ended {
             Ok(Pieces(pieces))
@@ -259,9 +277,10 @@ impl<'m> Received<'m> {
     /// Reads a chain of the tx queue.
     pub(super) fn parse(
         memory: &'m GuestMemoryMmap,
+        copier: &'m mut Copier,
         chain: DescriptorChain<&'m GuestMemoryMmap>,
     ) -> Result<Received<'m>, Broken> {
-        let mut payload = Pieces::collect(memory, chain, Direction::Readable)?;
+        let mut payload = Pieces::collect(memory, Some(copier), chain, Direction::Readable)?;
         let have = payload.len();
         if have < HEADER_SIZE {
             return Err(Broken::Short {
@@ -297,7 +316,7 @@ impl<'m> RxBuffer<'m> {
         memory: &'m GuestMemoryMmap,
         chain: DescriptorChain<&'m GuestMemoryMmap>,
     ) -> Result<RxBuffer<'m>, Broken> {
-        let header = Pieces::collect(memory, chain, Direction::Writable)?;
+        let header = Pieces::collect(memory, None, chain, Direction::Writable)?;
         let have = header.len();
         // A buffer without room for payload could never carry data and would stall its connection.
         if have <= HEADER_SIZE {

@@ -6,6 +6,7 @@ mod concurrency;
 mod eviction;
 mod hostile;
 mod listing;
+mod mapping;
 mod model;
 mod mounts;
 mod semantics;

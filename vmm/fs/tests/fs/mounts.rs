@@ -8,14 +8,14 @@ use std::process::Command;
 use crate::client::*;
 
 /// Puts this thread into a mount namespace of its own, where nothing propagates.
-fn enter_mount_namespace() {
+pub(crate) fn enter_mount_namespace() {
     // SAFETY: no memory is passed; only this thread is affected.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     mount(&["--make-rprivate", "/"]);
 }
 
-fn mount(arguments: &[&str]) {
+pub(crate) fn mount(arguments: &[&str]) {
     // A child starts in the namespace of the thread that makes it.
     assert!(
         Command::new("mount")

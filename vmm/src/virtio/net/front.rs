@@ -47,6 +47,7 @@ impl VirtioDevice for NetFront {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
             memory,
+            window,
             queues,
             interrupt,
             features,
@@ -65,7 +66,7 @@ impl VirtioDevice for NetFront {
         state.active = Some(Active {
             memory,
             rx: Rx::new(rx.queue, features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0),
-            tx: Tx::new(tx.queue),
+            tx: Tx::new(tx.queue, window),
             again: tx.kick,
             interrupt,
         });

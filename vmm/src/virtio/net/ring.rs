@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::chain::{self, Buffers};
 use super::Broken;
+use crate::window::Copier;
 
 /// How a turn on a queue ended.
 #[derive(Clone, Copy, Default)]
@@ -19,17 +20,18 @@ pub(super) struct Batch {
 }
 
 /// A chain that the driver has made available.
-pub(super) struct Chain<'m> {
+pub(super) struct Chain<'c, 'm> {
     pub(super) head: u16,
-    pub(super) buffers: Buffers<'m>,
+    pub(super) buffers: Buffers<'c, 'm>,
 }
 
-/// Takes the next chain. When there is none and `ask`, the driver notifies of the next one.
-pub(super) fn next<'m>(
+/// Takes the next chain; `copier` is for what the device is to read. When there is none and `ask`, the driver notifies of the next one.
+pub(super) fn next<'c, 'm: 'c>(
     queue: &mut Queue,
     memory: &'m GuestMemoryMmap,
+    copier: &'c mut Copier,
     ask: bool,
-) -> Result<Option<Chain<'m>>, Broken> {
+) -> Result<Option<Chain<'c, 'm>>, Broken> {
     let mut next = queue.iter(memory)?.next();
     if next.is_none() && ask && queue.enable_notification(memory)? {
         // One came in between.
@@ -40,7 +42,7 @@ pub(super) fn next<'m>(
         return Ok(None);
     };
     let head = chain.head_index();
-    let buffers = chain::buffers(memory, chain, queue.size())?;
+    let buffers = chain::buffers(memory, copier, chain, queue.size())?;
     Ok(Some(Chain { head, buffers }))
 }
 

@@ -16,6 +16,7 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 use super::ring::{self, Batch};
 use super::{Broken, HEADER, PACKET_MAX, Tap};
 use crate::sys::Incoming;
+use crate::window::Copier;
 
 /// Most chains looked at in a turn, but for those of the last packet.
 pub(super) const BATCH: usize = 128;
@@ -141,10 +142,12 @@ impl Rx {
         length: usize,
         ask: bool,
     ) -> Result<(), Broken> {
+        // Nothing is read from the driver.
+        let mut nothing = Copier::new(None);
         while room.length < length
             && room.chains.len() < self.max_chains
             && room.pieces.len() <= MAX_PIECES
-            && let Some(chain) = ring::next(&mut self.queue, memory, ask)?
+            && let Some(chain) = ring::next(&mut self.queue, memory, &mut nothing, ask)?
         {
             let pieces = chain.buffers.writable;
             let length = pieces.iter().map(VolatileSlice::len).sum();

@@ -6,6 +6,7 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 use super::ring::{self, Batch};
 use super::{Broken, HEADER, PACKET_MAX, Tap};
 use crate::sys::Outgoing;
+use crate::window::{Copier, Window};
 
 /// Most packets in a turn.
 pub(super) const BATCH: usize = 64;
@@ -13,11 +14,16 @@ pub(super) const BATCH: usize = 64;
 /// The tx queue.
 pub(super) struct Tx {
     queue: Queue,
+    copier: Copier,
 }
 
 impl Tx {
-    pub(super) fn new(queue: Queue) -> Tx {
-        Tx { queue }
+    /// `window`: what can be sent beside guest memory.
+    pub(super) fn new(queue: Queue, window: Option<Window>) -> Tx {
+        Tx {
+            queue,
+            copier: Copier::new(window),
+        }
     }
 
     /// Sends packets until the queue is empty, the tap is full or the budget is used up.
@@ -26,12 +32,12 @@ impl Tx {
         memory: &GuestMemoryMmap,
         tap: &mut Tap,
     ) -> Result<Batch, Broken> {
-        let queue = &mut self.queue;
+        let Tx { queue, copier } = self;
         let before = queue.next_used();
         let mut sent = 0;
         queue.disable_notification(memory)?;
         while sent < BATCH && tap.writable {
-            let Some(chain) = ring::next(queue, memory, true)? else {
+            let Some(chain) = ring::next(queue, memory, copier, true)? else {
                 break;
             };
             let pieces = &chain.buffers.readable;

@@ -253,6 +253,7 @@ impl Driver {
         );
         let activation = Activation {
             memory: Arc::clone(&self.memory),
+            window: None,
             queues: vec![Some(self.rx.active()), Some(self.tx.active()), None],
             interrupt,
             features: self.features,

@@ -32,6 +32,7 @@ fn a_queue_outside_memory_is_refused() {
     );
     let activation = crate::virtio::Activation {
         memory: std::sync::Arc::clone(&driver.memory),
+        window: None,
         queues: vec![None, None, None],
         interrupt,
         features: 0,
