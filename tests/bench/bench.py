@@ -26,7 +26,7 @@ from figures import Figures
 from host import Host
 
 SUBJECTS = {"starts": starts, "running": running, "tcp": tcp, "files": files, "memory": memory}
-# The lab under instruction counting stands still at times while `files` runs: it is measured when it is asked for.
+# `files` takes half an hour by itself: it is measured when it is asked for.
 USUAL = [name for name in SUBJECTS if name != "files"]
 
 

@@ -1,8 +1,8 @@
 /* File operations of a program in a container, each many times between two marks.
  *
- *   fileops DIR LIBRARY PROGRAM [DROP]
+ *   fileops DIR LIBRARY PROGRAM NUMBER [DROP]
  *
- * DIR/many holds FILES files of 8 KiB, DIR/large is a file of LARGE bytes; LIBRARY is mapped and read; PROGRAM is started. `cold` is what the
+ * does the work of this number, from 0; exit code 3 if there is none. DIR/many holds FILES files of 8 KiB, DIR/large is a file of LARGE bytes; LIBRARY is mapped and read; PROGRAM is started. `cold` is what the
  * kernel of the container has not seen since it wrote 3 to DROP (/proc/sys/vm/drop_caches); without DROP it is the first use by this process only.
  */
 #define _GNU_SOURCE
@@ -24,6 +24,7 @@
 #define LARGE (16 << 20)
 
 static const char *drop_file;
+static int until_ours;
 static char names[FILES][128];
 static char many[96], large[96], created[96];
 static char buffer[1 << 20];
@@ -168,48 +169,50 @@ static void start(const char *program)
 		errx(1, "%s", program);
 }
 
-#define COLD(NAME, COUNT, WORK) do { drop(); begin_work(NAME, COUNT); WORK; end_work(); } while (0)
-#define WARM(NAME, COUNT, WORK) do { WORK; begin_work(NAME, (COUNT) * TIMES); for (int t = 0; t < TIMES; t++) { WORK; } end_work(); } while (0)
+/* Whether the work at this place is the one that is asked for. */
+static int ours(void)
+{
+	return until_ours-- == 0;
+}
+
+#define COLD(NAME, COUNT, WORK) do { if (ours()) { drop(); begin_work(NAME, COUNT); WORK; end_work(); } } while (0)
+#define WARM(NAME, COUNT, WORK) do { if (ours()) { WORK; begin_work(NAME, (COUNT) * TIMES); for (int t = 0; t < TIMES; t++) { WORK; } end_work(); } } while (0)
+#define COLD_AND_WARM(NAME, COUNT, WORK) do { COLD(NAME ", cold", COUNT, WORK); WARM(NAME ", warm", COUNT, WORK); } while (0)
 
 int main(int argc, char **argv)
 {
-	if (argc < 4)
-		errx(2, "fileops DIR LIBRARY PROGRAM [DROP]");
+	if (argc < 5)
+		errx(2, "fileops DIR LIBRARY PROGRAM NUMBER [DROP]");
 	const char *library = argv[2];
 	double library_mib = map(library, 0);
-	drop_file = argv[4];
+	until_ours = atoi(argv[4]);
+	drop_file = argv[5];
 	snprintf(many, sizeof many, "%.64s/many", argv[1]);
 	snprintf(large, sizeof large, "%.64s/large", argv[1]);
 	snprintf(created, sizeof created, "%.64s/new", argv[1]);
 	for (int i = 0; i < FILES; i++)
 		snprintf(names[i], sizeof names[i], "%s/%03d", many, i);
 	memset(buffer, 1, sizeof buffer);
+	unlink(created); /* of a guest that stood still */
 
-	COLD("stat, cold", FILES, stat_all());
-	WARM("stat, warm", FILES, stat_all());
-	COLD("open and close, cold", FILES, open_close_all());
-	WARM("open and close, warm", FILES, open_close_all());
-	COLD("open, read 4 KiB and close, cold", FILES, open_read_close_all());
-	WARM("open, read 4 KiB and close, warm", FILES, open_read_close_all());
+	COLD_AND_WARM("stat", FILES, stat_all());
+	COLD_AND_WARM("open and close", FILES, open_close_all());
+	COLD_AND_WARM("open, read 4 KiB and close", FILES, open_read_close_all());
 	drop();
 	open_all();
-	begin_work("read 4 KiB, cold", FILES);
-	read_all();
-	end_work();
+	COLD("read 4 KiB, cold", FILES, read_all());
 	WARM("read 4 KiB, warm", FILES, read_all());
 	close_all();
 	WARM("create, close and unlink", FILES, create_unlink_all());
-	COLD("list 200 files, cold", 1, list());
-	WARM("list 200 files, warm", 1, list());
-	COLD("read a MiB in sequence, cold", LARGE >> 20, read_large());
-	WARM("read a MiB in sequence, warm", LARGE >> 20, read_large());
-	COLD("map a library and read it all, per MiB, cold", library_mib, map(library, 1));
-	WARM("map a library and read it all, per MiB, warm", library_mib, map(library, 1));
-	COLD("map a library and touch its pages, per MiB, cold", library_mib, map(library, 0));
-	WARM("map a library and touch its pages, per MiB, warm", library_mib, map(library, 0));
-	write_synced(FILES);
-	COLD("start python3, cold", 1, start(argv[3]));
-	WARM("start python3, warm", 1, start(argv[3]));
+	COLD_AND_WARM("list 200 files", 1, list());
+	COLD_AND_WARM("read a MiB in sequence", LARGE >> 20, read_large());
+	COLD_AND_WARM("map a library and read it all, per MiB", library_mib, map(library, 1));
+	COLD_AND_WARM("map a library and touch its pages, per MiB", library_mib, map(library, 0));
+	if (ours())
+		write_synced(FILES);
+	COLD_AND_WARM("start python3", 1, start(argv[3]));
+	if (until_ours >= 0)
+		return 3;
 	print_marks();
 	return 0;
 }

@@ -88,11 +88,15 @@ class Host:
         kwargs.setdefault("stderr", subprocess.DEVNULL)
         return subprocess.Popen([str(word) for word in command], env={"PATH": "/bin"}, preexec_fn=lambda: self._enter(network), **kwargs)
 
-    def ok(self, *command, **kwargs):
+    def ok(self, *command, timeout=None, codes=(0,), **kwargs):
         """Runs a command to its end; its output."""
         process = self.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
-        output, _ = process.communicate()
-        if process.returncode != 0:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode not in codes:
             raise RuntimeError(f"{command}: exit {process.returncode}: {output}")
         return output
 
