@@ -47,10 +47,14 @@ e2e: build  ## vCPU exits on a real KVM, then real guests, driven as callers do
 	rootfs=$$(tests/rootfs/build.sh --variant full); \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) $(E2E)
 
+# A guest of the counting lab may stand still by a fault of its processor (docs/performance.md): then once more.
 counts: build  ## That a start costs no more instructions and VM exits than tests/bench/baseline.json says
 	mkdir -p $(REPORTS); rootfs=$$(tests/rootfs/build.sh --variant demo); \
-	CHITON_LAB=lab $(LAB) run --count --memory 3G --timeout 600 --out $(CURDIR)/$(REPORTS) -- \
-		/usr/bin/python3 -B tests/bench/regression.py tests/bench/baseline.json $(REPORTS)/counts.json "$$rootfs" target/release/chiton
+	for attempt in 1 2 3; do code=0; \
+		CHITON_LAB=lab $(LAB) run --count --memory 3G --timeout 300 --out $(CURDIR)/$(REPORTS) -- \
+			/usr/bin/python3 -B tests/bench/regression.py tests/bench/baseline.json $(REPORTS)/counts.json "$$rootfs" target/release/chiton || code=$$?; \
+		[ $$code = 124 ] || break; echo "counts: no end of attempt $$attempt"; \
+	done; exit $$code
 
 parity: build  ## The tests that runc has to pass as well, run with Debian's runc in the lab
 	rootfs=$$(tests/rootfs/build.sh --variant full); export E2E_RUNTIMES=runc; \

@@ -203,7 +203,7 @@ int main(int argc, char **argv)
 	COLD("read 4 KiB, cold", FILES, read_all());
 	WARM("read 4 KiB, warm", FILES, read_all());
 	close_all();
-	WARM("create, close and unlink", FILES, create_unlink_all());
+	COLD("create, close and unlink", FILES, create_unlink_all());
 	COLD_AND_WARM("list 200 files", 1, list());
 	COLD_AND_WARM("read a MiB in sequence", LARGE >> 20, read_large());
 	COLD_AND_WARM("map a library and read it all, per MiB", library_mib, map(library, 1));

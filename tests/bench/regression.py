@@ -58,11 +58,7 @@ def measure(rootfs, chiton):
         with trace(*EXITS) as events:
             verbs.quiet("run", "--bundle", path, "exits")
         counted = exits(events)
-        runs = []
-        for n in range(RUNS):
-            verbs.quiet("--timeline", "/run/timeline", "run", "--bundle", path, f"phases{n}")
-            phases = json.loads(host.path("/run/timeline").read_text())
-            runs.append({each["phase"]: each["microseconds"] / 1000 for each in phases})
+        runs = [verbs.timeline("run", "--bundle", path, f"phases{n}") for n in range(RUNS)]
         wholes = [verbs.counted("run", "--bundle", path, f"whole{n}").busy for n in range(RUNS)]
     finally:
         host.remove()

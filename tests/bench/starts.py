@@ -31,14 +31,7 @@ def run(verbs, figures, path):
 
 def apart(verbs, figures, path):
     """create, start, wait and delete of true, each by itself."""
-    columns = {"create": [], "start": [], "delete": []}
-    for n in range(RUNS + 1):
-        name = f"apart{n}"
-        columns["create"].append(verbs.counted("create", "--bundle", path, "--pid-file", "/run/pid", name))
-        pid = int(verbs.host.path("/run/pid").read_text())
-        columns["start"].append(verbs.counted("start", name))
-        wait_for(lambda pid=pid: not alive(pid))
-        columns["delete"].append(verbs.counted("delete", name))
+    columns = lives(verbs, path, verbs.counted, RUNS + 1)
     for verb, counts in columns.items():
         figures.add_counts(verb, verbs.name, counts[1:])
     sums = [sum(parts, Count(0, 0)) for parts in zip(*columns.values())]
@@ -47,19 +40,24 @@ def apart(verbs, figures, path):
 
 def requests(verbs, figures, path):
     """What the verbs ask of the host's kernel."""
-    columns = {"run": [], "create": [], "start": [], "delete": []}
-    for n in range(REPETITIONS):
-        name = f"requests{n}"
-        columns["run"].append(verbs.requests("run", "--bundle", path, f"{name}-run"))
-        columns["create"].append(verbs.requests("create", "--bundle", path, "--pid-file", "/run/pid", name))
-        pid = int(verbs.host.path("/run/pid").read_text())
-        columns["start"].append(verbs.requests("start", name))
-        wait_for(lambda pid=pid: not alive(pid))
-        columns["delete"].append(verbs.requests("delete", name))
-    for verb, counts in columns.items():
+    runs = [verbs.requests("run", "--bundle", path, f"run{n}") for n in range(REPETITIONS)]
+    for verb, counts in {"run": runs, **lives(verbs, path, verbs.requests, REPETITIONS)}.items():
         calls, faults = zip(*counts)
         figures.add(f"{verb}: system calls of the host", verbs.name, calls, "")
         figures.add(f"{verb}: page faults of the host", verbs.name, faults, "")
+
+
+def lives(verbs, path, measure, times):
+    """What `measure` says of create, start and delete of a container, some times."""
+    columns = {"create": [], "start": [], "delete": []}
+    for n in range(times):
+        name = f"life{n}"
+        columns["create"].append(measure("create", "--bundle", path, "--pid-file", "/run/pid", name))
+        pid = int(verbs.host.path("/run/pid").read_text())
+        columns["start"].append(measure("start", name))
+        wait_for(lambda pid=pid: not alive(pid))
+        columns["delete"].append(measure("delete", name))
+    return columns
 
 
 def phases(verbs, figures, path):
