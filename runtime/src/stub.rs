@@ -14,7 +14,6 @@
 //! verb until the stub is cloned, with the stub from then on. A stub that is not committed ends when its verb does. A verb that waits
 //! for the process is its stub itself.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -109,12 +108,15 @@ impl Stub {
         oom_score_adj: Option<i32>,
     ) -> io::Result<Stub> {
         let (ours, theirs) = UnixStream::pair()?;
+        // Opened before it is in the cgroup, whose device rules may deny it.
+        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         match clone_process(cgroup)? {
             Cloned::Child => {
                 drop(ours);
                 main(
                     &connection,
                     terminal.as_ref(),
+                    &null,
                     machine,
                     oom_score_adj,
                     theirs,
@@ -178,11 +180,12 @@ impl Drop for Stub {
 fn main(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
+    null: &OwnedFd,
     machine: BorrowedFd<'_>,
     oom_score_adj: Option<i32>,
     mut sync: UnixStream,
 ) -> ! {
-    let signals = match settle(connection, terminal, machine, oom_score_adj, &sync) {
+    let signals = match settle(connection, terminal, null, machine, oom_score_adj, &sync) {
         Ok(signals) => signals,
         Err(e) => {
             // Long enough to be told from the word for readiness.
@@ -221,6 +224,7 @@ impl<T, E: std::fmt::Display> Doing<T> for Result<T, E> {
 fn settle(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
+    null: &OwnedFd,
     machine: BorrowedFd<'_>,
     oom_score_adj: Option<i32>,
     sync: &UnixStream,
@@ -228,7 +232,7 @@ fn settle(
     setsid().doing("start a session")?;
     chdir("/").doing("leave the directory")?;
     setns(machine, CloneFlags::CLONE_NEWNET).doing("enter the container's network namespace")?;
-    replace_standard_streams().doing("open /dev/null")?;
+    replace_standard_streams(null).doing("replace the standard streams")?;
     if let Some(score) = oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
@@ -260,15 +264,10 @@ fn settle(
     Ok(signals)
 }
 
-fn replace_standard_streams() -> io::Result<()> {
-    let null = File::from(open(
-        "/dev/null",
-        OFlag::O_RDWR | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?);
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
+fn replace_standard_streams(null: &OwnedFd) -> io::Result<()> {
+    dup2_stdin(null)?;
+    dup2_stdout(null)?;
+    dup2_stderr(null)?;
     Ok(())
 }
 

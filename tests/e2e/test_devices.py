@@ -1,11 +1,16 @@
 """Devices: the nodes of the configuration, and block devices of the host."""
 
+import contextlib
+import ctypes
 import os
+import pathlib
+import struct
 import subprocess
 
 import pytest
 
 from chiton import only_chiton, ran, wait_for
+from terminals import ConsoleSocket
 
 SIZE = 8 << 20
 
@@ -184,3 +189,56 @@ def test_a_file_system_on_a_block_device(container, rootfs, loop):
         assert (mounted / "file").read_text() == "kept\n"
     finally:
         subprocess.run(["umount", mounted], check=True)
+
+
+@contextlib.contextmanager
+def denied(name):
+    """A cgroup in which no device may be opened: a BPF program (linux/bpf.h) says no to each."""
+    def bpf(command, attributes):
+        buffer = ctypes.create_string_buffer(attributes, 128)
+        fd = ctypes.CDLL(None, use_errno=True).syscall(321, command, buffer, len(buffer))
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        return fd
+
+    cgroup = pathlib.Path("/sys/fs/cgroup") / name
+    cgroup.mkdir()
+    code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xb7, 0, 0, 0, 0x95, 0, 0, 0))  # r0 = 0; exit
+    license = ctypes.create_string_buffer(b"Apache-2.0")
+    # BPF_PROG_LOAD of a BPF_PROG_TYPE_CGROUP_DEVICE; BPF_PROG_ATTACH as BPF_CGROUP_DEVICE with BPF_F_ALLOW_MULTI
+    program = bpf(5, struct.pack("<IIQQ", 15, 2, ctypes.addressof(code), ctypes.addressof(license)))
+    directory = os.open(cgroup, os.O_DIRECTORY)
+    bpf(8, struct.pack("<IIII", directory, program, 6, 2))
+    os.close(directory)
+    os.close(program)
+    yield cgroup
+    cgroup.rmdir()
+
+
+@only_chiton  # runc opens devices when it is in the cgroup
+@pytest.mark.timeout(200)
+def test_device_rules_of_the_cgroup_above_are_not_the_machines(container, rootfs):
+    """A client may have put some there that know neither /dev/kvm nor /dev/null. The container has the guest's devices, by its own rules."""
+    with denied("chiton-denied") as above:
+        attempt = f"echo 0 >{above}/cgroup.procs; : </dev/null"
+        done = subprocess.run(["sh", "-c", attempt], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and "Operation not permitted" in done.stderr, done.stderr
+
+        def change(config):
+            config["linux"]["cgroupsPath"] = "/chiton-denied/plain"
+        plain = container("sleep", "1000", change=change)
+        assert plain.cgroup == above / "plain"
+        assert plain.output("sh", "-c", "echo gone >/dev/null; head -c 2 /dev/zero | od -An -tx1") == " 00 00\n"
+        plain.verb("exec", "--detach", "sh", "-c", "echo made >/made")
+        wait_for(lambda: (rootfs / "made").exists() and (rootfs / "made").read_text() == "made\n")
+        plain.delete()
+
+        def change(config):
+            config["linux"]["cgroupsPath"] = "/chiton-denied/terminal"
+            config["process"]["terminal"] = True
+            config["process"]["env"] += ["PS1=guest:", "TERM=xterm"]
+        with contextlib.closing(ConsoleSocket()) as console:
+            typed = container("sh", change=change, verb=("run", "--detach", "--console-socket", console.path))
+            terminal = console.terminal()
+            terminal.expect("guest:")
+            assert "/dev/pts/" in terminal.command("tty")
+            typed.delete()

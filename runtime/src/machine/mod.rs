@@ -37,7 +37,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use protocol::Overlay;
@@ -182,6 +184,23 @@ pub(crate) struct Spawned {
 pub(crate) type NamespacesReady<'a> =
     dyn FnMut(i32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
 
+/// What the machine process has of the host's `/dev`. It is opened before that process is in the container's cgroup: the device rules there
+/// (a client's, or those of a cgroup above) are for containers, and may deny it.
+struct Devices {
+    kvm: OwnedFd,
+    null: OwnedFd,
+}
+
+impl Devices {
+    fn open() -> Result<Devices, Error> {
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        Ok(Devices {
+            kvm: open("/dev/kvm", flags, Mode::empty()).doing("open /dev/kvm")?,
+            null: open("/dev/null", flags, Mode::empty()).doing("open /dev/null")?,
+        })
+    }
+}
+
 /// Starts a machine and waits until the guest has prepared the container.
 ///
 /// # Errors
@@ -191,13 +210,14 @@ pub(crate) fn spawn(
     namespaces_ready: &mut NamespacesReady<'_>,
 ) -> Result<Spawned, Error> {
     let (ours, theirs) = SyncSocket::pair().doing("create a socket pair")?;
+    let devices = Devices::open()?;
     match sys::clone_process(launch.cgroup).doing("clone the machine process")? {
         sys::Cloned::Child => {
             drop(ours);
-            process::main(launch, theirs)
+            process::main(launch, devices, theirs)
         }
         sys::Cloned::Parent(pid) => {
-            drop(theirs);
+            drop((theirs, devices));
             let spawned = Spawned {
                 pid: Pid::from_raw(pid),
                 sync: Some(ours),

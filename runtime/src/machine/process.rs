@@ -18,7 +18,7 @@ use super::journal::Journal;
 use super::life::{Life, Parts};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
-use super::{Doing, Launch, control, disk, jail, streams, sys};
+use super::{Devices, Doing, Launch, control, disk, jail, streams, sys};
 use crate::guest;
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
@@ -52,11 +52,11 @@ pub(super) enum Error {
 }
 
 /// Everything the machine process does after it has been cloned.
-pub(super) fn main(launch: Launch<'_>, sync: SyncSocket) -> ! {
-    if let Err(e) = close_the_callers_descriptors(&launch, &sync) {
+pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! {
+    if let Err(e) = close_the_callers_descriptors(&launch, &devices, &sync) {
         give_up(&sync, format!("cannot close inherited descriptors: {e}"));
     }
-    let life = prepare(launch, &sync).and_then(|parts| Ok(Life::new(parts, &sync)?));
+    let life = prepare(launch, devices, &sync).and_then(|parts| Ok(Life::new(parts, &sync)?));
     match life {
         Ok(life) => end_as(life.live(sync)),
         Err(e) => give_up(&sync, one_line(&e)),
@@ -64,13 +64,19 @@ pub(super) fn main(launch: Launch<'_>, sync: SyncSocket) -> ! {
 }
 
 /// Keeps the standard streams and what the launch names.
-fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::Result<()> {
+fn close_the_callers_descriptors(
+    launch: &Launch<'_>,
+    devices: &Devices,
+    sync: &SyncSocket,
+) -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let mut keep = vec![
         stdin.as_fd(),
         stdout.as_fd(),
         stderr.as_fd(),
         sync.as_fd(),
+        devices.kvm.as_fd(),
+        devices.null.as_fd(),
         launch.state_dir,
     ];
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
@@ -81,8 +87,8 @@ fn close_the_callers_descriptors(launch: &Launch<'_>, sync: &SyncSocket) -> io::
             .iter()
             .map(|preserved| preserved.fd.as_fd()),
     );
-    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
-    // of the launch only the descriptors kept are used.
+    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here; of
+    // the launch and the devices only the descriptors kept are used.
     unsafe { sys::close_all_but(&keep) }
 }
 
@@ -121,12 +127,10 @@ pub(crate) fn end_as(exit: Exit) -> ! {
 }
 
 /// Into the jail and up to the first KVM_RUN.
-fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
+fn prepare(mut launch: Launch<'_>, devices: Devices, sync: &SyncSocket) -> Result<Parts, Error> {
     let signals = leave_the_caller()?;
     let listener = control::listen(launch.state_dir).doing("listen on control.sock")?;
     let journal = Journal::create(launch.state_dir).doing("create the journal")?;
-    let kvm =
-        open("/dev/kvm", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).doing("open /dev/kvm")?;
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
@@ -149,7 +153,7 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
         .map(OwnedFd::try_clone)
         .transpose()
         .doing("duplicate the terminal")?;
-    let streams = streams::of_launch(launch.terminal)?;
+    let streams = streams::of_launch(launch.terminal, devices.null)?;
     let preserved = launch.preserved.into_iter();
     let preserved = preserved
         .map(|preserved| streams::extra(preserved.fd, preserved.direction, false))
@@ -184,7 +188,7 @@ fn prepare(mut launch: Launch<'_>, sync: &SyncSocket) -> Result<Parts, Error> {
             .min(MAX_NET_SLOTS.saturating_sub(disks.len())),
         disks: &disks,
     };
-    let mut machine = Machine::new(kvm.into(), config, Arc::new(server))?;
+    let mut machine = Machine::new(devices.kvm.into(), config, Arc::new(server))?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;
     machine.vsock().expect(CONTROL_PORT, guest_end)?;
     let mut stdio = Stdio::default();

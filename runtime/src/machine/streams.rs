@@ -3,8 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev};
+use nix::sys::stat::{SFlag, fstat, makedev};
 use serde::Deserialize;
 use vmm::vsock::{self, HostStream, Sink, Source};
 
@@ -14,8 +13,8 @@ use crate::preserved::Direction;
 /// Standard input, output and error; `None` stands for /dev/null.
 pub(super) type Streams = [Option<HostStream>; 3];
 
-/// The caller's standard streams, or the terminal in their place. The process keeps /dev/null as its own.
-pub(super) fn of_launch(terminal: Option<OwnedFd>) -> Result<Streams, vsock::Error> {
+/// The caller's standard streams, or the terminal in their place. The process keeps `null`, /dev/null, as its own.
+pub(super) fn of_launch(terminal: Option<OwnedFd>, null: OwnedFd) -> Result<Streams, vsock::Error> {
     let streams = match terminal {
         Some(terminal) => of_terminal(terminal, false)?,
         None => of_descriptors([
@@ -24,7 +23,7 @@ pub(super) fn of_launch(terminal: Option<OwnedFd>) -> Result<Streams, vsock::Err
             Some((duplicate(io::stderr())?, false)),
         ])?,
     };
-    replace_standard_descriptors().map_err(vsock::Error::Events)?;
+    replace_standard_descriptors(&null).map_err(vsock::Error::Events)?;
     Ok(streams)
 }
 
@@ -148,10 +147,9 @@ fn duplicate(fd: impl AsFd) -> Result<OwnedFd, vsock::Error> {
         .map_err(vsock::Error::Events)
 }
 
-fn replace_standard_descriptors() -> io::Result<()> {
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
+fn replace_standard_descriptors(null: &OwnedFd) -> io::Result<()> {
+    nix::unistd::dup2_stdin(null)?;
+    nix::unistd::dup2_stdout(null)?;
+    nix::unistd::dup2_stderr(null)?;
     Ok(())
 }
