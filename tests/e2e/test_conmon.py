@@ -1,13 +1,21 @@
 """Under the real conmon, with podman's and CRI-O's arguments."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pathlib
+import pty
 import re
 import signal
 import socket
 import subprocess
+import termios
+
+import pytest
 
 from chiton import CONFIG, alive, wait_for
+from terminals import Terminal
 
 # CRI's log format: time, stream, Full or Partial, line.
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}\S+ (stdout|stderr) ([FP]) (.*)")
@@ -16,7 +24,7 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}\S+ (stdout|stderr) ([F
 class Conmon:
     """One conmon, with the pipes over which its caller starts it and hears from it."""
 
-    def __init__(self, runtime, directory, name, *options):
+    def __init__(self, runtime, directory, name, *options, cgroup=None):
         self.directory, self.name = directory, name
         self.exits, self.log, self.pid_file = directory / "exits", directory / "ctr.log", directory / "pidfile"
         self.exits.mkdir()
@@ -30,6 +38,8 @@ class Conmon:
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         os.close(sync)
         os.close(start)
+        if cgroup:
+            (cgroup / "cgroup.procs").write_text(str(process.pid))
         os.write(self.go, b"\0")  # it is in its cgroup and may go on
         os.close(self.go)
         self.answers = os.fdopen(answers, "rb")
@@ -201,3 +211,168 @@ def test_failures_are_told(runtime, bundle, container):
     assert answer.get("data", answer.get("pid")) < 0
     assert "executable file not found in $PATH" in answer["message"]
     conmon.close()
+
+
+@pytest.fixture
+def pod(runtime):
+    """The cgroup of a pod, in which there is one for the conmons too."""
+    top = pathlib.Path("/sys/fs/cgroup/chiton-pods")
+    cgroup = top / "pod"
+    (cgroup / "crio-conmon").mkdir(parents=True)
+    yield cgroup
+    for each in (cgroup / "crio-conmon", cgroup, top):
+        each.rmdir()
+
+
+def in_pod(made, name):
+    """A configuration as CRI-O writes it."""
+    made.config["linux"]["cgroupsPath"] = f"/chiton-pods/pod/crio-{name}"
+    made.config["annotations"] = {"io.container.manager": "cri-o", "io.kubernetes.cri-o.ContainerType": "container",
+                                  "io.kubernetes.cri-o.ContainerID": name, "io.kubernetes.cri-o.TTY": "false"}
+    return made
+
+
+class Crio:
+    """What CRI-O does to a container by conmon's `-e`, and by the runtime alone."""
+
+    def __init__(self, runtime, bundle, name, conmons):
+        self.runtime, self.bundle, self.name, self.conmons = runtime, bundle, name, conmons
+
+    def process(self, terminal, script):
+        """The directory of an exec, and the file with its process."""
+        made = self.bundle("unused")
+        process = dict(CONFIG["process"], terminal=terminal, args=["sh", "-c", script])
+        process["env"] = [*process["env"], "PS1=guest:", "TERM=xterm"]
+        (made.path / "process.json").write_text(json.dumps(process))
+        return made, made.path / "process.json"
+
+    def conmon(self, script, *options):
+        """An exec of its end's code, and what it has printed: (answer, lines)."""
+        made, process = self.process("-t" in options, script)
+        conmon = Conmon(self.runtime, made.path, self.name, "-e", "--exec-process-spec", process, *crios(made), *options, cgroup=self.conmons)
+        answer = conmon.answer()
+        conmon.close()
+        return answer, conmon.lines()
+
+    def directly(self, script):
+        _made, process = self.process(False, script)
+        return self.runtime("exec", "--process", process, self.name)
+
+    @contextlib.contextmanager
+    def on_a_terminal(self, script):
+        """The terminal of an exec, and the runtime's process at its other end."""
+        _made, process = self.process(True, script)
+        master, slave = pty.openpty()
+        terminal = Terminal(master)
+        process = self.runtime.popen("exec", "--process", process, self.name, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+                                     preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        os.close(slave)
+        try:
+            yield terminal, process
+        finally:
+            process.kill()
+            process.wait()
+            terminal.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_life_under_crio(runtime, bundle, pod):
+    name = "life"
+    made = in_pod(bundle("sh", "-c", "echo out; echo err >&2; trap 'echo caught; exit 7' TERM; exec 3<&0; cat <&3 & while :; do sleep 0.1; done"), name)
+    made.config["linux"]["resources"]["memory"] = {"limit": 300 << 20}
+    conmon = Conmon(runtime, made.save().path, name, "-i", "--leave-stdin-open", *crios(made), cgroup=pod / "crio-conmon")
+    pid = conmon.pid()
+    crio = Crio(runtime, bundle, name, pod / "crio-conmon")
+    assert pathlib.Path(f"/proc/{pid}/cgroup").read_text() == f"0::/chiton-pods/pod/crio-{name}\n"
+    state = runtime.state(name)
+    assert (state["id"], state["pid"], state["status"], state["bundle"]) == (name, pid, "created", str(made.path))
+    assert state["annotations"]["io.container.manager"] == "cri-o"
+    runtime.ok("start", name)
+    assert runtime.status(name) == "running"
+    attach = made.path / ("u" * 64) / "attach"
+    client = Attached(attach)
+    client.send("first\n")
+    client.expect("first\n")
+    client.socket.close()  # `kubectl attach` ends, and the next one finds its input still open
+    client = Attached(attach)
+    client.send("second\n")
+    client.expect("second\n")
+    assert sorted(conmon.lines()) == [("stderr", "err"), ("stdout", "first"), ("stdout", "out"), ("stdout", "second")]
+
+    # The kubelet has turned the log over.
+    conmon.log.rename(made.path / "ctr.log.1")
+    (made.path / "ctl").write_text("2 0 0\n")
+    wait_for(conmon.log.exists)
+    client.send("third\n")
+    client.expect("third\n")
+    assert conmon.lines() == [("stdout", "third")]
+
+    done = crio.directly("echo out; echo err >&2; exit 5")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "out\n", "err\n")
+    answer, lines = crio.conmon("echo out; echo err >&2; exit 42")
+    assert answer["exit_code"] == 42 and sorted(lines) == [("stderr", "err"), ("stdout", "out")]
+    answer, lines = crio.conmon("echo begun; exec tail -f /dev/null", "-T", "5")
+    assert answer == {"exit_code": -1, "message": "command timed out"} and lines == [("stdout", "begun")]
+    wait_for(lambda: runtime("exec", name, "ps", "-C", "tail").returncode == 1)  # gone in the container
+
+    resources = {"memory": {"limit": 200 << 20}, "cpu": {"shares": 512, "quota": 50000, "period": 100000}, "pids": {"limit": 55}}
+    runtime.ok("update", "--resources", "-", name, input=json.dumps(resources), stdin=None)
+    files = [f"/sys/fs/cgroup/{file}" for file in ("memory.max", "cpu.max", "pids.max")]
+    assert runtime.ok("exec", name, "cat", *files) == f"{200 << 20}\n50000 100000\n55\n"
+    runtime.ok("pause", name)
+    assert runtime.status(name) == "paused"
+    runtime.ok("resume", name)
+    assert runtime.status(name) == "running"
+
+    runtime.ok("kill", name, "TERM")
+    assert conmon.code() == 7
+    assert conmon.lines() == [("stdout", "third"), ("stdout", "caught")]
+    conmon.close()
+    assert not alive(pid) and runtime.state(name)["pid"] == 0 and runtime.status(name) == "stopped"
+    done = runtime("kill", name, "KILL")
+    assert done.returncode != 0 and "container not running" in done.stderr
+    runtime.ok("delete", "--force", name)
+    assert runtime.status(name) is None
+    runtime.ok("delete", "--force", name)
+    assert not (pod / f"crio-{name}").exists()
+
+
+@pytest.mark.timeout(300)
+def test_a_terminal_under_crio(runtime, bundle, pod):
+    name = "terminal"
+    made = in_pod(bundle("sh"), name)
+    made.config["process"]["terminal"] = True
+    made.config["process"]["env"] += ["PS1=guest:", "TERM=xterm"]
+    conmon = Conmon(runtime, made.save().path, name, "-i", "-t", "--leave-stdin-open", *crios(made), cgroup=pod / "crio-conmon")
+    pid = conmon.pid()
+    crio = Crio(runtime, bundle, name, pod / "crio-conmon")
+    client = Attached(made.path / ("u" * 64) / "attach")
+    runtime.ok("start", name)
+    client.expect("guest:")
+    (made.path / "ctl").write_text("1 44 99\n")
+
+    def size():
+        client.send("echo size: $(stty size)\n")
+        client.expect("\r\nsize: ")
+        return client.expect("\r\n")
+
+    wait_for(lambda: size() == "44 99")
+    assert ("stdout", "size: 44 99") in conmon.lines()
+    answer, lines = crio.conmon("test -t 0 && tty; exit 43", "-t")
+    assert answer["exit_code"] == 43 and any("/dev/pts/" in text for _stream, text in lines)
+    with crio.on_a_terminal("exec sh") as (terminal, process):
+        terminal.expect("guest:")
+        terminal.resize(33, 77)
+        wait_for(lambda: terminal.command("stty size") == "33 77\n")
+        terminal.send("exit 6\n")
+        assert process.wait(30) == 6
+    # What is under way in it when the container is killed ends with it.
+    with crio.on_a_terminal("echo be''gun; exec sleep 1000") as (terminal, process):
+        terminal.expect("begun\r\n")
+        runtime.ok("kill", name, "KILL")
+        assert conmon.code() == 137
+        assert process.wait(30) != 0
+    conmon.close()
+    assert not alive(pid)
+    runtime.ok("delete", "--force", name)
+    assert not (pod / f"crio-{name}").exists()
