@@ -543,7 +543,9 @@ fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
         (error, text)
     };
     if mode & libc::S_IFMT == libc::S_IFDIR {
-        return Err(refuse(libc::EISDIR));
+        // Clients know a program that cannot be executed, exit code 126, by the text of the error that execve(2) has for a directory.
+        let (error, text) = refuse(libc::EACCES);
+        return Err((error, format!("is a directory: {text}")));
     }
     let c_path =
         CString::new(OsStr::as_bytes(path.as_os_str())).map_err(|_| refuse(libc::EINVAL))?;

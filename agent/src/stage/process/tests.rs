@@ -44,7 +44,8 @@ fn executables_are_found_as_go_finds_them() {
         text(result),
         format!("exec: {:?}: permission denied", plain)
     );
-    assert_eq!(text(look_up("/tmp", "")), r#"exec: "/tmp": is a directory"#);
+    let directory = r#"exec: "/tmp": is a directory: permission denied"#;
+    assert_eq!(text(look_up("/tmp", "")), directory);
 }
 
 #[test]
