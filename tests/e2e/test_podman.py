@@ -1,29 +1,38 @@
 """Podman with nothing but the runtime named, on root filesystems that are directories."""
 
+import contextlib
 import hashlib
+import json
 import os
 import pathlib
+import shlex
+import shutil
 import subprocess
 import time
 import urllib.request
 
 import pytest
 
-from chiton import Program, wait_for
+from chiton import GRAB, Program, alive, wait_for
+from terminals import Tmux
 
 BINARIES = {"chiton": os.environ["CHITON"], "runc": "/usr/sbin/runc"}
 
 
 class Podman(Program):
     def __init__(self, binary, base, rootfs):
-        self.rootfs = f"{rootfs}:O"
+        self.name, self.rootfs = os.path.basename(binary), f"{rootfs}:O"
         self.flags = ["--root", base / "storage", "--runroot", base / "run", "--tmpdir", base / "tmp", "--cgroup-manager", "cgroupfs",
                       "--network-config-dir", base / "networks", "--events-backend", "file", "--runtime", binary]
 
-    def __call__(self, *args, timeout=120):
+    def command(self, *args):
+        return ["podman", *map(str, [*self.flags, *args])]
+
+    def __call__(self, *args, timeout=120, **kwargs):
         """Runs a command to its end; what `subprocess.run` gives."""
-        command = ["podman", *map(str, [*self.flags, *args])]
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False)
+        if "input" not in kwargs:
+            kwargs["stdin"] = subprocess.DEVNULL
+        return subprocess.run(self.command(*args), capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
 
     def run(self, *args, **kwargs):
         """`run` with options, `--` and the program's arguments."""
@@ -76,7 +85,7 @@ def test_run_and_its_options(podman, scratch):
 def test_a_detached_container_and_its_published_port(podman, scratch):
     site = scratch / "podman-site"
     site.mkdir(exist_ok=True)
-    content = os.urandom(1 << 20) * 8
+    content = os.urandom(1 << 20) * 100
     (site / "file").write_bytes(content)
     podman.detached("web", "--publish", "127.0.0.1:8080:80", "--volume", f"{site}:/site:ro", "--", "python3", "-um", "http.server",
                     "--directory", "/site", "80")
@@ -127,3 +136,194 @@ def test_containers_of_a_named_network_find_each_other(podman):
     assert done.stdout.startswith("10.99.7.")
     podman.ok("rm", "--force", "--time", "0", "one")
     podman.ok("network", "rm", "named")
+
+
+@pytest.mark.timeout(300)
+def test_more_options(podman, scratch):
+    volume = scratch / "podman-owned"
+    volume.mkdir(exist_ok=True)
+    profile = scratch / "podman-seccomp.json"
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW",
+                                   "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}]}))
+    done = podman.run("--rm", "-i", "--network", "none", "--cpus", "1.5", "--cap-drop", "all", "--cap-add", "net_admin,chown",
+                      "--security-opt", f"seccomp={profile}", "--volume", f"{volume}:/data:Z,U", "--user", "0:7", "--init", "--init-path", "/usr/bin/tini", "--",
+                      "sh", "-c", "cat; cat /sys/fs/cgroup/cpu.max /proc/1/comm; echo $PPID; grep -E 'CapEff|Seccomp:' /proc/self/status; mkdir /made;"
+                      "echo written >/data/out; kill -SEGV $$", input="typed\n")
+    assert done.returncode == 139, done.stderr  # the program's death by a signal, as the init tells it
+    assert done.stdout.split("\n") == ["typed", "150000 100000", "podman-init", "1", "CapEff:\t0000000000001001", "Seccomp:\t2", ""]
+    assert "Disk quota exceeded" in done.stderr
+    assert (volume / "out").read_text() == "written\n"
+    assert [(os.stat(path).st_uid, os.stat(path).st_gid) for path in (volume, volume / "out")] == [(0, 7)] * 2
+
+
+@pytest.mark.timeout(300)
+def test_exit_codes(podman):
+    crash = ("python3", "-c", "import ctypes; ctypes.string_at(0)")
+    for code, command in {0: ["true"], 1: ["false"], 125: ["sh", "-c", "exit 125"], 255: ["sh", "-c", "exit 255"], 139: crash,
+                          143: ["sh", "-c", "sh -c 'kill $$'"], 126: ["/etc"], 127: ["missing"]}.items():
+        done = podman.run("--rm", "--network", "none", "--", *command)
+        assert done.returncode == code, (command, done.stderr)
+    done = podman.run("--rm", "--network", "none", "--memory", "nonsense", "--", "true")
+    assert done.returncode == 125 and "invalid" in done.stderr
+    podman.detached("coded", "--network", "none", "--", "sleep", "1000")
+    for code, command in {0: ["true"], 9: ["sh", "-c", "exit 9"], 137: ["sh", "-c", "kill -KILL $$"], 126: ["/etc"], 127: ["missing"]}.items():
+        done = podman("exec", "coded", *command)
+        assert done.returncode == code, (command, done.stderr)
+    assert podman("exec", "nobody", "true").returncode == 125
+    pid = int(podman.state("coded", "Pid"))
+    assert alive(pid)
+    waiting = subprocess.Popen(podman.command("wait", "coded"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    podman.ok("kill", "--signal", "KILL", "coded")
+    assert waiting.communicate(timeout=60)[0] == "137\n"
+    assert not alive(pid) and podman.state("coded", "OOMKilled") == "false"
+    podman.ok("rm", "coded")
+
+
+@pytest.mark.timeout(300)
+def test_out_of_memory(podman):
+    take = f"python3 -c '{GRAB}'"
+    # The first one tells conmon itself; runc leaves it to conmon, which may miss it where the container ends at the same time.
+    for command, told in {f"exec {take}": podman.name != "runc", f"{take}; code=$?; sleep 2; exit $code": True}.items():
+        podman.detached("hungry", "--network", "none", "--memory", "100m", "--memory-swap", "100m", "--", "sh", "-c", command)
+        assert podman.ok("wait", "hungry") == "137\n"
+        assert podman.state("hungry", "ExitCode") == "137"
+        assert not told or podman.state("hungry", "OOMKilled") == "true"
+        podman.ok("rm", "hungry")
+
+
+@pytest.mark.timeout(300)
+def test_logs_statistics_and_files(podman, scratch):
+    podman.detached("seen", "--network", "none", "--memory", "300m", "--", "sh", "-c",
+                    "echo out; echo err >&2; trap 'echo end; exit 3' TERM; while :; do sleep 0.1; done")
+
+    def logs(*options):
+        done = podman("logs", *options, "seen")
+        return done.stdout, done.stderr
+    wait_for(lambda: logs() == ("out\n", "err\n"))
+    [usage] = json.loads(podman.ok("stats", "--no-stream", "--format", "json", "seen"))
+    assert usage["name"] == "seen" and "MB" in usage["mem_usage"] and float(usage["mem_percent"].rstrip("%")) > 0, usage
+    podman.ok("update", "--memory", "200m", "--cpus", "0.5", "seen")
+    assert podman.ok("exec", "seen", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max") == f"{200 << 20}\n50000 100000\n"
+    copied = scratch / "podman-copied"
+    copied.write_text("from the host\n")
+    done = podman("cp", copied, "seen:/tmp/in")
+    if podman.name == "runc":
+        assert podman.ok("exec", "seen", "cat", "/tmp/in") == "from the host\n"
+        podman.ok("cp", "seen:/tmp/in", scratch / "podman-copied-back")
+        assert (scratch / "podman-copied-back").read_text() == "from the host\n"
+    else:  # Podman looks for it in the mount namespace of the container's pid
+        assert done.returncode != 0 and '"/tmp/in" could not be found on container seen' in done.stderr
+        assert podman("exec", "seen", "test", "-e", "/tmp/in").returncode == 1
+    followed = subprocess.Popen(podman.command("logs", "--follow", "seen"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
+    podman.ok("kill", "--signal", "TERM", "seen")
+    assert followed.communicate(timeout=60) == ("out\nend\n", "err\n")
+    assert podman.ok("wait", "seen") == "3\n"
+    podman.ok("rm", "seen")
+
+
+@pytest.mark.timeout(300)
+def test_health_checks(podman):
+    podman.detached("checked", "--network", "none", "--health-cmd", "test -e /ok || { echo not yet; exit 4; }", "--health-interval", "disable",
+                    "--health-retries", "1", "--", "sleep", "1000")
+    assert podman("healthcheck", "run", "checked").returncode == 1
+    health = json.loads(podman.ok("inspect", "--format", "{{json .State}}", "checked"))
+    health = health.get("Health", health.get("Healthcheck"))
+    assert health["Status"] == "unhealthy" and [each["ExitCode"] for each in health["Log"]] == [1], health
+    podman.ok("exec", "checked", "touch", "/ok")
+    podman.ok("healthcheck", "run", "checked")
+    assert '"healthy"' in podman.ok("inspect", "--format", "{{json .State}}", "checked")
+    podman.ok("rm", "--force", "--time", "0", "checked")
+
+
+@pytest.mark.timeout(300)
+def test_terminals(podman):
+    podman.detached("typed", "-it", "--network", "none", "--env", "PS1=guest:", "--", "sh")
+    with contextlib.closing(Tmux()) as tmux:
+        for keys, options in {("C-p", "C-q"): [], ("C-a", "x"): ["--detach-keys", "ctrl-a,x"]}.items():
+            tmux.run(podman.command("attach", *options, "typed"))
+            tmux.type("")
+            tmux.expect("guest:")
+            tmux.type("echo is''here; stty size")
+            tmux.expect("ishere\n25 90\n")
+
+            def left():
+                """Podman knows the keys only where it reads one at a time."""
+                for key in keys:
+                    tmux("send-keys", key)
+                    time.sleep(0.5)
+                with contextlib.suppress(AssertionError):
+                    wait_for((tmux.directory / "after").exists, 20)
+                return (tmux.directory / "after").exists()
+            wait_for(left, 60)
+            assert tmux.done() == 0
+            assert podman.state("typed") == "running"
+        tmux.run(podman.command("exec", "-it", "--env", "PS1=exec:", "typed", "sh"))
+        tmux.expect("exec:")
+        tmux("resize-window", "-x", "77", "-y", "33")
+        tmux.type("tty; while test \"$(stty size)\" != '33 77'; do sleep 0.1; done; echo fi''ts; (echo u''p; exec sleep 1000)")
+        tmux.expect("/dev/pts/")
+        tmux.expect("fits")
+        tmux.expect("up\n")
+        tmux("send-keys", "C-c")
+        tmux.type("exit 4")
+        assert tmux.done() == 4
+        tmux.run(podman.command("attach", "typed"))
+        tmux.type("exit 5")
+        assert tmux.done() == 0  # Podman's own
+    assert [podman.state("typed", field) for field in ("Status", "ExitCode")] == ["exited", "5"]
+    podman.ok("rm", "typed")
+
+
+@pytest.fixture
+def image(podman, scratch):
+    """A small one, that sleeps."""
+    tree = scratch / f"podman-image-{podman.name}"
+    tree.mkdir()
+    shutil.copy("/bin/busybox", tree)
+    change = 'CMD ["/busybox","sleep","1000"]'
+    subprocess.run(f"tar -C {tree} -cf - . | {shlex.join(podman.command('import', '--change', change, '-', 'localhost/small:1'))}", shell=True,
+                   check=True, timeout=120, capture_output=True)
+    yield "localhost/small:1"
+    podman.ok("rmi", "--force", "localhost/small:1")
+
+
+@pytest.mark.timeout(300)
+def test_the_network_of_another_container(podman):
+    """Chiton says what is in the way, and does no harm to the other one."""
+    podman.detached("other", "--", "sleep", "1000")
+    done = podman.run("--rm", "--network", "container:other", "--", "ip", "addr", "show", "eth0")
+    if podman.name == "runc":
+        assert podman.ok("inspect", "--format", "{{.NetworkSettings.IPAddress}}", "other").strip() in done.stdout
+    else:
+        assert done.returncode == 126 and "network interface eth0: it is joined to a machine already" in done.stderr, done.stderr
+    podman.ok("exec", "other", "sh", "-c", "ping -c1 -w20 $(ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p')")
+    podman.ok("rm", "--force", "--time", "0", "other")
+    assert podman.ok("ps", "--all", "--quiet") == ""
+
+
+@pytest.mark.timeout(400)
+def test_pods_are_refused(podman, image, scratch):
+    """The containers of a pod share namespaces of one that does nothing else: by name, with nothing left. Without that one nothing is shared."""
+    if podman.name == "runc":  # which this Podman stops by denying the cgroup of a pod all devices
+        return
+
+    def refused(done):
+        assert done.returncode != 0 and "pods are not supported yet" in done.stderr, done.stderr
+
+    podman.ok("pod", "create", "--name", "pod", "--infra-image", image)
+    refused(podman.run("--rm", "--pod", "pod", "--", "true"))
+    podman.ok("pod", "rm", "--force", "--time", "0", "pod")
+    podman.ok("pod", "create", "--name", "pod", "--infra=false")
+    done = podman.run("--rm", "--pod", "pod", "--network", "none", "--", "echo", "alone")
+    assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
+    podman.ok("pod", "rm", "--force", "--time", "0", "pod")
+
+    podman.ok("run", "-d", "--name", "lone", image)
+    kube = scratch / f"podman-{podman.name}.yaml"
+    kube.write_text(podman.ok("generate", "kube", "lone"))
+    podman.ok("rm", "--force", "--time", "0", "lone")
+    (scratch / "podman-infra.conf").write_text(f'[engine]\ninfra_image = "{image}"\n')
+    refused(podman("play", "kube", kube, env=os.environ | {"CONTAINERS_CONF": str(scratch / "podman-infra.conf")}))
+    podman.ok("play", "kube", "--down", kube)
+    assert podman.ok("ps", "--all", "--quiet") == "" and podman.ok("pod", "ps", "--quiet") == ""
