@@ -1,5 +1,6 @@
 //! From the kernel to a guest that can serve: as little as possible.
 
+use std::fs;
 use std::path::Path;
 
 use nix::fcntl::AT_FDCWD;
@@ -60,6 +61,10 @@ pub(crate) fn boot() -> Result<Booted> {
     sys::set_rlimit(libc::RLIMIT_NOFILE, FILES, FILES).during(|| "raise RLIMIT_NOFILE")?;
     leave_initial_root()?;
     mounts()?;
+    // The kernel's default has kcompactd look at the fragmentation twice a second, the only thing that wakes an idle guest so often.
+    // Compaction on demand is not concerned (Documentation/admin-guide/sysctl/vm.rst).
+    fs::write("/proc/sys/vm/compaction_proactiveness", "0")
+        .during(|| "stop proactive compaction")?;
     sys::loopback_up().during(|| "bring the loopback interface up")?;
     Ok(Booted {
         started,
@@ -72,11 +77,11 @@ pub(crate) fn boot() -> Result<Booted> {
 fn mounts() -> Result<()> {
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let none = MsFlags::empty();
-    fs("proc", "/proc", safe, None)?;
-    fs("sysfs", "/sys", safe, None)?;
-    fs("devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"))?;
-    fs("tmpfs", "/run", MsFlags::MS_NOSUID, Some("mode=755"))?;
-    fs("cgroup2", stage::CGROUP_ROOT, safe, None)?;
+    file_system("proc", "/proc", safe, None)?;
+    file_system("sysfs", "/sys", safe, None)?;
+    file_system("devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"))?;
+    file_system("tmpfs", "/run", MsFlags::MS_NOSUID, Some("mode=755"))?;
+    file_system("cgroup2", stage::CGROUP_ROOT, safe, None)?;
     stage::delegate(Path::new(stage::CGROUP_ROOT))?;
     // The root of a user namespace mounts on the second, and is nobody special here.
     for (directory, mode) in [(stage::SHARE, 0o700), (stage::STAGING, 0o755)] {
@@ -94,7 +99,7 @@ fn mounts() -> Result<()> {
     .during(|| "mount the share")
 }
 
-fn fs(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
+fn file_system(kind: &str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
     mount(Some(kind), target, Some(kind), flags, data).during(|| format!("mount {target}"))
 }
 

@@ -37,11 +37,15 @@ const MACHINE_MIN: u64 = 64 * MIB;
 /// Least memory limit of a container.
 const LIMIT_MIN: u64 = 16 * MIB;
 
-/// Host memory of a machine beside guest RAM: the process itself, kernel memory on its behalf, room for page cache of shared files.
+/// Host memory of a machine beside guest RAM and what is reckoned by its size: the process itself, kernel memory on its behalf, room for
+/// page cache of shared files.
 const HOST_OVERHEAD: u64 = 64 * MIB;
 
 /// Both the process's and the guest's page tables need 8 bytes for each 4 KiB page of guest RAM, at worst.
 const PAGE_TABLES: u64 = 4 * KIB / (2 * 8);
+
+/// What the guest's kernel spends on a file that it knows, at least: `struct fuse_inode` and `struct dentry`.
+const GUEST_INODE: u64 = KIB;
 
 /// Most vCPUs of a machine.
 const VCPUS_MAX: u64 = 32;
@@ -215,7 +219,8 @@ pub(super) fn resize(
 
 /// What the host allows a machine with this much RAM.
 fn host_memory(memory: u64) -> Limit {
-    let most = memory + memory / PAGE_TABLES + HOST_OVERHEAD;
+    let inodes = (memory / GUEST_INODE).min(vmm_fs::MAX_INODES.into());
+    let most = memory + memory / PAGE_TABLES + inodes * vmm_fs::INODE_BYTES + HOST_OVERHEAD;
     Limit::unasked("memory.max", most.to_string())
 }
 

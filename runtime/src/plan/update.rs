@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(limit(&update, "cpuset.mems"), Some("0"));
         // What the machine has of memory it may have touched: its limit stays.
         let update = of(r#"{"memory":{"limit":33554432}}"#);
-        let host = MACHINE.memory + MACHINE.memory / 256 + 64 * MIB;
+        let host = MACHINE.memory + MACHINE.memory / 256 + MACHINE.memory / 1024 * 768 + 64 * MIB;
         assert_eq!(
             limit(&update, "memory.max"),
             Some(host.to_string().as_str())

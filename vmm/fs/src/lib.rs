@@ -82,6 +82,13 @@ use std::time::Duration;
 pub use server::Server;
 pub use worker::enter_worker_thread;
 
+/// How many inodes the guest may know at a time.
+pub const MAX_INODES: u32 = 1 << 20;
+
+/// What one of them takes of this process at most, in bytes, with a name of ordinary length and while the tables grow
+/// (`tests/footprint` measures it). An honest guest spends more than 1 KiB on its side.
+pub const INODE_BYTES: u64 = 768;
+
 /// What a [`Server`] is made from.
 #[derive(Debug)]
 pub struct Config {

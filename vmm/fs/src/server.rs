@@ -16,11 +16,8 @@ use crate::protocol::{
     MINOR, MINOR_OLDEST, init, opcode,
 };
 use crate::table::Limits;
-use crate::{Config, Error, sys, worker};
+use crate::{Config, Error, MAX_INODES, sys, worker};
 
-/// How many inodes the guest may know at a time. An entry takes some 300 bytes of this process; an
-/// honest guest spends three times that on its side.
-const MAX_INODES: usize = 1 << 20;
 /// Pages (of 4096 bytes) per READ or WRITE: `FUSE_MAX_MAX_PAGES` (`fs/fuse/fuse_i.h`).
 const MAX_PAGES: u16 = 256;
 /// Bytes per WRITE.
@@ -99,7 +96,7 @@ impl Server {
         let limits = Limits {
             cached: config.open_fd_limit,
             pinned,
-            entries: MAX_INODES,
+            entries: MAX_INODES as usize,
         };
         Ok(Self {
             timeout: (config.timeout.as_secs(), config.timeout.subsec_nanos()),

@@ -120,9 +120,13 @@ fn the_size_can_be_asked_for() {
 
 #[test]
 fn the_host_cgroup_allows_the_machine_and_its_overhead() {
-    let (memory, _, limits) = sized(json!({})).unwrap();
-    let most = ((memory + 2 + 64) * MIB).to_string();
-    assert_eq!(limits, [("memory.max".to_owned(), most)]);
+    for (machine, most) in [("512M", 512 + 2 + 384 + 64), ("4G", 4096 + 16 + 768 + 64)] {
+        let (_, _, limits) = sized(json!({"annotations": {"dev.chiton.memory": machine}})).unwrap();
+        assert_eq!(
+            limits,
+            [("memory.max".to_owned(), (most * MIB).to_string())]
+        );
+    }
 }
 
 #[test]
