@@ -374,6 +374,111 @@ def test_what_cannot_be_carried_over_is_refused_by_name(namespaces, container, r
     assert done.returncode == 1 and "it is this host's own, which a container cannot have" in done.stderr
 
 
+# `hear GROUP`: says when it has joined, and answers one datagram to its sender. `say GROUP BYTES`: sends one and expects it back.
+MULTICAST = textwrap.dedent("""
+    import os, socket, struct, sys
+    group, index = sys.argv[2], socket.if_nametoindex(sys.argv[3])
+    if ":" in group:
+        udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        join = socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, socket.inet_pton(socket.AF_INET6, group) + struct.pack("=i", index)
+    else:
+        request = socket.inet_aton(group) + bytes(4) + struct.pack("=i", index)
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, request)
+        join = socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request
+    udp.settimeout(60)
+    if sys.argv[1] == "hear":
+        udp.bind(("", 5353))
+        udp.setsockopt(*join)
+        print("joined", flush=True)
+        data, sender = udp.recvfrom(1 << 16)
+        udp.sendto(data, sender)
+    else:
+        sent = os.urandom(int(sys.argv[4]))
+        udp.sendto(sent, (group, 5353))
+        assert udp.recv(1 << 16) == sent
+        print("heard")
+""")
+
+
+@pytest.mark.timeout(240)
+def test_multicast_dns(namespaces, container, rootfs, scratch):
+    """Queries to the groups of RFC 6762 of all sizes that it allows, in both directions."""
+    inner, peer = namespaces(), namespaces()
+    connect(peer, "peer0", inner.name, "eth0", mtu=9100)
+    fill(inner.ip)
+    fill_peer(peer)
+    wait_for(lambda: "tentative" not in inner.ip("addr") + peer.ip("addr"))
+    for directory in (rootfs, scratch):
+        (directory / "multicast.py").write_text(MULTICAST)
+    made = container("sleep", "1000", change=joins(inner.path))
+    inside = made.runtime.command("exec", made.name, "python3", "/multicast.py")
+    outside = ["ip", "netns", "exec", peer.name, "python3", str(scratch / "multicast.py")]
+    for group, most in (("224.0.0.251", 9000 - 28), ("ff02::fb", 9000 - 48)):
+        for size in (40, most):
+            for hears, its, says, name in ((inside, "eth0", outside, "peer0"), (outside, "peer0", inside, "eth0")):
+                with subprocess.Popen([*hears, "hear", group, its], stdout=subprocess.PIPE, text=True) as hearer:
+                    assert hearer.stdout.readline() == "joined\n"
+                    said = subprocess.run([*says, "say", group, name, str(size)], capture_output=True, text=True, timeout=100, check=False)
+                    assert said.stdout == "heard\n", (group, size, name, said.stderr)
+                assert hearer.returncode == 0
+
+
+@pytest.mark.timeout(180)
+def test_who_is_not_root_pings_and_serves_where_the_configuration_allows(namespaces, container):
+    """Echo requests without CAP_NET_RAW, and ports below 1024 without CAP_NET_BIND_SERVICE."""
+    inner, peer = namespaces(), namespaces()
+    connect(peer, "peer0", inner.name, "eth0")
+    fill(inner.ip)
+    fill_peer(peer)
+
+    def user(config):
+        joins(inner.path)(config)
+        config["process"]["user"] = {"uid": 1000, "gid": 1000}
+        config["process"]["capabilities"] = {}
+
+    def allowed(config):
+        user(config)
+        config["linux"]["sysctl"] = {"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"}
+
+    echo = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
+    serve = "import socket; print(socket.create_server(('', 80)).getsockname()[1])"
+    first = container("sleep", "1000", change=user)
+    for program in (echo, serve):
+        done = first.exec("python3", "-c", program)
+        assert done.returncode == 1 and "PermissionError" in done.stderr, (program, done.stderr)
+    assert first.output("python3", "-c", serve.replace("80", "8080")) == "8080\n"
+    first.delete()
+    second = container("sleep", "1000", change=allowed)
+    second.output("ping", "-c1", "-w20", "10.5.0.1")
+    second.output("ping", "-c1", "-w20", "fd00:5::1")
+    assert second.output("python3", "-c", serve) == "80\n"
+
+
+@pytest.mark.timeout(180)
+def test_tcp_is_not_cut_into_packets(namespaces, container, rootfs, scratch):
+    """Segments of up to 64 KiB cross the interface in both directions, as between two namespaces of one kernel."""
+    inner, peer = namespaces(), namespaces()
+    connect(peer, "peer0", inner.name, "eth0")
+    fill(inner.ip)
+    fill_peer(peer)
+    (rootfs / "service.py").write_text(SERVICE)
+    (scratch / "service.py").write_text(SERVICE)
+    made = container("python3", "/service.py", "serve", change=joins(inner.path))
+    wait_for(lambda: "ready" in (made.bundle.path / "output").read_text())
+
+    def packets():
+        counted = json.loads(peer.ip("-j", "-s", "link", "show", "peer0"))[0]["stats64"]
+        return counted["tx"]["packets"], counted["rx"]["packets"]
+    for host in ("10.5.0.2", "fd00:5::2"):
+        before = packets()
+        assert peer.run("python3", scratch / "service.py", "check", host, 16 << 20, 1400) == "fine\n"
+        each = [(16 << 20) / (now - then) for now, then in zip(packets(), before)]
+        # Acknowledgements of the other direction are among them.
+        assert min(each) > 4 * 1500, (host, each)
+
+
 @pytest.mark.timeout(120)
 def test_without_a_network_namespace_there_is_loopback_alone(run):
     def change(config):
