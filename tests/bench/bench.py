@@ -26,8 +26,6 @@ from figures import Figures
 from host import Host
 
 SUBJECTS = {"starts": starts, "running": running, "tcp": tcp, "files": files, "memory": memory}
-# `files` takes half an hour by itself: it is measured when it is asked for.
-USUAL = [name for name in SUBJECTS if name != "files"]
 
 
 def main():
@@ -68,7 +66,7 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=subjects, default=USUAL, metavar="SUBJECT,...", help=f"of {', '.join(SUBJECTS)}; {', '.join(USUAL)} if not given")
+    parser.add_argument("--only", type=subjects, default=[*SUBJECTS], metavar="SUBJECT,...", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--vmm", action="append", default=[], metavar="NAME=SCRIPT", help="see vmms.py")
     parser.add_argument("--kernel", metavar="VMLINUX", help="what virtual machine monitors boot")
     parser.add_argument("out")
@@ -79,7 +77,7 @@ def parse():
 
 
 def subjects(text):
-    names = text.replace(",", " ").split() or USUAL
+    names = text.replace(",", " ").split() or [*SUBJECTS]
     unknown = set(names) - set(SUBJECTS)
     if unknown:
         raise argparse.ArgumentTypeError(f"no such subject: {', '.join(unknown)}")

@@ -88,14 +88,10 @@ class Host:
         kwargs.setdefault("stderr", subprocess.DEVNULL)
         return subprocess.Popen([str(word) for word in command], env={"PATH": "/bin"}, preexec_fn=lambda: self._enter(network), **kwargs)
 
-    def ok(self, *command, timeout=None, codes=(0,), **kwargs):
+    def ok(self, *command, codes=(0,), **kwargs):
         """Runs a command to its end; its output."""
         process = self.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-            process.wait()
+        output, _ = process.communicate()
         if process.returncode not in codes:
             raise RuntimeError(f"{command}: exit {process.returncode}: {output}")
         return output

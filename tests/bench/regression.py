@@ -21,7 +21,7 @@ from verbs import Verbs, bundle
 
 RUNS = 2
 TOLERANCE = 0.03
-TOOLS = {"rustc": ["rustc", "--version"], "gcc": ["gcc", "--version"], "qemu": ["qemu-system-x86_64", "--version"]}
+TOOLS = {"rustc": ["rustc", "--version"], "gcc": ["gcc", "--version"], "qemu": ["sed", "-n", "s/^readonly VERSION='\\(.*\\)'/\\1/p", "tests/lab/qemu.sh"]}
 
 
 def main():

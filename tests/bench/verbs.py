@@ -1,21 +1,14 @@
 """A runtime on the small host, its verbs counted."""
 
-import contextlib
 import json
-import os
 import pathlib
-import signal
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 
-from chiton import Bundle, alive, wait_for  # noqa: E402
+from chiton import Bundle  # noqa: E402
 from counting import IDLE_ONLY, REQUESTS, SCHEDULER, between, not_ours, trace  # noqa: E402
-
-# How many guests in a row may fail by the lab's fault.
-FAULTS = 5
 
 
 class Verbs:
@@ -50,23 +43,6 @@ class Verbs:
         """Runs a container; the pid that callers get."""
         self.quiet("run", "--detach", "--bundle", path, "--pid-file", "/run/pid", name)
         return int(self.host.path("/run/pid").read_text())
-
-    def despite_faults(self, path, name, measure):
-        """What `measure` gives with a container of this name, in another one if the lab's fault stops or ends the guest (docs/performance.md)."""
-        for _ in range(FAULTS):
-            pid = self.detached(path, name)
-            try:
-                return measure()
-            except (subprocess.TimeoutExpired, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and alive(pid):
-                    raise
-                print(f"{self.name}: the guest stands still or is gone, once more in another ({error})", file=sys.stderr, flush=True)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                wait_for(lambda pid=pid: not alive(pid))
-                self.quiet("delete", name)
-        raise RuntimeError(f"{self.name}: {FAULTS} guests in a row stood still or were gone")
 
     def counted(self, *args, mark=None):
         """What a verb costs from its exec to its exit and, with `mark`, to the exec of that program."""

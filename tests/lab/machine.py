@@ -23,6 +23,8 @@ import image
 from image import LabError
 
 TIMEOUT_CODE = 124
+# Of Debian's packages, for a QEMU that is none of them.
+FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
 CONSOLE_KEEP = 16 * 1024
 CONSOLE_SHOWN_LINES = 40
 PR_SET_PDEATHSIG = 1  # Linux include/uapi/linux/prctl.h
@@ -47,7 +49,7 @@ class Options:
 
 def run(options, command, say):
     """Runs `command` in a fresh lab; returns its exit code (128 + N for a signal, 124 for the timeout)."""
-    files = image.prepare(say)
+    files = image.prepare(say, options.count)
     with Machine(options, files) as machine:
         return machine.run_job(command)
 
@@ -127,7 +129,9 @@ class Machine:
         else:
             # Of the models with SVM the one that runs guests fastest: it has no ERMS, with which string moves count byte by byte.
             accel = ["-accel", "tcg,thread=multi,tb-size=1024", "-smp", str(options.smp), "-cpu", "EPYC"]
-        command = [image.program("qemu-system-x86_64"), *accel]
+        command = [self.files.qemu, *accel]
+        for directory in FIRMWARE:
+            command += ["-L", directory]
         command += ["-machine", "q35", "-m", str(options.memory), "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", self.files.kernel, "-initrd", self.files.initrd]
         command += ["-append", "quiet mitigations=off nokaslr no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"]
