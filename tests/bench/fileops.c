@@ -193,7 +193,6 @@ int main(int argc, char **argv)
 	for (int i = 0; i < FILES; i++)
 		snprintf(names[i], sizeof names[i], "%s/%03d", many, i);
 	memset(buffer, 1, sizeof buffer);
-	unlink(created); /* of a guest that stood still */
 
 	COLD_AND_WARM("stat", FILES, stat_all());
 	COLD_AND_WARM("open and close", FILES, open_close_all());

@@ -1,5 +1,6 @@
 """A host of a few files on a tmpfs, in which nothing that is measured waits for the outside."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -16,6 +17,11 @@ CLONE_NEWNET = 0x40000000
 MS_REC_PRIVATE = 0x44000
 MNT_DETACH = 2
 SYS_PIVOT_ROOT = 155
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+AT_FDCWD = -100
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,6 +75,31 @@ class Host:
         os.waitpid(self.keeper, 0)
         subprocess.run(["umount", "--recursive", self.root], check=True)
 
+    @contextlib.contextmanager
+    def shown(self, directory, inside):
+        """Shows a directory of another file system in it, for as long as this lasts."""
+        self.path(inside).mkdir()
+        tree = check(libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(directory), OPEN_TREE_CLONE))
+        target = os.fsencode(inside)
+        try:
+            self._within(lambda: libc.syscall(SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH))
+            yield
+            self._within(lambda: libc.umount2(target, MNT_DETACH))
+            self.path(inside).rmdir()
+        finally:
+            os.close(tree)
+
+    def _within(self, call):
+        """Makes a system call in its mount namespace, by a process that is gone afterwards."""
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(OSError):
+                self._enter()
+                os._exit(check(call()))
+            os._exit(1)
+        if os.waitpid(pid, 0)[1] != 0:
+            raise RuntimeError("a mount of the small host could not be changed")
+
     def install(self, program):
         """Copies a program and what it links to; its path in the host."""
         target = self.root / "bin" / os.path.basename(program)
@@ -96,7 +127,7 @@ class Host:
             raise RuntimeError(f"{command}: exit {process.returncode}: {output}")
         return output
 
-    def _enter(self, network):
+    def _enter(self, network=None):
         if network is not None:
             check(libc.setns(network, CLONE_NEWNET))
         check(libc.setns(self.namespace, CLONE_NEWNS))
@@ -107,5 +138,6 @@ class Host:
 
 
 def check(result):
-    if result != 0:
+    if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
