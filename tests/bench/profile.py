@@ -43,8 +43,8 @@ STRETCH = 100_000
 class Marked(Host):
     """What is executed in it begins a profile."""
 
-    def _enter(self):
-        super()._enter()
+    def _enter(self, network=None):
+        super()._enter(network)
         libc.personality(ADDR_NO_RANDOMIZE)
         self.begin()
 
