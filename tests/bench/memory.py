@@ -1,12 +1,9 @@
 """What containers hold of memory, and what they cost while they do nothing."""
 
-import os
 import pathlib
 import re
-import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 
@@ -18,20 +15,12 @@ SETTLING_SECONDS = 20
 IDLE_SECONDS = 10
 REPETITIONS = 3
 LOAD_MIB = 256
-CACHED_MIB = 200
-MIB = 1 << 20
-PAGE = 4096
-# A file system whose page cache can be told from the files themselves.
-DISK = "/scratch"
-BUSYBOX = "/bin/busybox"
-DROP_CACHES = pathlib.Path("/proc/sys/vm/drop_caches")
 
 
 def measure(verbs, figures):
     path = bundle(verbs.host, f"{verbs.name}-idle", "sleep", "100000")
     idle(verbs, figures, path)
     given_back(verbs, figures, path)
-    page_cache(verbs, figures)
 
 
 def idle(verbs, figures, path):
@@ -90,61 +79,6 @@ def given_back(verbs, figures, path):
         figures.add(f"{LOAD_MIB} MiB used and given up: less free, {moment}", verbs.name, runs, "MiB")
     if guests:
         figures.add(f"{LOAD_MIB} MiB used and given up: guest RAM touched, {IDLE_SECONDS} s later", verbs.name, guests, "MiB")
-
-
-def page_cache(verbs, figures):
-    """A file of the root is read for the first time: what that takes of memory for each byte of the file, on the host and in a guest."""
-    with tempfile.TemporaryDirectory(dir=DISK) as root, verbs.host.shown(root, "/cached"):
-        root = pathlib.Path(root)
-        root.chmod(0o755)
-        (root / "bin").mkdir()
-        shutil.copy2(BUSYBOX, root / "bin/busybox")
-        for name in ("cat", "dd", "sleep"):
-            (root / "bin" / name).symlink_to("busybox")
-        (root / "few").write_bytes(bytes(PAGE))
-        with open(root / "many", "wb") as file:
-            for n in range(CACHED_MIB):
-                file.write(bytes([1 + n % 255]) * MIB)
-        for kind, readonly in (("read-only", True), ("writable", False)):
-            root_of = {"path": "/cached", "readonly": readonly}
-            path = bundle(verbs.host, f"{verbs.name}-{kind}", "sleep", "100000", change=lambda config, its=root_of: config.update(root=its))
-            runs = [first_read(verbs, path, f"{kind}{n}") for n in range(REPETITIONS)]
-            what = f"{CACHED_MIB} MiB of a {kind} root read: memory for each byte"
-            figures.add(what, verbs.name, [on_host + ram for on_host, ram, _ in runs], "")
-            for place, values in zip(("the host's page cache", "guest RAM", "the guest's page cache"), zip(*runs)):
-                if any(values):
-                    figures.add(f"{what}, {place}", verbs.name, list(values), "")
-
-
-def first_read(verbs, path, name):
-    """By how much the host's page cache, the guest's RAM on the host and the guest's page cache grow, over the size of the file."""
-    os.sync()
-    DROP_CACHES.write_text("3")
-    pid = verbs.detached(path, name)
-
-    def read(file):
-        verbs.quiet("exec", name, "dd", f"if={file}", "of=/dev/null", "bs=1M")
-
-    def held():
-        inside = verbs.ok("exec", name, "cat", "/proc/meminfo")
-        machine = verbs.is_machine(name)
-        return cached(pathlib.Path("/proc/meminfo").read_text()), memory_of(pid)[0] if machine else 0, cached(inside) if machine else 0
-
-    # All programs have run, and what a guest does after its start is done.
-    read("/few")
-    held()
-    time.sleep(SETTLING_SECONDS)
-    before = held()
-    read("/many")
-    after = held()
-    verbs.quiet("delete", "--force", name)
-    return [(late - early) / 1024 / CACHED_MIB for early, late in zip(before, after)]
-
-
-def cached(meminfo):
-    """Pages of files on disks, KiB: without those of tmpfs and of shared memory."""
-    fields = dict(re.findall(r"^(\w+):\s+(\d+)", meminfo, re.M))
-    return int(fields["Cached"]) - int(fields["Shmem"])
 
 
 # What grows with what the kernel keeps; SecPageTables are those of KVM.
