@@ -17,6 +17,7 @@ import tempfile
 from verbs import Verbs  # noqa: I001, it makes the modules of tests/e2e known
 
 import cache
+import clients
 import files
 import memory
 import running
@@ -26,7 +27,7 @@ import vmms
 from figures import Figures
 from host import Host
 
-SUBJECTS = {"starts": starts, "running": running, "tcp": tcp, "files": files, "memory": memory, "cache": cache}
+SUBJECTS = {"starts": starts, "running": running, "clients": clients, "tcp": tcp, "files": files, "memory": memory, "cache": cache}
 # Measured when all else has been: beside much page cache of a disk, mapped programs of all runtimes were seen to take more faults.
 LAST = ["cache"]
 

@@ -90,6 +90,12 @@ def idle(events, begin, end):
     return total
 
 
+def span(events, program, pid):
+    """When a program was executed and when its process ended."""
+    begin = next(e.time for e in events if e.name == "sched_process_exec" and f"filename={program} " in e.rest + " ")
+    return begin, next(e.time for e in events if e.name == "sched_process_exit" and e.pid == pid)
+
+
 def between(events, begin, end):
     """The cost of what happened between two moments."""
     waited = idle(events, begin, end)

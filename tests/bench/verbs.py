@@ -8,7 +8,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "e2e"))
 
 from chiton import Bundle  # noqa: E402
-from counting import IDLE_ONLY, REQUESTS, SCHEDULER, between, not_ours, trace  # noqa: E402
+from counting import IDLE_ONLY, REQUESTS, SCHEDULER, between, not_ours, span, trace  # noqa: E402
 
 
 class Verbs:
@@ -49,7 +49,7 @@ class Verbs:
         with trace(*SCHEDULER, filters=IDLE_ONLY) as events:
             pid = self.quiet(*args)
             time.sleep(0.05)
-        begin, end = self._span(events, pid)
+        begin, end = span(events, self.binary, pid)
         whole = between(events, begin, end)
         if mark is None:
             return whole
@@ -65,14 +65,9 @@ class Verbs:
         """The system calls and page faults of the host from a verb's exec to its exit, in all processes that it starts."""
         with trace(*SCHEDULER, *REQUESTS, filters=IDLE_ONLY | not_ours()) as events:
             pid = self.quiet(*args)
-        begin, end = self._span(events, pid)
+        begin, end = span(events, self.binary, pid)
         names = [e.name for e in events if begin <= e.time <= end]
         return names.count("sys_enter"), names.count("page_fault_user") + names.count("page_fault_kernel")
-
-    def _span(self, events, pid):
-        """When the runtime was executed and when its process ended."""
-        begin = next(e.time for e in events if e.name == "sched_process_exec" and f"filename={self.binary} " in e.rest + " ")
-        return begin, next(e.time for e in events if e.name == "sched_process_exit" and e.pid == pid)
 
     def is_machine(self, container):
         """Whether a running container has a kernel of its own."""
