@@ -11,7 +11,7 @@ export LC_ALL=C
 umask 022
 
 readonly PACKAGE=linux-source-6.12
-readonly TOOLS=(bc binutils bison cpio flex gcc libc6-dev libelf-dev make patch perl xz-utils)
+readonly TOOLS=(bc binutils bison ccache cpio flex gcc libc6-dev libelf-dev make patch perl xz-utils)
 
 # Everything that could differ between two builds of the same inputs.
 export SOURCE_DATE_EPOCH=0
@@ -24,6 +24,10 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cache=${CHITON_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/chiton}/kernel
 work=
 
+# A changed patch or option recompiles only what it touches. The build's directory is a new one each time, and no
+# object depends on it.
+export CCACHE_DIR=${cache%/kernel}/ccache CCACHE_MAXSIZE=2G CCACHE_COMPILERCHECK=content CCACHE_NOHASHDIR=1
+
 say() { printf 'guest-kernel: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 # A failed build leaves no work directory behind.
@@ -31,7 +35,7 @@ trap '[[ -z $work ]] || rm -rf -- "$work"' EXIT
 
 # Prints the Debian packages whose tools are missing.
 missing_tools() {
-    local -A tool=([bc]=bc [ld]=binutils [bison]=bison [cpio]=cpio [flex]=flex
+    local -A tool=([bc]=bc [ld]=binutils [bison]=bison [ccache]=ccache [cpio]=cpio [flex]=flex
         [gcc]=gcc [make]=make [patch]=patch [perl]=perl [xz]=xz-utils)
     local name
     for name in "${!tool[@]}"; do
@@ -125,11 +129,11 @@ build() {
     done
     fragments "$1" >wanted.config
     say "configuring ($1)"
-    make -s ARCH=x86_64 KCONFIG_ALLCONFIG=wanted.config allnoconfig >&2
+    make -s ARCH=x86_64 CC='ccache gcc' HOSTCC='ccache gcc' KCONFIG_ALLCONFIG=wanted.config allnoconfig >&2
     verify_config
     say "compiling $(grep -c '=y$' .config) options on $(nproc) CPUs"
     # In-tree, so that no absolute path gets into the image.
-    make -s -j"$(nproc)" ARCH=x86_64 vmlinux >&2
+    make -s -j"$(nproc)" ARCH=x86_64 CC='ccache gcc' HOSTCC='ccache gcc' vmlinux >&2
 }
 
 # Leaves in $work/out what goes into the cache.
