@@ -51,7 +51,7 @@ fn read_clock(clock: ClockId) -> u64 {
 /// Boots the guest. The host is dialled first, so that it answers while the mounts are made.
 pub(crate) fn boot() -> Result<Booted> {
     let started = now();
-    let control = Control::new(control::dial(protocol::CONTROL_PORT, control::PATIENCE)?);
+    let control = Control::new(control::dial(protocol::CONTROL_PORTS, control::PATIENCE)?);
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().during(|| "block SIGCHLD")?;

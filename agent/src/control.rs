@@ -7,11 +7,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, VsockAddr, connect, getsockopt, send, socket,
-    sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, VsockAddr, bind, connect, getsockopt, send,
+    socket, sockopt,
 };
 use nix::unistd::read;
-use protocol::{Decoder, Message, Request};
+use protocol::{Decoder, Message, Ports, Request};
 
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -26,25 +26,33 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// For the streams of processes. The kernel keeps a socket for as long, used or not (`vsock_connect_timeout`), and there may be many.
 pub(crate) const STREAM_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Begins to connect to a vsock port of the host. The socket is writable once that has succeeded, or has failed within `patience`.
-pub(crate) fn dial(port: u32, patience: Duration) -> Result<OwnedFd> {
-    connect_to(port, patience, SockFlag::SOCK_NONBLOCK)
+/// Begins to connect to the host. The socket is writable once that has succeeded, or has failed within `patience`.
+pub(crate) fn dial(ports: Ports, patience: Duration) -> Result<OwnedFd> {
+    connect_between(ports, patience, SockFlag::SOCK_NONBLOCK)
 }
 
-/// Connects to a vsock port of the host, for a stream of a process, and waits until that is done.
-pub(crate) fn connect_now(port: u32) -> Result<OwnedFd> {
-    connect_to(port, STREAM_PATIENCE, SockFlag::empty())
+/// Connects to the host, for a stream of a process, and waits until that is done.
+pub(crate) fn connect_now(ports: Ports) -> Result<OwnedFd> {
+    connect_between(ports, STREAM_PATIENCE, SockFlag::empty())
 }
 
-fn connect_to(port: u32, patience: Duration, flags: SockFlag) -> Result<OwnedFd> {
+/// Connects to a port of the host that anyone may connect to, and waits until that is done.
+pub(crate) fn connect_from_anywhere(host: u32) -> Result<OwnedFd> {
+    let guest = libc::VMADDR_PORT_ANY;
+    connect_now(Ports { guest, host })
+}
+
+fn connect_between(ports: Ports, patience: Duration, flags: SockFlag) -> Result<OwnedFd> {
     let flags = flags | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)
         .during(|| "create a vsock socket")?;
     sys::set_connect_timeout(&socket, patience).during(|| "set the limit of a connection")?;
-    let host = VsockAddr::new(libc::VMADDR_CID_HOST, port);
+    let own = VsockAddr::new(libc::VMADDR_CID_ANY, ports.guest);
+    bind(socket.as_raw_fd(), &own).during(|| "take a vsock port")?;
+    let host = VsockAddr::new(libc::VMADDR_CID_HOST, ports.host);
     match connect(socket.as_raw_fd(), &host) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket),
-        Err(error) => Err(error).during(|| format!("connect to port {port} of the host")),
+        Err(error) => Err(error).during(|| "connect to the host"),
     }
 }
 

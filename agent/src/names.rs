@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use protocol::{NAMES_ADDRESS, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT};
 
-use crate::control::connect_now;
+use crate::control::connect_from_anywhere;
 use crate::error::{self, During, Result};
 use crate::process::spawn_stage;
 use crate::stage::Task;
@@ -98,7 +98,7 @@ fn background(work: impl FnOnce() + Send + 'static) {
 
 fn answer(datagrams: &UdpSocket, query: &[u8], from: SocketAddr) -> Result<()> {
     let what = || "pass a datagram on";
-    let mut host = File::from(connect_now(NAMES_DATAGRAM_PORT)?);
+    let mut host = File::from(connect_from_anywhere(NAMES_DATAGRAM_PORT)?);
     setsockopt(&host, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE)).during(what)?;
     host.write_all(query).during(what)?;
     let mut reply = [0; DATAGRAM_MAX];
@@ -110,7 +110,7 @@ fn answer(datagrams: &UdpSocket, query: &[u8], from: SocketAddr) -> Result<()> {
 /// Passes bytes on in both directions until the host has no more.
 fn relay(connection: &TcpStream) -> Result<()> {
     let what = || "pass a connection on";
-    let host = File::from(connect_now(NAMES_STREAM_PORT)?);
+    let host = File::from(connect_from_anywhere(NAMES_STREAM_PORT)?);
     let (mut from, mut to) = (
         connection.try_clone().during(what)?,
         host.try_clone().during(what)?,

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, send, socketpair};
 use nix::unistd::pipe2;
-use protocol::{Decoder, EXTRA_MAX, Exit, Extra, Failure, FailureKind, TerminalSize};
+use protocol::{Decoder, EXTRA_MAX, Exit, Extra, Failure, FailureKind, Ports, TerminalSize};
 
 use crate::control::{STREAM_PATIENCE, dial};
 use crate::error::{During, Error, Result};
@@ -83,7 +83,7 @@ impl Process {
     /// Starts a stage process for `task`, with the streams that it is to pass on.
     pub(crate) fn spawn(
         task: &Task,
-        ports: protocol::Stdio,
+        stdio: protocol::Stdio,
         extra: &[Extra],
         terminal: bool,
     ) -> Result<Process> {
@@ -91,22 +91,22 @@ impl Process {
             let text = format!("{} descriptors, of {EXTRA_MAX} at most", extra.len());
             return Err(Error::Config(text));
         }
-        let stderr = ports.stderr.filter(|_| !terminal);
+        let stderr = stdio.stderr.filter(|_| !terminal);
         let [stdin, stdout, stderr] = [
-            ends(ports.stdin, Direction::ToContainer, terminal)?,
-            ends(ports.stdout, Direction::ToHost, terminal)?,
+            ends(stdio.stdin, Direction::ToContainer, terminal)?,
+            ends(stdio.stdout, Direction::ToHost, terminal)?,
             ends(stderr, Direction::ToHost, terminal)?,
         ];
         let theirs = [stdin.theirs, stdout.theirs, stderr.theirs];
         let (mut pipes, mut extra_streams) = (Vec::new(), Vec::new());
         for extra in extra {
-            let (port, direction) = match *extra {
-                Extra::In(port) => (port, Direction::ToContainer),
-                Extra::Out(port) => (port, Direction::ToHost),
+            let (ports, direction) = match *extra {
+                Extra::In(ports) => (ports, Direction::ToContainer),
+                Extra::Out(ports) => (ports, Direction::ToHost),
                 // The stage's own affair: there is nothing to be pumped.
                 Extra::Both(_) => continue,
             };
-            let (stream, theirs) = pipe(port, direction)?;
+            let (stream, theirs) = pipe(ports, direction)?;
             extra_streams.push(stream);
             pipes.push(theirs);
         }
@@ -466,9 +466,9 @@ fn task_file(task: &Task) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Dials the port of a standard stream and makes the pipe behind it. Terminals come later.
-fn ends(port: Option<u32>, direction: Direction, terminal: bool) -> Result<Ends> {
-    let Some(port) = port else {
+/// Dials the host for a standard stream and makes the pipe behind it. Terminals come later.
+fn ends(ports: Option<Ports>, direction: Direction, terminal: bool) -> Result<Ends> {
+    let Some(ports) = ports else {
         return Ok(Ends {
             ours: None,
             theirs: Stdio::null(),
@@ -476,20 +476,20 @@ fn ends(port: Option<u32>, direction: Direction, terminal: bool) -> Result<Ends>
     };
     if terminal {
         return Ok(Ends {
-            ours: Some(Stream::new(direction, dial(port, STREAM_PATIENCE)?, None)),
+            ours: Some(Stream::new(direction, dial(ports, STREAM_PATIENCE)?, None)),
             theirs: Stdio::null(),
         });
     }
-    let (ours, theirs) = pipe(port, direction)?;
+    let (ours, theirs) = pipe(ports, direction)?;
     Ok(Ends {
         ours: Some(ours),
         theirs: theirs.into(),
     })
 }
 
-/// Dials a port and makes the pipe behind it, of which the second is the process's end.
-fn pipe(port: u32, direction: Direction) -> Result<(Stream, OwnedFd)> {
-    let socket = dial(port, STREAM_PATIENCE)?;
+/// Dials the host and makes the pipe behind that, of which the second is the process's end.
+fn pipe(ports: Ports, direction: Direction) -> Result<(Stream, OwnedFd)> {
+    let socket = dial(ports, STREAM_PATIENCE)?;
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).during(|| "create a pipe")?;
     let (ours, theirs) = match direction {
         Direction::ToContainer => (writer, reader),

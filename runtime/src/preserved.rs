@@ -22,7 +22,7 @@ use nix::sys::socket::{
     sockopt::{self, AcceptConn},
 };
 use nix::sys::stat::{SFlag, fstat, major, minor};
-use protocol::{EXTRA_MAX, Extra};
+use protocol::{EXTRA_MAX, Extra, Ports};
 use rustix::termios::isatty;
 use serde::{Deserialize, Serialize};
 
@@ -44,12 +44,12 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// What the guest is told of a descriptor that `port` stands for.
-    pub(crate) fn to_guest(self, port: u32) -> Extra {
+    /// What the guest is told of a descriptor that has a stream between these ports.
+    pub(crate) fn to_guest(self, ports: Ports) -> Extra {
         match self {
-            Direction::In => Extra::In(port),
-            Direction::Out => Extra::Out(port),
-            Direction::Both => Extra::Both(port),
+            Direction::In => Extra::In(ports),
+            Direction::Out => Extra::Out(ports),
+            Direction::Both => Extra::Both(ports),
         }
     }
 }

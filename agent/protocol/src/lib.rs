@@ -2,7 +2,7 @@
 //!
 //! One control stream per machine carries [`Request`]s from the host and [`Message`]s from the
 //! guest, each as one frame (see [`frame`]). Standard streams never pass here: each has a raw vsock
-//! stream of its own, whose port the host names in [`Stdio`].
+//! stream of its own, whose ports the host names in [`Stdio`].
 //!
 //! Every type tolerates unknown fields, so that either side may learn new ones first.
 
@@ -22,8 +22,11 @@ pub use frame::{Decoder, Error, MAX_FRAME, encode, read, write};
 pub use hex::{from_hex, to_hex};
 pub use weight::cpu_weight;
 
-/// The vsock port on the host (CID 2) that the agent dials for the control stream.
-pub const CONTROL_PORT: u32 = 1024;
+/// The vsock ports of the control stream, on the host (CID 2) and in the guest. The agent dials it before there is any other process.
+pub const CONTROL_PORTS: Ports = Ports {
+    guest: 1024,
+    host: 1024,
+};
 
 /// Where engines have the name server of a container: Docker's, in the container's network namespace.
 pub const NAMES_ADDRESS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 11), 53);
@@ -44,7 +47,7 @@ pub const BALLOON_DEVICE: u8 = 3;
 pub const SHARE_TAG: &str = "chiton";
 
 /// Version of this protocol, announced in [`Message::Hello`]. Raised by incompatible changes only.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Most descriptors that a process has beside its standard streams.
 pub const EXTRA_MAX: usize = 16;
@@ -247,31 +250,42 @@ pub struct Seccomp {
     pub program: Vec<u64>,
 }
 
-/// The vsock ports on CID 2 that the agent dials, one raw stream per descriptor. None stands for
+/// The two vsock ports of a stream: the one in the guest that the agent dials from, and the one on the host (CID 2) that it dials. The
+/// host draws both at random and accepts no connection between others: any process of the guest may open a vsock socket, and only the
+/// agent knows these ports. They must not be told to a process of a container before the stream is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// In the guest.
+    pub guest: u32,
+    /// On the host.
+    pub host: u32,
+}
+
+/// The streams that the agent dials, one raw stream per descriptor. None stands for
 /// `/dev/null`. With `process.terminal`, `stdin` feeds the terminal, `stdout` carries all its
 /// output and `stderr` is None; when `stdin` ends, the terminal hangs up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stdio {
     /// Host to guest.
     #[serde(default)]
-    pub stdin: Option<u32>,
+    pub stdin: Option<Ports>,
     /// Guest to host.
     #[serde(default)]
-    pub stdout: Option<u32>,
+    pub stdout: Option<Ports>,
     /// Guest to host.
     #[serde(default)]
-    pub stderr: Option<u32>,
+    pub stderr: Option<Ports>,
 }
 
-/// A descriptor beside the standard streams, by the vsock port on CID 2 that stands for it.
+/// A descriptor beside the standard streams, by the ports of its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Extra {
     /// Host to guest: a pipe to read from.
-    In(u32),
+    In(Ports),
     /// Guest to host: a pipe to write to.
-    Out(u32),
+    Out(Ports),
     /// Both ways: a stream socket.
-    Both(u32),
+    Both(Ports),
 }
 
 /// What the guest says.
@@ -479,10 +493,19 @@ mod tests {
             },
             stdio: Stdio {
                 stdin: None,
-                stdout: Some(70_000),
-                stderr: Some(70_001),
+                stdout: Some(Ports {
+                    guest: 70_000,
+                    host: 80_000,
+                }),
+                stderr: Some(Ports {
+                    guest: 70_001,
+                    host: 80_001,
+                }),
             },
-            extra: vec![Extra::In(5), Extra::Both(6)],
+            extra: vec![
+                Extra::In(Ports { guest: 5, host: 6 }),
+                Extra::Both(Ports { guest: 7, host: 8 }),
+            ],
         };
         json_round_trip(
             &Request {
@@ -496,8 +519,9 @@ mod tests {
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
                 r#""seccomp":{"flags":2,"program":[6]},"#,
                 r#""env":["A=b"],"notify":true},"#,
-                r#""stdio":{"stdin":null,"stdout":70000,"stderr":70001},"#,
-                r#""extra":[{"In":5},{"Both":6}]}}}"#
+                r#""stdio":{"stdin":null,"stdout":{"guest":70000,"host":80000},"#,
+                r#""stderr":{"guest":70001,"host":80001}},"#,
+                r#""extra":[{"In":{"guest":5,"host":6}},{"Both":{"guest":7,"host":8}}]}}}"#
             ),
         );
     }

@@ -31,7 +31,7 @@ pub(super) fn place(extra: &[Extra], pipes: &[String], wire: &mut Wire) -> Resul
     for extra in extra {
         let fd = match *extra {
             Extra::In(_) | Extra::Out(_) => adopt(Some(next_pipe()?))?,
-            Extra::Both(port) => control::connect_now(port)?,
+            Extra::Both(ports) => control::connect_now(ports)?,
         };
         // The original stays where it is until all have been taken from where others belong.
         lifted.push((lift(&fd)?, fd));

@@ -385,8 +385,8 @@ fn give_stdio(spec: &Spec, process: &Process, stdio: Stdio) -> Result<()> {
     let id = process.user().uid();
     let uid = mapped(linux.and_then(|l| l.uid_mappings().as_ref()), id)
         .ok_or_else(|| Error::Config(format!("process.user: id {id} is not mapped")))?;
-    for (number, port) in (0..).zip([stdio.stdin, stdio.stdout, stdio.stderr]) {
-        if port.is_some() {
+    for (number, stream) in (0..).zip([stdio.stdin, stdio.stdout, stdio.stderr]) {
+        if stream.is_some() {
             // Only the user, as runc: the group stays.
             let fd = sys::standard(number);
             fchown(fd, Some(Uid::from_raw(uid)), None::<Gid>)

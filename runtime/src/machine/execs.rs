@@ -5,21 +5,17 @@
 //!              └──failed──> forgotten
 //! ```
 //! Invariants: a process that the host has not asked for does not exist, whatever the guest says; each is executed and exits once; numbers
-//! and ports are never used twice; there are at most [`EXECS_MAX`].
+//! are never used twice; there are at most [`EXECS_MAX`].
 
 use std::collections::HashMap;
 
-use protocol::{CONTROL_PORT, EXTRA_MAX, Exit, Extra, INIT, ProcessId, Stdio};
+use protocol::{Exit, INIT, ProcessId};
 use vmm::vsock::Port;
 
 use crate::preserved::Direction;
 
 /// Most processes at once, init not counted.
 pub(super) const EXECS_MAX: usize = 256;
-
-/// The first port of an exec: those before are init's.
-#[allow(clippy::cast_possible_truncation)]
-const FIRST_PORT: Port = CONTROL_PORT + 4 + EXTRA_MAX as Port;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -57,7 +53,6 @@ pub(super) struct Over {
 pub(super) struct Execs {
     table: HashMap<ProcessId, Exec>,
     last: ProcessId,
-    next_port: Port,
 }
 
 /// What follows from the guest's answer that a process runs.
@@ -75,54 +70,39 @@ impl Execs {
         Execs {
             table: HashMap::new(),
             last: INIT,
-            next_port: FIRST_PORT,
         }
     }
 
-    /// A number and ports for a process with these standard streams and those beside them; `None` when there are too many.
-    pub(super) fn begin(
-        &mut self,
-        client: u64,
-        streams: [bool; 3],
-        beside: &[Direction],
-    ) -> Option<(ProcessId, Stdio, Vec<Extra>)> {
+    /// A number for a process without streams; `None` when there are too many.
+    pub(super) fn begin(&mut self, client: u64) -> Option<ProcessId> {
         if self.table.len() >= EXECS_MAX {
             return None;
         }
-        let count = u32::try_from(3 + beside.len()).ok()?;
-        let after = self.next_port.checked_add(count)?;
-        let first = std::mem::replace(&mut self.next_port, after);
-        let port = |index: u32, there: bool| there.then_some(first + index);
-        let stdio = Stdio {
-            stdin: port(0, streams[0]),
-            stdout: port(1, streams[1]),
-            stderr: port(2, streams[2]),
-        };
-        let beside = beside.iter().zip(first + 3..);
-        let extra: Vec<Extra> = beside.map(|(d, port)| d.to_guest(port)).collect();
-        let mut exec = Exec {
+        let exec = Exec {
             client: Some(client),
-            output: [stdio.stdout, stdio.stderr].into_iter().flatten().collect(),
-            ports: [stdio.stdin, stdio.stdout, stdio.stderr]
-                .into_iter()
-                .flatten()
-                .collect(),
+            output: Vec::new(),
+            ports: Vec::new(),
             sockets: Vec::new(),
             state: State::Asked,
         };
-        for extra in &extra {
-            match *extra {
-                Extra::In(port) => exec.ports.push(port),
-                Extra::Out(port) => {
-                    exec.ports.push(port);
-                    exec.output.push(port);
-                }
-                Extra::Both(port) => exec.sockets.push(port),
-            }
-        }
         self.last += 1;
         self.table.insert(self.last, exec);
-        Some((self.last, stdio, extra))
+        Some(self.last)
+    }
+
+    /// A stream has been offered to the guest for the process.
+    pub(super) fn offered(&mut self, process: ProcessId, direction: Direction, port: Port) {
+        let Some(exec) = self.table.get_mut(&process) else {
+            return;
+        };
+        match direction {
+            Direction::In => exec.ports.push(port),
+            Direction::Out => {
+                exec.ports.push(port);
+                exec.output.push(port);
+            }
+            Direction::Both => exec.sockets.push(port),
+        }
     }
 
     /// The guest could not execute it, or was never asked to.
@@ -194,7 +174,8 @@ impl Execs {
 mod tests {
     use super::*;
 
-    const ALL: [bool; 3] = [true; 3];
+    /// The standard streams.
+    const ALL: [Direction; 3] = [Direction::In, Direction::Out, Direction::Out];
     const OK: Exit = Exit::Code(0);
 
     fn over(client: Option<u64>, ports: &[Port]) -> Option<Over> {
@@ -205,11 +186,20 @@ mod tests {
         })
     }
 
+    /// A process with streams on these ports.
+    fn begin(execs: &mut Execs, client: u64, streams: &[Direction], first: Port) -> ProcessId {
+        let process = execs.begin(client).unwrap();
+        for (direction, port) in streams.iter().zip(first..) {
+            execs.offered(process, *direction, port);
+        }
+        process
+    }
+
     #[test]
     fn an_exec_is_over_when_it_has_exited_and_its_output_is_delivered() {
         let mut execs = Execs::new();
-        let (process, stdio, _) = execs.begin(7, ALL, &[]).unwrap();
-        assert_eq!((process, stdio.stdin), (1, Some(1044)));
+        let process = begin(&mut execs, 7, &ALL, 1044);
+        assert_eq!(process, 1);
         assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
         assert_eq!(execs.stream_closed(1045), None);
         assert_eq!(execs.exited(process, OK), None);
@@ -218,22 +208,19 @@ mod tests {
             execs.stream_closed(1046),
             over(Some(7), &[1044, 1045, 1046])
         );
-        let (process, stdio, _) = execs.begin(8, [false, true, false], &[]).unwrap();
-        assert_eq!((process, stdio.stdin, stdio.stdout), (2, None, Some(1048)));
+        assert_eq!(execs.begin(8), Some(2));
     }
 
     #[test]
     fn pipes_end_with_the_process_and_sockets_when_they_want() {
         let mut execs = Execs::new();
         let beside = [Direction::In, Direction::Both, Direction::Out];
-        let (process, _, extra) = execs.begin(7, [false; 3], &beside).unwrap();
-        let expected = [Extra::In(1047), Extra::Both(1048), Extra::Out(1049)];
-        assert_eq!(extra, expected);
+        let process = begin(&mut execs, 7, &beside, 1047);
         execs.executed(process);
         assert_eq!(execs.exited(process, OK), None);
         assert_eq!(execs.stream_closed(1049), over(Some(7), &[1047, 1049]));
         // One that does not run has no use for any of them.
-        let (process, ..) = execs.begin(8, [false; 3], &beside).unwrap();
+        let process = begin(&mut execs, 8, &beside, 1053);
         assert_eq!(execs.failed(process).unwrap().ports, [1053, 1055, 1054]);
     }
 
@@ -244,7 +231,7 @@ mod tests {
             assert_eq!(execs.exited(process, OK), None);
             assert_eq!(execs.executed(process), None);
         }
-        let (process, ..) = execs.begin(7, [false; 3], &[]).unwrap();
+        let process = execs.begin(7).unwrap();
         assert_eq!(execs.exited(process, OK), None, "before it was executed");
         assert_eq!(execs.executed(process), Some(Executed::Tell(7)));
         assert_eq!(execs.executed(process), None, "twice");
@@ -256,13 +243,13 @@ mod tests {
     #[test]
     fn a_process_whose_client_has_gone_is_killed_and_forgotten() {
         let mut execs = Execs::new();
-        let (early, ..) = execs.begin(1, ALL, &[]).unwrap();
+        let early = begin(&mut execs, 1, &ALL, 1044);
         assert!(!execs.client_gone(early));
         assert_eq!(execs.executed(early), Some(Executed::Kill));
         assert_eq!(execs.exited(early, OK), None, "its output is not delivered");
         execs.stream_closed(1045);
         assert_eq!(execs.stream_closed(1046), over(None, &[1044, 1045, 1046]));
-        let (late, ..) = execs.begin(2, [false; 3], &[]).unwrap();
+        let late = execs.begin(2).unwrap();
         execs.executed(late);
         assert!(execs.client_gone(late));
         assert_eq!(execs.exited(late, OK), over(None, &[]));
@@ -274,10 +261,10 @@ mod tests {
     fn a_guest_that_never_answers_fills_a_table_of_fixed_size() {
         let mut execs = Execs::new();
         for client in 0..256 {
-            execs.begin(client, ALL, &[]).unwrap();
+            begin(&mut execs, client, &ALL, 3 * u32::try_from(client).unwrap());
         }
-        assert_eq!(execs.begin(256, ALL, &[]), None);
+        assert_eq!(execs.begin(256), None);
         assert_eq!(execs.failed(17).unwrap().client, Some(16));
-        assert_eq!(execs.begin(256, ALL, &[]).unwrap().0, 257);
+        assert_eq!(execs.begin(256), Some(257));
     }
 }

@@ -149,10 +149,10 @@ impl Life {
         let stdio = parts.create.stdio;
         let beside = parts.create.extra.iter().filter_map(|extra| match *extra {
             Extra::In(_) => None,
-            Extra::Out(port) | Extra::Both(port) => Some(port),
+            Extra::Out(ports) | Extra::Both(ports) => Some(ports),
         });
         let output = [stdio.stdout, stdio.stderr].into_iter().flatten();
-        let output = output.chain(beside).collect();
+        let output = output.chain(beside).map(|ports| ports.host).collect();
         Ok(Life {
             epoll,
             parts,

@@ -9,7 +9,8 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
-use protocol::{CONTROL_PORT, Create, Exit, Stdio};
+use protocol::{CONTROL_PORTS, Create, Exit};
+use vmm::vsock::Key;
 use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 
 use super::agent::Agent;
@@ -26,13 +27,6 @@ const FS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Exit code of a container whose machine ended before it.
 pub(super) const MACHINE_LOST: u8 = 255;
-
-/// Vsock ports of the container's standard streams. The agent dials them before the container runs anything.
-const STDIN_PORT: u32 = CONTROL_PORT + 1;
-const STDOUT_PORT: u32 = CONTROL_PORT + 2;
-const STDERR_PORT: u32 = CONTROL_PORT + 3;
-/// That of its first descriptor beside them; the others follow.
-const EXTRA_PORT: u32 = CONTROL_PORT + 4;
 
 const _: () = assert!(protocol::BALLOON_DEVICE == vmm::BALLOON);
 
@@ -190,22 +184,14 @@ fn prepare(mut launch: Launch<'_>, devices: Devices, sync: &SyncSocket) -> Resul
     };
     let mut machine = Machine::new(devices.kvm.into(), config, Arc::new(server))?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;
-    machine.vsock().expect(CONTROL_PORT, guest_end)?;
-    let mut stdio = Stdio::default();
-    let slots = [&mut stdio.stdin, &mut stdio.stdout, &mut stdio.stderr];
-    let ports = [STDIN_PORT, STDOUT_PORT, STDERR_PORT];
-    for ((port, stream), slot) in ports.into_iter().zip(streams).zip(slots) {
-        if let Some(stream) = stream {
-            machine.vsock().expect(port, stream)?;
-            *slot = Some(port);
-        }
-    }
-
-    let mut extra = Vec::new();
-    for (port, each) in (EXTRA_PORT..).zip(preserved) {
-        machine.vsock().expect(port, each.stream)?;
-        extra.push(each.direction.to_guest(port));
-    }
+    let control = Key {
+        guest_port: CONTROL_PORTS.guest,
+        host_port: CONTROL_PORTS.host,
+    };
+    machine.vsock().expect(control, guest_end)?;
+    let (stdio, extra) = streams::offer(streams, preserved, |_, stream| {
+        streams::offer_one(machine.vsock(), stream)
+    })?;
 
     let mapped: Option<ToMachine> = sync.receive().doing("wait for the id maps")?;
     if mapped.is_none() {

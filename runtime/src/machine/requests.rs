@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use nix::libc;
 use nix::sys::socket::SockType;
 use protocol::{
-    Extra, Failure, FailureKind, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network,
+    Failure, FailureKind, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network,
     ProcessId, Reply, RequestBody,
 };
-use vmm::vsock::Port;
+use vmm::vsock::{self, Port};
 
 use super::clients::Told;
 use super::control::{Control, ControlReply, ExecControl, ExecRequest};
@@ -164,24 +164,19 @@ impl Life {
     ) -> Result<(RequestBody, Waiting), ControlReply> {
         let passed = streams::passed(&exec, descriptors);
         let (streams, beside) = passed.map_err(ControlReply::Failed)?;
-        let there = streams.each_ref().map(Option::is_some);
-        let directions: Vec<_> = beside.iter().map(|extra| extra.direction).collect();
-        let begun = self.execs.begin(client, there, &directions);
-        let Some((process, stdio, extra)) = begun else {
+        let Some(process) = self.execs.begin(client) else {
             let text = format!("{EXECS_MAX} processes are being executed already");
             return Err(ControlReply::Failed(text));
         };
-        let ports = [stdio.stdin, stdio.stdout, stdio.stderr];
-        let standard = ports.into_iter().zip(streams);
-        let standard = standard.filter_map(|(port, stream)| port.zip(stream));
-        let beside = beside.into_iter().map(|beside| beside.stream);
-        let beside = extra.iter().map(port_of).zip(beside);
-        for (port, stream) in standard.chain(beside) {
-            if let Err(e) = self.parts.machine.vsock().expect(port, stream) {
-                self.forget(process);
-                return Err(ControlReply::Failed(e.to_string()));
-            }
-        }
+        let offered = streams::offer(streams, beside, |direction, stream| {
+            let ports = streams::offer_one(self.parts.machine.vsock(), stream)?;
+            self.execs.offered(process, direction, ports.host);
+            Ok(ports)
+        });
+        let (stdio, extra) = offered.map_err(|e: vsock::Error| {
+            self.forget(process);
+            ControlReply::Failed(e.to_string())
+        })?;
         self.parts.clients.steer(client, process);
         let body = protocol::Exec {
             process,
@@ -223,11 +218,6 @@ impl Life {
                 .reply(client, &ControlReply::Exited(exit));
         }
     }
-}
-
-fn port_of(extra: &Extra) -> Port {
-    let (Extra::In(port) | Extra::Out(port) | Extra::Both(port)) = *extra;
-    port
 }
 
 /// A failure to start, in the words callers of runc look for.

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::stat::{SFlag, fstat, makedev};
+use protocol::{Ports, Stdio};
 use serde::Deserialize;
-use vmm::vsock::{self, HostStream, Sink, Source};
+use vmm::vsock::{self, HostStream, Sink, Source, Vsock};
 
 use super::control::{ExecRequest, Stream};
 use crate::preserved::Direction;
@@ -45,6 +46,36 @@ pub(super) fn extra(fd: OwnedFd, direction: Direction, own: bool) -> Result<Extr
     let sink = sink.map(Sink::given_away);
     let stream = HostStream { source, sink };
     Ok(Extra { direction, stream })
+}
+
+/// Offers the streams of a process to the guest, by `offer`; what the agent is told of them.
+pub(super) fn offer<E>(
+    standard: Streams,
+    beside: Vec<Extra>,
+    mut offer: impl FnMut(Direction, HostStream) -> Result<Ports, E>,
+) -> Result<(Stdio, Vec<protocol::Extra>), E> {
+    let [stdin, stdout, stderr] = standard;
+    let mut one = |direction, stream: Option<HostStream>| {
+        stream.map(|stream| offer(direction, stream)).transpose()
+    };
+    let stdio = Stdio {
+        stdin: one(Direction::In, stdin)?,
+        stdout: one(Direction::Out, stdout)?,
+        stderr: one(Direction::Out, stderr)?,
+    };
+    let beside = beside.into_iter().map(|Extra { direction, stream }| {
+        offer(direction, stream).map(|ports| direction.to_guest(ports))
+    });
+    Ok((stdio, beside.collect::<Result<_, _>>()?))
+}
+
+/// Offers a stream to the guest at ports that only those who are told can know.
+pub(super) fn offer_one(vsock: &mut Vsock, stream: HostStream) -> Result<Ports, vsock::Error> {
+    let key = vsock.offer(stream)?;
+    Ok(Ports {
+        guest: key.guest_port,
+        host: key.host_port,
+    })
 }
 
 /// The streams of an exec. An error is the client's answer.

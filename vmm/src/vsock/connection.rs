@@ -17,6 +17,7 @@
 //! * A data packet is sent only within the guest's credit, and never after the host's or the guest's end of that direction.
 //! * Counters are modulo 2^32 (virtio 1.2, section 5.10.6.3); differences are taken with wrapping arithmetic.
 
+use super::Port;
 use super::packet::{
     HOST_CID, Header, MAX_PAYLOAD, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op,
 };
@@ -28,13 +29,13 @@ pub(super) const BUF_ALLOC: u32 = 256 * 1024;
 /// it has sent is forwarded, the difference is the whole of [`BUF_ALLOC`].
 const CREDIT_STEP: u32 = BUF_ALLOC / 4;
 
-/// Guest CID and the two ports: what a packet's addresses come to.
+/// The two ports of a connection: what a packet's addresses come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub struct Key {
     /// Port of the guest.
-    pub(super) guest_port: u32,
+    pub guest_port: Port,
     /// Port of the host.
-    pub(super) host_port: u32,
+    pub host_port: Port,
 }
 
 /// What a packet of the guest means for the stream.

@@ -9,9 +9,10 @@
 //!                            │
 //!                            Source, Sink (descriptors of somebody else)
 //! ```
-//! The guest connects, the host never does: whoever wants a stream names a port with [`Vsock::expect`] and gives the host's end of it
-//! along. The one connection the guest then makes to this port is joined with it. On a port of [`Vsock::accept`] the guest may connect as
-//! often as it likes, to so many at a time. Every other connection is refused.
+//! The guest connects, the host never does: whoever wants a stream gives the host's end of it to [`Vsock::offer`], and gets the two ports
+//! between which the guest may connect, once. Both are random: the processes of a guest do not trust each other, and any of them may open a
+//! vsock socket, so what a stream is for is proven by knowing its ports. On a port of [`Vsock::accept`] the guest may connect as often as it
+//! likes, so many at a time. Every other connection is refused.
 
 mod connection;
 mod front;
@@ -27,6 +28,7 @@ use std::os::fd::RawFd;
 
 use thiserror::Error;
 
+pub use connection::Key;
 pub use front::VsockFront;
 pub use host_stream::{HostStream, Sink, Source, reopen};
 pub use muxer::Vsock;
@@ -62,6 +64,9 @@ pub enum Error {
     /// Too many streams.
     #[error("no more than {0} vsock streams at a time")]
     TooManyStreams(usize),
+    /// No random numbers to be had.
+    #[error("cannot draw a random vsock port")]
+    Random(#[source] io::Error),
     /// The descriptor is not open for reading.
     #[error("descriptor {0} is not open for reading")]
     NotReadable(RawFd),

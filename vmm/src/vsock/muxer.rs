@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::connection::Key;
 use super::front::{Active, Link, State, VsockFront};
 use super::host_stream::HostStream;
 use super::packet::{Broken, Received, RxBuffer};
@@ -74,13 +75,23 @@ impl Vsock {
         ))
     }
 
-    /// The next connection of the guest to `port` is joined with `stream`; one connection only. Every other connection attempt is
-    /// refused. The end is reported by [`Vsock::handle_events`] or [`Vsock::drain`].
+    /// The connection that the guest makes between these two ports is joined with `stream`; one connection only. Every other connection
+    /// attempt is refused. Any process of the guest can make that connection, so it must come before there are others than the one that
+    /// is meant. The end is reported, by the host's port, by [`Vsock::handle_events`] or [`Vsock::drain`].
     ///
     /// # Errors
-    /// [`Error::PortInUse`] as long as the end of an earlier stream on this port is not reported, [`Error::TooManyStreams`].
-    pub fn expect(&mut self, port: Port, stream: HostStream) -> Result<(), Error> {
-        self.streams.expect(port, stream)
+    /// [`Error::PortInUse`] as long as the end of an earlier stream on this port of the host is not reported, [`Error::TooManyStreams`].
+    pub fn expect(&mut self, key: Key, stream: HostStream) -> Result<(), Error> {
+        self.streams.expect(key, stream)
+    }
+
+    /// As [`Vsock::expect`], between two random ports: 64 bits that only those who are told them know. A process of the guest that tries
+    /// ports does not find the connection that is meant for another.
+    ///
+    /// # Errors
+    /// [`Error::TooManyStreams`], [`Error::Random`].
+    pub fn offer(&mut self, stream: HostStream) -> Result<Key, Error> {
+        self.streams.offer(stream)
     }
 
     /// Every connection of the guest to `port`, `most` at a time, is joined with what `connect` makes for it; without that it is refused.

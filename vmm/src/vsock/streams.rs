@@ -12,12 +12,15 @@ use super::connection::{Connection, Key};
 use super::host_stream::HostStream;
 use super::packet::{HOST_CID, Header, Received, RxBuffer, TYPE_STREAM, op};
 use super::stream::{Stream, Tokens};
-use super::{Error, Port, token};
+use super::{Error, Port, sys, token};
 
 /// Most streams at a time, expected or connected.
 pub(super) const MAX_STREAMS: usize = 1024;
 /// Most refusals that wait for an rx buffer. A guest that asks for more without giving buffers does not get an answer to each.
 pub(super) const MAX_REFUSALS: usize = 256;
+
+/// The ports below are those that a guest's programs need privileges for (`LAST_RESERVED_PORT` of net/vmw_vsock/af_vsock.c).
+const FIRST_PORT: Port = 1024;
 
 /// Never used twice, so that an event of a closed descriptor cannot be taken for one of a later stream.
 type Id = u64;
@@ -44,7 +47,7 @@ pub(super) type Connect = Box<dyn FnMut() -> Option<HostStream> + Send>;
 /// All streams of the device.
 pub(super) struct Streams {
     epoll: Arc<Epoll>,
-    expected: HashMap<Port, HostStream>,
+    expected: HashMap<Key, HostStream>,
     services: Vec<Service>,
     entries: HashMap<Id, Entry>,
     /// The streams that have a connection.
@@ -73,17 +76,36 @@ impl Streams {
         }
     }
 
-    /// Offers a stream for the next connection to `port`.
-    pub(super) fn expect(&mut self, port: Port, host: HostStream) -> Result<(), Error> {
+    /// Offers a stream for the connection between two ports.
+    pub(super) fn expect(&mut self, key: Key, host: HostStream) -> Result<(), Error> {
         if self.expected.len() + self.entries.len() >= MAX_STREAMS {
             return Err(Error::TooManyStreams(MAX_STREAMS));
         }
-        let connected = |entry: &Entry| !entry.reported && entry.stream.port() == port;
-        if self.expected.contains_key(&port) || self.entries.values().any(connected) {
-            return Err(Error::PortInUse(port));
+        if self.is_in_use(key.host_port) {
+            return Err(Error::PortInUse(key.host_port));
         }
-        self.expected.insert(port, host);
+        self.expected.insert(key, host);
         Ok(())
+    }
+
+    /// Offers a stream for a connection between two ports that nobody can guess.
+    pub(super) fn offer(&mut self, host: HostStream) -> Result<Key, Error> {
+        loop {
+            let key = Key {
+                guest_port: random_port()?,
+                host_port: random_port()?,
+            };
+            if !self.is_in_use(key.host_port) {
+                return self.expect(key, host).map(|()| key);
+            }
+        }
+    }
+
+    /// Whether the end of a stream on this port of the host is still to be reported.
+    fn is_in_use(&self, port: Port) -> bool {
+        let connected = |entry: &Entry| !entry.reported && entry.stream.port() == port;
+        self.expected.keys().any(|key| key.host_port == port)
+            || self.entries.values().any(connected)
     }
 
     /// Offers a stream for every connection to `port`, `most` at a time.
@@ -96,7 +118,7 @@ impl Streams {
     }
 
     /// The host's end of one more connection to a port that is served.
-    fn offer(&mut self, port: Port) -> Option<HostStream> {
+    fn serve(&mut self, port: Port) -> Option<HostStream> {
         let service = self.services.iter_mut().find(|s| s.port == port)?;
         let theirs = self.entries.values().filter(|e| e.stream.port() == port);
         let room =
@@ -106,7 +128,9 @@ impl Streams {
 
     /// Gives up a stream that is offered or connected; its closing is not reported. Whether the guest is to be told.
     pub(super) fn abandon(&mut self, port: Port) -> bool {
-        if self.expected.remove(&port).is_some() {
+        let offered = self.expected.len();
+        self.expected.retain(|key, _| key.host_port != port);
+        if self.expected.len() < offered {
             return false;
         }
         let current = |entry: &Entry| !entry.reported && entry.stream.port() == port;
@@ -171,9 +195,9 @@ impl Streams {
             }
             self.settle(id);
         } else if header.op.get() == op::REQUEST && header.len.get() == 0 {
-            if let Some(host) = self.expected.remove(&key.host_port) {
+            if let Some(host) = self.expected.remove(&key) {
                 self.connect(&header, host, false);
-            } else if let Some(host) = self.offer(key.host_port) {
+            } else if let Some(host) = self.serve(key.host_port) {
                 self.connect(&header, host, true);
             } else {
                 self.refuse(&header);
@@ -283,6 +307,15 @@ impl Streams {
     pub(super) fn forget_expected(&mut self) {
         self.services.clear();
         self.closed
-            .extend(self.expected.drain().map(|(port, _)| port));
+            .extend(self.expected.drain().map(|(key, _)| key.host_port));
     }
+}
+
+/// A port that nobody can guess.
+fn random_port() -> Result<Port, Error> {
+    let mut bytes = [0; size_of::<Port>()];
+    // A request of this size is never cut short (getrandom(2)).
+    sys::random(&mut bytes).map_err(Error::Random)?;
+    // VMADDR_PORT_ANY, the highest number, is not a port.
+    Ok(FIRST_PORT + Port::from_ne_bytes(bytes) % (Port::MAX - FIRST_PORT))
 }

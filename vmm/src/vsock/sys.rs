@@ -7,7 +7,7 @@ use vmm_sys_util::epoll::Epoll;
 
 use crate::sys::retry;
 
-pub(super) use crate::sys::{Incoming, Outgoing, read, write};
+pub(super) use crate::sys::{Incoming, Outgoing, random, read, write};
 
 /// A message header over `iovecs`, without address and control data.
 fn message(iovecs: &[libc::iovec]) -> libc::msghdr {

@@ -3,8 +3,8 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::driver::{KEY, to};
 use super::*;
-use crate::vsock::connection::Key;
 use crate::vsock::muxer::{RX_BATCH, TX_BATCH};
 
 #[test]
@@ -180,7 +180,7 @@ fn a_source_is_read_no_further_than_the_guests_credit() {
 fn without_rx_buffers_a_source_waits_and_the_loop_sleeps() {
     for mut driver in [Driver::without_rx(), Driver::without_event_idx()] {
         let (reader, writer) = pipe();
-        driver.vsock.expect(PORT, source(reader)).unwrap();
+        driver.vsock.expect(KEY, source(reader)).unwrap();
         File::from(writer).write_all(b"early").unwrap();
         driver.send(op::REQUEST);
         driver.run();
@@ -293,7 +293,7 @@ fn a_batch_to_the_guest_is_bounded_and_the_rest_keeps_the_loop_awake() {
     driver.buf_alloc = u32::MAX;
     driver
         .vsock
-        .expect(PORT, source(file_with(&pattern(4 << 20))))
+        .expect(KEY, source(file_with(&pattern(4 << 20))))
         .unwrap();
     driver.send(op::REQUEST);
     let (mut calls, mut packets) = (0, 0);
@@ -423,14 +423,9 @@ fn two_streams_take_turns() {
     let mut driver = Driver::new();
     let data = pattern(64 * 1024);
     for port in [1, 2] {
-        driver.vsock.expect(port, source(file_with(&data))).unwrap();
-        let header = driver.header(
-            Key {
-                guest_port: 9,
-                host_port: port,
-            },
-            op::REQUEST,
-        );
+        let key = to(port);
+        driver.vsock.expect(key, source(file_with(&data))).unwrap();
+        let header = driver.header(key, op::REQUEST);
         driver.send_header(&header, &[]);
     }
     let mut order = Vec::new();

@@ -458,7 +458,7 @@ impl Driver {
 
     /// Connects to [`PORT`], which is joined with `stream`.
     pub(super) fn connect(&mut self, stream: HostStream) {
-        self.vsock.expect(PORT, stream).unwrap();
+        self.vsock.expect(KEY, stream).unwrap();
         self.send(op::REQUEST);
         self.expect_op(op::RESPONSE);
     }
@@ -497,10 +497,15 @@ impl Driver {
 }
 
 /// The connection most tests use.
-pub(super) const KEY: Key = Key {
-    guest_port: GUEST_PORT,
-    host_port: PORT,
-};
+pub(super) const KEY: Key = to(PORT);
+
+/// A connection to this port of the host, from the guest's port in most tests.
+pub(super) const fn to(host_port: Port) -> Key {
+    Key {
+        guest_port: GUEST_PORT,
+        host_port,
+    }
+}
 
 impl Driver {
     /// Fills both rings with `byte`.

@@ -231,7 +231,7 @@ fn an_rx_buffer_in_pieces_gets_header_and_payload() {
     let (stream, mut peer) = socket();
     let mut driver = Driver::without_rx();
     driver.refill = false;
-    driver.vsock.expect(PORT, stream).unwrap();
+    driver.vsock.expect(KEY, stream).unwrap();
     driver.send(op::REQUEST);
     peer.write_all(&pattern(100)).unwrap();
     // Two buffers of three pieces: for RESPONSE and for the data.
@@ -290,12 +290,15 @@ fn a_flood_of_requests_needs_bounded_memory() {
 fn a_guest_that_confirms_no_end_cannot_use_up_more_than_the_limit() {
     let mut driver = Driver::new();
     for count in 0.. {
-        let port = 10_000 + count;
+        let key = Key {
+            guest_port: count,
+            host_port: 10_000 + count,
+        };
         let stream = HostStream {
             source: None,
             sink: None,
         };
-        match driver.vsock.expect(port, stream) {
+        match driver.vsock.expect(key, stream) {
             Ok(()) => {}
             Err(Error::TooManyStreams(_)) => {
                 assert_eq!(count as usize, MAX_STREAMS);
@@ -303,10 +306,6 @@ fn a_guest_that_confirms_no_end_cannot_use_up_more_than_the_limit() {
             }
             Err(error) => panic!("{error}"),
         }
-        let key = Key {
-            guest_port: count,
-            host_port: port,
-        };
         let header = driver.header(key, op::REQUEST);
         driver.send_header(&header, &[]);
         driver.run();
@@ -315,5 +314,5 @@ fn a_guest_that_confirms_no_end_cannot_use_up_more_than_the_limit() {
     assert_eq!(driver.closed.len(), MAX_STREAMS);
     driver.front.reset();
     driver.run();
-    driver.vsock.expect(PORT, socket().0).unwrap();
+    driver.vsock.expect(KEY, socket().0).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::driver::KEY;
+use super::driver::{KEY, to};
 use super::*;
 use crate::virtio::VirtioDevice;
 use crate::vsock::connection::Key;
@@ -86,10 +86,41 @@ fn an_expectation_serves_one_connection() {
 }
 
 #[test]
+fn whoever_does_not_know_both_ports_neither_gets_the_stream_nor_uses_it_up() {
+    let (stream, mut peer) = socket();
+    let mut driver = Driver::new();
+    let key = driver.vsock.offer(stream).unwrap();
+    let other = driver.vsock.offer(socket().0).unwrap();
+    assert_ne!(key.host_port, other.host_port);
+    assert!(key.guest_port >= 1024 && key.host_port >= 1024);
+    peer.write_all(b"secret").unwrap();
+    let wrong = [
+        (key.guest_port ^ 1, key.host_port),
+        (key.guest_port, key.host_port ^ 1),
+        (key.host_port, key.guest_port),
+        (other.guest_port, key.host_port),
+        (key.guest_port, other.host_port),
+    ];
+    for (guest_port, host_port) in wrong {
+        let key = Key {
+            guest_port,
+            host_port,
+        };
+        let header = driver.header(key, op::REQUEST);
+        driver.send_header(&header, &[]);
+        driver.expect_op(op::RST);
+    }
+    let header = driver.header(key, op::REQUEST);
+    driver.send_header(&header, &[]);
+    driver.expect_op(op::RESPONSE);
+    assert_eq!(driver.expect_op(op::RW).payload, b"secret");
+}
+
+#[test]
 fn wrong_addresses_and_types_do_not_use_up_the_expectation() {
     let (stream, _peer) = socket();
     let mut driver = Driver::new();
-    driver.vsock.expect(PORT, stream).unwrap();
+    driver.vsock.expect(KEY, stream).unwrap();
     let good = driver.header(KEY, op::REQUEST);
 
     driver.send_header(
@@ -144,15 +175,24 @@ fn ports_and_numbers_are_limited() {
         source: None,
         sink: None,
     };
-    vsock.expect(0, empty()).unwrap();
-    assert!(matches!(vsock.expect(0, empty()), Err(Error::PortInUse(0))));
-    for port in 1..u32::try_from(MAX_STREAMS).unwrap() {
-        vsock.expect(port, empty()).unwrap();
+    vsock.expect(to(0), empty()).unwrap();
+    let elsewhere = Key {
+        guest_port: GUEST_PORT + 1,
+        host_port: 0,
+    };
+    for key in [to(0), elsewhere] {
+        let again = vsock.expect(key, empty());
+        assert!(matches!(again, Err(Error::PortInUse(0))));
     }
-    assert!(matches!(
-        vsock.expect(9999, empty()),
-        Err(Error::TooManyStreams(MAX_STREAMS))
-    ));
+    for port in 1..u32::try_from(MAX_STREAMS).unwrap() {
+        vsock.expect(to(port), empty()).unwrap();
+    }
+    for one_more in [
+        vsock.expect(to(9999), empty()),
+        vsock.offer(empty()).map(drop),
+    ] {
+        assert!(matches!(one_more, Err(Error::TooManyStreams(MAX_STREAMS))));
+    }
     assert_eq!(vsock.open_streams(), MAX_STREAMS);
     assert_eq!(vsock.drain().len(), MAX_STREAMS);
     assert_eq!(vsock.open_streams(), 0);
@@ -163,14 +203,14 @@ fn a_port_is_in_use_until_its_end_is_reported() {
     let (stream, peer) = socket();
     let mut driver = Driver::new();
     driver.connect(stream);
-    let again = driver.vsock.expect(PORT, socket().0);
+    let again = driver.vsock.expect(KEY, socket().0);
     assert!(matches!(again, Err(Error::PortInUse(PORT))));
     drop(peer);
     driver.shutdown(SHUTDOWN_SEND);
     driver.run();
     assert_eq!(driver.closed, [PORT]);
     // The guest has not confirmed the end yet, but its ports are its own business.
-    driver.vsock.expect(PORT, socket().0).unwrap();
+    driver.vsock.expect(KEY, socket().0).unwrap();
 }
 
 #[test]
@@ -283,7 +323,7 @@ fn the_ports_can_be_used_again_when_the_older_stream_is_delivered() {
     driver.run();
     while driver.packet().is_some() {}
     assert!(matches!(
-        driver.vsock.expect(PORT, socket().0),
+        driver.vsock.expect(KEY, socket().0),
         Err(Error::PortInUse(PORT))
     ));
     let mut got = 0;
@@ -389,7 +429,7 @@ fn reset_ends_connections_delivers_what_is_pending_and_keeps_expectations() {
     driver.write(&data, 50_000);
     driver.run();
     while driver.packet().is_some() {}
-    driver.vsock.expect(5, idle).unwrap();
+    driver.vsock.expect(to(5), idle).unwrap();
 
     driver.front.reset();
     assert!(driver.is_awake());
@@ -404,13 +444,7 @@ fn reset_ends_connections_delivers_what_is_pending_and_keeps_expectations() {
     driver.give_rx();
     driver.send(op::RW);
     driver.expect_op(op::RST);
-    let header = driver.header(
-        Key {
-            guest_port: 1,
-            host_port: 5,
-        },
-        op::REQUEST,
-    );
+    let header = driver.header(to(5), op::REQUEST);
     driver.send_header(&header, &[]);
     driver.expect_op(op::RESPONSE);
     peer.write_all(b"hello").unwrap();
@@ -445,7 +479,7 @@ fn drain_takes_what_the_dead_guest_left_in_the_queue() {
     let mut driver = Driver::new();
     driver.connect(sink(writer));
     driver.expect_op(op::SHUTDOWN);
-    driver.vsock.expect(77, socket().0).unwrap();
+    driver.vsock.expect(to(77), socket().0).unwrap();
     // In the queue, and the event loop has not looked.
     let data = pattern(200_000);
     assert_eq!(driver.write(&data, 5_000), data.len());
@@ -547,7 +581,7 @@ fn an_abandoned_expectation_is_refused_and_not_reported() {
     let (stream, _feeder, drain) = full_stream();
     let mut driver = Driver::new();
     driver.run();
-    driver.vsock.expect(PORT, stream).unwrap();
+    driver.vsock.expect(KEY, stream).unwrap();
     driver.vsock.abandon(PORT);
     assert!(at_end(&drain), "the host's descriptors are closed");
     assert!(!driver.is_awake());
@@ -611,18 +645,14 @@ fn a_guest_that_takes_no_rst_cannot_use_up_more_than_the_limit() {
     let mut count = 0;
     loop {
         let (stream, _peer) = socket();
-        let port = PORT + count;
-        if driver.vsock.expect(port, stream).is_err() {
+        let key = to(PORT + count);
+        if driver.vsock.expect(key, stream).is_err() {
             break;
         }
-        let key = Key {
-            guest_port: GUEST_PORT,
-            host_port: port,
-        };
         let header = driver.header(key, op::REQUEST);
         driver.send_header(&header, &[]);
         driver.run();
-        driver.vsock.abandon(port);
+        driver.vsock.abandon(key.host_port);
         count += 1;
     }
     assert_eq!(count as usize, MAX_STREAMS);
