@@ -3,6 +3,8 @@
 //! * Files: a read-only tmpfs that holds the shares, each a private clone of a mount of the host, in a mount namespace of its own that is
 //!   pivoted into it. All of it vanishes with the process.
 //! * Network: the container's namespace.
+//! * Descriptors: none of a directory of the host. `..` from such a one leads to the host's root, whatever the mount namespace; of the
+//!   bundle and of /proc/self/fd there are clones that have no parent.
 //! * Privileges: a user namespace that maps every id to itself, so files keep their owners, while the capabilities that a file server
 //!   needs are worth nothing outside of it; no new privileges, not dumpable, resource limits.
 //!
@@ -12,6 +14,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
@@ -30,6 +33,7 @@ use rustix::thread::{
     set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
 };
 
+use super::share::SAFE;
 use super::sys::{self, MountChange};
 use super::{Network, Share, mountinfo};
 
@@ -109,14 +113,23 @@ pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
     }
 }
 
+/// A directory of the host as the root of a mount that is in no tree: what lies below it can be reached, `..` stays where it is.
+pub(super) fn confined(directory: &Path) -> Result<OwnedFd, Error> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let name = || format!("clone {}", directory.display());
+    let root = open_tree(CWD, directory, clone).step(name)?;
+    let change = MountChange {
+        set: SAFE,
+        propagation: libc::MS_PRIVATE,
+        ..MountChange::default()
+    };
+    sys::mount_setattr(root.as_fd(), &change, false).step(name)?;
+    Ok(root)
+}
+
 /// Leaves the host's files for a tree of the shares alone.
 pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
-    let proc_self_fd = open_tree(
-        CWD,
-        c"/proc/self/fd",
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-    )
-    .step(|| "clone /proc/self/fd".into())?;
+    let proc_self_fd = confined(Path::new("/proc/self/fd"))?;
 
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let own = open("/proc/self", flags, Mode::empty()).step(|| "open /proc/self".into())?;

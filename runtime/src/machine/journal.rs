@@ -9,7 +9,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, openat};
@@ -46,6 +46,12 @@ pub(super) struct Journal {
     file: File,
     /// The journal's length without the `Paused` at its end, if that is there.
     before_pause: Option<u64>,
+}
+
+impl AsFd for Journal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Journal {

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
 use protocol::{CONTROL_PORTS, Create, Exit};
 use vmm::vsock::Key;
 use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
@@ -45,22 +45,43 @@ pub(super) enum Error {
     System(#[from] super::Error),
 }
 
+/// What stays of the host's directories when the machine process is in its jail: no descriptor of any of them.
+struct Files {
+    listener: UnixListener,
+    journal: Journal,
+    /// The bundle, as the root of a mount of its own.
+    bundle: OwnedFd,
+}
+
+impl Files {
+    fn open(launch: &Launch<'_>) -> Result<Files, Error> {
+        Ok(Files {
+            listener: control::listen(launch.state_dir).doing("listen on control.sock")?,
+            journal: Journal::create(launch.state_dir).doing("create the journal")?,
+            bundle: jail::confined(Path::new(launch.bundle))?,
+        })
+    }
+}
+
 /// Everything the machine process does after it has been cloned.
 pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! {
-    if let Err(e) = close_the_callers_descriptors(&launch, &devices, &sync) {
-        give_up(&sync, format!("cannot close inherited descriptors: {e}"));
-    }
-    let life = prepare(launch, devices, &sync).and_then(|parts| Ok(Life::new(parts, &sync)?));
+    let life = Files::open(&launch).and_then(|files| {
+        close_the_callers_descriptors(&launch, &devices, &files, &sync)
+            .doing("close inherited descriptors")?;
+        let parts = prepare(launch, devices, files, &sync)?;
+        Ok(Life::new(parts, &sync)?)
+    });
     match life {
         Ok(life) => end_as(life.live(sync)),
         Err(e) => give_up(&sync, one_line(&e)),
     }
 }
 
-/// Keeps the standard streams and what the launch names.
+/// Keeps the standard streams, what the launch passes on and what has been opened for the jail.
 fn close_the_callers_descriptors(
     launch: &Launch<'_>,
     devices: &Devices,
+    files: &Files,
     sync: &SyncSocket,
 ) -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -71,7 +92,9 @@ fn close_the_callers_descriptors(
         sync.as_fd(),
         devices.kvm.as_fd(),
         devices.null.as_fd(),
-        launch.state_dir,
+        files.listener.as_fd(),
+        files.journal.as_fd(),
+        files.bundle.as_fd(),
     ];
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
     keep.extend(launch.terminal.as_ref().map(AsFd::as_fd));
@@ -82,7 +105,7 @@ fn close_the_callers_descriptors(
             .map(|preserved| preserved.fd.as_fd()),
     );
     // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here; of
-    // the launch and the devices only the descriptors kept are used.
+    // the launch, the devices and the files only the descriptors kept are used: `launch.state_dir` is not, from here on.
     unsafe { sys::close_all_but(&keep) }
 }
 
@@ -121,10 +144,13 @@ pub(crate) fn end_as(exit: Exit) -> ! {
 }
 
 /// Into the jail and up to the first KVM_RUN.
-fn prepare(mut launch: Launch<'_>, devices: Devices, sync: &SyncSocket) -> Result<Parts, Error> {
+fn prepare(
+    mut launch: Launch<'_>,
+    devices: Devices,
+    files: Files,
+    sync: &SyncSocket,
+) -> Result<Parts, Error> {
     let signals = leave_the_caller()?;
-    let listener = control::listen(launch.state_dir).doing("listen on control.sock")?;
-    let journal = Journal::create(launch.state_dir).doing("create the journal")?;
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
@@ -132,12 +158,6 @@ fn prepare(mut launch: Launch<'_>, devices: Devices, sync: &SyncSocket) -> Resul
     if let Some(policy) = &launch.memory_policy {
         sys::set_memory_policy(policy).doing("set linux.memoryPolicy")?;
     }
-    let bundle = open(
-        launch.bundle,
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .doing("open the bundle")?;
     if let Some(terminal) = &launch.terminal {
         rustix::process::ioctl_tiocsctty(terminal).doing("take the terminal")?;
     }
@@ -204,8 +224,8 @@ fn prepare(mut launch: Launch<'_>, devices: Devices, sync: &SyncSocket) -> Resul
         machine,
         agent,
         signals,
-        clients: Clients::new(listener).doing("watch control.sock")?,
-        journal,
+        clients: Clients::new(files.listener).doing("watch control.sock")?,
+        journal: files.journal,
         create: Create {
             id: launch.id.to_owned(),
             config: launch.config.to_owned(),
@@ -221,7 +241,7 @@ fn prepare(mut launch: Launch<'_>, devices: Devices, sync: &SyncSocket) -> Resul
         },
         timeline_file: launch.timeline,
         terminal,
-        bundle,
+        bundle: files.bundle,
     })
 }
 

@@ -76,7 +76,8 @@ pub(crate) struct IdRange {
 }
 
 /// Nothing is executed on a share, no device works and no set-user-id bit counts.
-const SAFE: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+pub(super) const SAFE: u64 =
+    libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
 impl Share {
     fn step<T, E: Into<io::Error>>(&self, result: Result<T, E>) -> Result<T, Error> {

@@ -1,0 +1,103 @@
+"""What of the host a machine process could reach if a guest took it over, and what the processes of a guest can take from each other."""
+
+import os
+import pathlib
+import stat
+
+import pytest
+
+from chiton import only_chiton, wait_for
+
+pytestmark = only_chiton
+
+
+def ways_out(pid):
+    """The descriptors of a process from which `..` leads to this host's root, or that are a mount of this host: (number, path)."""
+    # Identifiers of mounts, by proc_pid_mountinfo(5) and proc_pid_fdinfo(5).
+    ours = {line.split()[0] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()}
+    root = os.stat("/")
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        link = f"/proc/{pid}/fd/{name}"
+        if not stat.S_ISDIR(os.stat(link).st_mode):
+            continue
+        mount = next(line.split()[1] for line in pathlib.Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
+                     if line.startswith("mnt_id:"))
+        directory = os.open(link, os.O_PATH)
+        try:
+            above = os.stat("../" * 64, dir_fd=directory)
+        finally:
+            os.close(directory)
+        if mount in ours or os.path.samestat(above, root):
+            found.append((int(name), os.readlink(link)))
+    return found
+
+
+def plain(_made):
+    return {}
+
+
+def with_a_directory_as_input(made):
+    return {"stdin": os.open(made, os.O_RDONLY | os.O_DIRECTORY)}
+
+
+@pytest.mark.parametrize("given", [plain, with_a_directory_as_input], ids=lambda given: given.__name__)
+def test_no_descriptor_leads_out_of_the_jail(container, scratch, given):
+    """A container with a bind mount and a volume that follows the host, after a start, an exec and a kill."""
+    source = scratch / f"source-{given.__name__}"
+    source.mkdir()
+
+    def change(config):
+        config["mounts"] += [
+            {"destination": "/volume", "type": "bind", "source": str(source), "options": ["rbind", "rslave"]},
+            {"destination": "/again", "type": "bind", "source": str(source), "options": ["bind", "ro"]},
+        ]
+    made = container("sleep", "1000", change=change, **given(source))
+    assert made.output("echo", "there") == "there\n"
+    # That the check finds one at all: this process has its own current directory.
+    own = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert own in [number for number, _ in ways_out(os.getpid())]
+    finally:
+        os.close(own)
+    assert ways_out(made.pid) == []
+    root = os.readlink(f"/proc/{made.pid}/root"), os.readlink(f"/proc/{made.pid}/cwd")
+    assert root == ("/", "/")
+    assert not os.path.samestat(os.stat(f"/proc/{made.pid}/cwd"), os.stat("/"))
+    made.delete()
+    source.rmdir()
+
+
+# Tries connections to the host as fast as it can, and prints what it gets. It has no privileges.
+THIEF = """
+import socket, sys
+print("begun", flush=True)
+first, last = int(sys.argv[1]), int(sys.argv[2])
+while True:
+    for port in range(first, last):
+        thief = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        try:
+            thief.connect((socket.VMADDR_CID_HOST, port))
+        except OSError:
+            continue
+        finally:
+            thief.close()
+        print("connected to", port, flush=True)
+"""
+
+
+def test_no_process_of_the_guest_gets_the_streams_of_another(container, rootfs):
+    """Three thieves ask for every port that a counter would come to, while processes are executed."""
+    (rootfs / "thief.py").write_text(THIEF)
+
+    def change(config):
+        config["process"]["user"] = {"uid": 1000, "gid": 1000}
+        config["process"]["capabilities"] = {}
+    made = container("sh", "-c", "for p in 1024 1100 1200; do python3 /thief.py $p $((p + 100)) & done; wait", change=change)
+    output = made.bundle.path / "output"
+    wait_for(lambda: output.read_text().count("begun") == 3, 60)
+    for number in range(12):
+        text = f"meant for process {number}\n"
+        done = made.exec("cat", input=text, stdin=None, options=("--user", "0"))
+        assert (done.returncode, done.stdout, done.stderr) == (0, text, "")
+    assert output.read_text().split("begun\n") == [""] * 4
