@@ -8,8 +8,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use protocol::{
-    BALLOON_DEVICE, Create, Exec, Failure, FailureKind, INIT, Message, ProcessId, Reply, Request,
-    RequestBody,
+    BALLOON_DEVICE, Create, Exec, FIRST, Failure, FailureKind, INIT, Message, ProcessId, Reply,
+    Request, RequestBody,
 };
 
 use crate::boot::{Booted, now};
@@ -124,7 +124,7 @@ impl Agent {
     fn pump(&mut self) -> Result<bool> {
         if self.out_of_memory && self.booted.control.is_idle() {
             self.out_of_memory = false;
-            self.booted.control.send(&Message::OutOfMemory)?;
+            self.booted.control.send(&Message::OutOfMemory(FIRST))?;
         }
         let Some(container) = &mut self.container else {
             return self.update_interest(false);
@@ -139,7 +139,11 @@ impl Agent {
             }
             let message = match event {
                 Event::Answer(id, result) => Message::Response { id, result },
-                Event::Exited(process, exit) => Message::Exited { process, exit },
+                Event::Exited(process, exit) => Message::Exited {
+                    container: FIRST,
+                    process,
+                    exit,
+                },
             };
             self.booted.control.send(&message)?;
         }
@@ -300,7 +304,7 @@ impl Agent {
             return Ok(());
         };
         if notify.read()? {
-            self.booted.control.send(&Message::Ready)?;
+            self.booted.control.send(&Message::Ready(FIRST))?;
         }
         Ok(())
     }

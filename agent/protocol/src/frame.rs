@@ -231,6 +231,7 @@ mod tests {
                 result: Ok(Reply::Done),
             },
             Message::Exited {
+                container: 0,
                 process: crate::INIT,
                 exit: Exit::Signal(9),
             },
@@ -331,6 +332,7 @@ mod tests {
     fn blocking_streams_round_trip() {
         let mut bytes = Vec::new();
         let request = Request {
+            container: 0,
             id: 3,
             body: RequestBody::Start(crate::Network::default()),
         };

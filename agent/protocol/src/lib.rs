@@ -52,7 +52,17 @@ pub const VERSION: u32 = 4;
 /// Most descriptors that a process has beside its standard streams.
 pub const EXTRA_MAX: usize = 16;
 
-/// Names a process of the container: [`INIT`], or a number that the host has given with [`Exec`].
+/// Names a container of the machine by a number that the host has given with [`RequestBody::Create`]; below [`CONTAINERS_MAX`]. The
+/// container that the machine was made for is [`FIRST`].
+pub type ContainerId = u64;
+
+/// The container that the machine was made for.
+pub const FIRST: ContainerId = 0;
+
+/// Maximum number of containers that a machine has had in its life.
+pub const CONTAINERS_MAX: ContainerId = 1 << 16;
+
+/// Names a process of a container: [`INIT`], or a number that the host has given with [`Exec`].
 pub type ProcessId = u64;
 
 /// The container's init.
@@ -63,14 +73,16 @@ pub const INIT: ProcessId = 0;
 pub struct Request {
     /// Chosen by the host, unique on this stream.
     pub id: u64,
+    /// The container that it is about.
+    pub container: ContainerId,
     /// What is asked.
     pub body: RequestBody,
 }
 
-/// The requests. A guest holds one container. Every request is answered exactly once.
+/// The requests. Every request is answered exactly once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RequestBody {
-    /// Sets the container up, short of executing its program. Answered by [`Reply::Created`].
+    /// Sets up a container with a new number, short of executing its program. Answered by [`Reply::Created`].
     Create(Create),
     /// Configures the container's network and executes the program of the container created before.
     /// Answered by [`Reply::Started`] once `execve` has succeeded. After a failure the container is
@@ -308,17 +320,19 @@ pub enum Message {
         result: Result<Reply, Failure>,
     },
     /// A process has ended and all that it wrote has been delivered. Sent once for each process
-    /// that was created or executed; [`INIT`]'s comes last.
+    /// that was created or executed; of a container's processes, [`INIT`]'s comes last.
     Exited {
+        /// The container.
+        container: ContainerId,
         /// The process.
         process: ProcessId,
         /// How.
         exit: Exit,
     },
-    /// The kernel has killed a process of the container for want of memory.
-    OutOfMemory,
-    /// The container has said READY=1 (sd_notify(3)). Sent once, if [`Overlay::notify`] is set.
-    Ready,
+    /// The kernel has killed a process of this container because memory ran out.
+    OutOfMemory(ContainerId),
+    /// This container has said READY=1 (sd_notify(3)). Sent once, if [`Overlay::notify`] is set.
+    Ready(ContainerId),
 }
 
 /// Success.
@@ -456,20 +470,22 @@ mod tests {
         json_round_trip(
             &Request {
                 id: 7,
+                container: FIRST,
                 body: RequestBody::Start(Network::default()),
             },
-            r#"{"id":7,"body":{"Start":{"interfaces":[],"settings":[],"requests":[],"names":false}}}"#,
+            r#"{"id":7,"container":0,"body":{"Start":{"interfaces":[],"settings":[],"requests":[],"names":false}}}"#,
         );
         json_round_trip(
             &Request {
                 id: 8,
+                container: 3,
                 body: RequestBody::Kill {
                     process: INIT,
                     signal: 15,
                     all: false,
                 },
             },
-            r#"{"id":8,"body":{"Kill":{"process":0,"signal":15,"all":false}}}"#,
+            r#"{"id":8,"container":3,"body":{"Kill":{"process":0,"signal":15,"all":false}}}"#,
         );
         let create = Create {
             id: "c1".to_owned(),
@@ -510,10 +526,11 @@ mod tests {
         json_round_trip(
             &Request {
                 id: 1,
+                container: FIRST,
                 body: RequestBody::Create(create),
             },
             concat!(
-                r#"{"id":1,"body":{"Create":{"id":"c1","config":"{\"ociVersion\":\"1.0\"}\n","#,
+                r#"{"id":1,"container":0,"body":{"Create":{"id":"c1","config":"{\"ociVersion\":\"1.0\"}\n","#,
                 r#""bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
                 r#""devices":[[4,{"major":1,"minor":3}]],"submounts":["mnt/0/x"],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
@@ -553,23 +570,25 @@ mod tests {
         );
         json_round_trip(
             &Message::Exited {
+                container: FIRST,
                 process: INIT,
                 exit: Exit::Code(3),
             },
-            r#"{"Exited":{"process":0,"exit":{"Code":3}}}"#,
+            r#"{"Exited":{"container":0,"process":0,"exit":{"Code":3}}}"#,
         );
         json_round_trip(
             &Message::Exited {
+                container: 2,
                 process: 4,
                 exit: Exit::Signal(9),
             },
-            r#"{"Exited":{"process":4,"exit":{"Signal":9}}}"#,
+            r#"{"Exited":{"container":2,"process":4,"exit":{"Signal":9}}}"#,
         );
     }
 
     #[test]
     fn unknown_fields_and_kinds_are_tolerated() {
-        let text = r#"{"id":7,"new":[1],"body":{"Kill":{"signal":9,"all":true,"newer":{}}}}"#;
+        let text = r#"{"id":7,"container":1,"new":[1],"body":{"Kill":{"signal":9,"all":true,"newer":{}}}}"#;
         let request: Request = serde_json::from_str(text).unwrap();
         assert_eq!(
             request.body,

@@ -46,6 +46,7 @@ impl Agent {
     pub(super) fn request(&mut self, body: RequestBody) -> io::Result<u64> {
         self.last_id += 1;
         let frame = protocol::encode(&Request {
+            container: protocol::FIRST,
             id: self.last_id,
             body,
         })

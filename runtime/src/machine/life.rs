@@ -23,7 +23,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::Mode;
 use protocol::{
-    Create, Exit, Extra, Failure, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize,
+    Create, Exit, Extra, FIRST, Failure, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize,
 };
 use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
@@ -317,6 +317,7 @@ impl Life {
             (Message::Response { id, result }, _) => self.response(id, result, sync)?,
             (
                 Message::Exited {
+                    container: FIRST,
                     process: INIT,
                     exit,
                 },
@@ -325,12 +326,12 @@ impl Life {
                 self.drain(exit, None);
                 self.answer_all(&ControlReply::NotRunning);
             }
-            (Message::Exited { process, exit }, _) if process != INIT => {
+            (Message::Exited { process, exit, .. }, _) if process != INIT => {
                 let over = self.execs.exited(process, exit);
                 self.exec_over(over);
             }
-            (Message::OutOfMemory, Phase::Created | Phase::Running) => self.out_of_memory(),
-            (Message::Ready, Phase::Created | Phase::Running) => {
+            (Message::OutOfMemory(FIRST), Phase::Created | Phase::Running) => self.out_of_memory(),
+            (Message::Ready(FIRST), Phase::Created | Phase::Running) => {
                 self.ready = true;
                 self.parts.clients.answer_expecting(&ControlReply::Done);
             }
