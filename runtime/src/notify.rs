@@ -50,7 +50,7 @@ impl Manager {
             connection => connection?,
         };
         match connection
-            .send(&Control::Ready)
+            .ask(&Control::Ready)
             .and_then(|()| connection.receive())
         {
             Ok(Some(ControlReply::Done)) => {

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -47,6 +48,23 @@ impl Report {
             format,
             debug,
         })
+    }
+
+    /// The same for a process that goes on without the caller: a report to the log alone, if there is one.
+    pub(crate) fn to_log_only(&self) -> io::Result<Option<Report>> {
+        let Some(log) = &self.log else {
+            return Ok(None);
+        };
+        Ok(Some(Report {
+            log: Some(log.try_clone()?),
+            format: self.format,
+            debug: self.debug,
+        }))
+    }
+
+    /// The log's descriptor.
+    pub(crate) fn log(&self) -> Option<BorrowedFd<'_>> {
+        self.log.as_ref().map(AsFd::as_fd)
     }
 
     /// The end of a verb that failed. A line break in the text would be taken for a second message.

@@ -88,7 +88,7 @@ pub(crate) fn attend(
 
 /// A machine process that has gone is heard of by the connection.
 fn tell(connection: &Connection, request: &ExecControl) {
-    let _ = connection.send(request);
+    let _ = connection.steer(request);
 }
 
 /// A stub that ends with this value unless it is committed.

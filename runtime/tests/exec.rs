@@ -97,7 +97,11 @@ impl Machine {
         let mut body = vec![0; u32::from_le_bytes(length) as usize];
         (&stream).read_exact(&mut body).unwrap();
         let request: Value = serde_json::from_slice(&body).unwrap();
-        (Client(stream), request["Exec"].clone(), descriptors)
+        (
+            Client(stream),
+            request["control"]["Exec"].clone(),
+            descriptors,
+        )
     }
 
     /// Executes `args` as asked and returns when the program "runs".

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use protocol::{Decoder, Message, Request, RequestBody};
+use protocol::{ContainerId, Decoder, Message, Request, RequestBody};
 use vmm::vsock::{HostStream, Sink, Source};
 
 /// Most bytes that may wait for a guest that does not read: a create request and then some.
@@ -43,10 +43,10 @@ impl Agent {
     }
 
     /// Sends a request; its id comes back with the response.
-    pub(super) fn request(&mut self, body: RequestBody) -> io::Result<u64> {
+    pub(super) fn request(&mut self, container: ContainerId, body: RequestBody) -> io::Result<u64> {
         self.last_id += 1;
         let frame = protocol::encode(&Request {
-            container: protocol::FIRST,
+            container,
             id: self.last_id,
             body,
         })

@@ -3,8 +3,8 @@
 //! ```text
 //!  Asking ──request──> Waiting ──reply──> Leaving ──all written──> closed
 //!                        ├──> Exec: steers a process, until reply
-//!                        ├──> Listening: told of out-of-memory kills
-//!                        └──> Expecting: told that the container is ready
+//!                        ├──> Listening: told of out-of-memory kills in a container
+//!                        └──> Expecting: told that a container is ready
 //! ```
 //! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, its descriptors and
 //! the answers it has not read, which are one and a few short ones. A client that hangs up is closed in every state.
@@ -16,11 +16,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use protocol::{Decoder, ProcessId};
+use protocol::{ContainerId, Decoder};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
-use super::control::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl};
-use super::execs::EXECS_MAX;
+use super::control::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl, Request};
+use super::execs::{EXECS_MAX, Target};
 
 /// Most connections at once; more are closed as they come.
 const CLIENTS_MAX: usize = EXECS_MAX + 64;
@@ -39,21 +39,21 @@ const LISTENER: u64 = 0;
 pub(super) enum Role {
     Asking,
     Waiting,
-    Exec(ProcessId),
-    Listening,
-    Expecting,
+    Exec(Target),
+    Listening(ContainerId),
+    Expecting(ContainerId),
     Leaving,
 }
 
 /// What a client has done.
 #[derive(Debug)]
-pub(super) enum Told {
-    /// Asked for something, with the descriptors that came along. It waits for its reply.
-    Asked(u64, Control, Vec<OwnedFd>),
-    /// Told something to the process of its exec.
-    Steered(ProcessId, ExecControl),
-    /// Left a process alone.
-    Left(ProcessId),
+pub(super) enum ClientEvent {
+    /// It asks for something, with the descriptors that came along, and waits for its reply.
+    Asked(u64, Request<Control>, Vec<OwnedFd>),
+    /// It steers the process of its exec.
+    Steered(Target, ExecControl),
+    /// It has left the process of its exec alone.
+    Left(Target),
 }
 
 struct Client {
@@ -90,7 +90,7 @@ impl Clients {
     }
 
     /// Handles what is ready.
-    pub(super) fn handle_events(&mut self) -> Vec<Told> {
+    pub(super) fn handle_events(&mut self) -> Vec<ClientEvent> {
         let mut events = [EpollEvent::empty(); 16];
         // It cannot fail but by a signal, and then the events are still there at the next call.
         let count = self
@@ -107,24 +107,24 @@ impl Clients {
         told
     }
 
-    /// Makes a waiting client the one that steers `process`.
-    pub(super) fn steer(&mut self, serial: u64, process: ProcessId) {
+    /// Makes a waiting client the one that steers a process.
+    pub(super) fn steer(&mut self, serial: u64, process: Target) {
         self.turn_into(serial, Role::Exec(process));
     }
 
-    /// Makes a waiting client one that is told of out-of-memory kills.
-    pub(super) fn listen(&mut self, serial: u64) {
-        self.turn_into(serial, Role::Listening);
+    /// Makes a waiting client one that is told of a container's out-of-memory kills.
+    pub(super) fn listen(&mut self, serial: u64, container: ContainerId) {
+        self.turn_into(serial, Role::Listening(container));
     }
 
-    /// Makes a waiting client one that is told of the container's readiness.
-    pub(super) fn expect(&mut self, serial: u64) {
-        self.turn_into(serial, Role::Expecting);
+    /// Makes a waiting client one that is told of a container's readiness.
+    pub(super) fn expect(&mut self, serial: u64, container: ContainerId) {
+        self.turn_into(serial, Role::Expecting(container));
     }
 
-    /// Answers those that wait for the container's readiness.
-    pub(super) fn answer_expecting(&mut self, reply: &ControlReply) {
-        for serial in self.with_role(Role::Expecting) {
+    /// Answers those that wait for a container's readiness.
+    pub(super) fn answer_expecting(&mut self, container: ContainerId, reply: &ControlReply) {
+        for serial in self.with_role(Role::Expecting(container)) {
             self.reply(serial, reply);
         }
     }
@@ -161,16 +161,13 @@ impl Clients {
         }
     }
 
-    /// Tells those that listen. Who has not read what it was told last has lost nothing: it says the same.
-    pub(super) fn out_of_memory(&mut self) {
-        let listening: Vec<u64> = self
-            .table
-            .iter()
-            .filter(|(_, client)| client.role == Role::Listening && client.outbox.is_empty())
-            .map(|(serial, _)| *serial)
-            .collect();
-        for serial in listening {
-            self.tell(serial, &ControlReply::OutOfMemory);
+    /// Tells those that listen to a container. Who has not read what it was told last has lost nothing: it says the same.
+    pub(super) fn out_of_memory(&mut self, container: ContainerId) {
+        for serial in self.with_role(Role::Listening(container)) {
+            let unread = |client: &Client| !client.outbox.is_empty();
+            if !self.table.get(&serial).is_some_and(unread) {
+                self.tell(serial, &ControlReply::OutOfMemory);
+            }
         }
     }
 
@@ -203,7 +200,7 @@ impl Clients {
         }
     }
 
-    fn ready(&mut self, serial: u64, flags: EpollFlags, told: &mut Vec<Told>) {
+    fn ready(&mut self, serial: u64, flags: EpollFlags, told: &mut Vec<ClientEvent>) {
         let Some(client) = self.table.get_mut(&serial) else {
             return;
         };
@@ -211,7 +208,7 @@ impl Clients {
             return self.settle(serial);
         }
         if let Role::Exec(process) = client.role {
-            told.push(Told::Left(process));
+            told.push(ClientEvent::Left(process));
         }
         self.table.remove(&serial);
     }
@@ -242,11 +239,11 @@ impl AsFd for Clients {
 }
 
 impl Client {
-    /// That it has hung up is told in any case.
+    /// Hang-ups are always reported.
     fn wants(&self) -> EpollFlags {
         let mut interest = match self.role {
             Role::Asking | Role::Exec(_) => EpollFlags::EPOLLIN,
-            Role::Waiting | Role::Listening | Role::Expecting | Role::Leaving => {
+            Role::Waiting | Role::Listening(_) | Role::Expecting(_) | Role::Leaving => {
                 EpollFlags::empty()
             }
         };
@@ -257,7 +254,12 @@ impl Client {
     }
 
     /// An error: the client has gone or talks nonsense.
-    fn ready(&mut self, serial: u64, flags: EpollFlags, told: &mut Vec<Told>) -> io::Result<()> {
+    fn ready(
+        &mut self,
+        serial: u64,
+        flags: EpollFlags,
+        told: &mut Vec<ClientEvent>,
+    ) -> io::Result<()> {
         if flags.contains(EpollFlags::EPOLLOUT) {
             self.flush()?;
         }
@@ -271,15 +273,15 @@ impl Client {
                 if let Some(request) = self.decoder.take().map_err(io::Error::other)? {
                     self.role = Role::Waiting;
                     let descriptors = std::mem::take(&mut self.descriptors);
-                    told.push(Told::Asked(serial, request, descriptors));
+                    told.push(ClientEvent::Asked(serial, request, descriptors));
                 }
             }
             Role::Exec(process) => {
                 while let Some(control) = self.decoder.take().map_err(io::Error::other)? {
-                    told.push(Told::Steered(process, control));
+                    told.push(ClientEvent::Steered(process, control));
                 }
             }
-            Role::Waiting | Role::Listening | Role::Expecting | Role::Leaving => {}
+            Role::Waiting | Role::Listening(_) | Role::Expecting(_) | Role::Leaving => {}
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! control.sock: how the later verbs speak to the machine process, in frames of the protocol crate. A connection carries one request
-//! and its replies:
+//! control.sock: how the later verbs speak to the machine process, in frames of the protocol crate. A connection carries one
+//! [`Request`], which names the container, and its replies:
 //!
 //! | request | replies |
 //! |---|---|
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use protocol::{EXTRA_MAX, Exit, Network, Process, TerminalSize};
+use protocol::{ContainerId, EXTRA_MAX, Exit, FIRST, Network, Process, TerminalSize};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,14 @@ pub(super) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
     MAX_NET_SLOTS
 };
 
-/// A request to the machine process.
+/// A request to the machine process, and the container of the machine that it is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Request<C> {
+    pub(crate) container: ContainerId,
+    pub(crate) control: C,
+}
+
+/// What is asked of the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Control {
     /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap of each
@@ -142,7 +149,7 @@ pub(crate) enum ControlReply {
 /// [`Error::NotRunning`] when no machine listens or it ends before it answers.
 pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
     let connection = Connection::open(state_dir)?;
-    connection.send(request)?;
+    connection.ask(request)?;
     connection.receive()?.ok_or(Error::NotRunning)
 }
 
@@ -178,7 +185,7 @@ fn send_with(
     request: &Control,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<Connection, Error> {
-    let frame = protocol::encode(request).map_err(Error::Protocol)?;
+    let frame = protocol::encode(&named(request)).map_err(Error::Protocol)?;
     let connection = Connection::open(state_dir)?;
     match connection.send_with(&frame, descriptors) {
         Err(e) if is_gone(&e) => Err(Error::NotRunning),
@@ -217,8 +224,20 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::NotRunning`] when the machine has ended.
-    pub(crate) fn send<T: Serialize>(&self, request: &T) -> Result<(), Error> {
-        match protocol::write(&mut &self.stream, request) {
+    pub(crate) fn ask(&self, request: &Control) -> Result<(), Error> {
+        self.send(&named(request))
+    }
+
+    /// Steers the process of an exec, once that is `Executed`.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when the machine has ended.
+    pub(crate) fn steer(&self, control: &ExecControl) -> Result<(), Error> {
+        self.send(control)
+    }
+
+    fn send<T: Serialize>(&self, message: &T) -> Result<(), Error> {
+        match protocol::write(&mut &self.stream, message) {
             Err(protocol::Error::Write(e)) if is_gone(&e) => Err(Error::NotRunning),
             result => result.map_err(Error::Protocol),
         }
@@ -256,6 +275,14 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+/// The container that a machine was made for is the one that has a state directory with a socket.
+fn named(control: &Control) -> Request<&Control> {
+    Request {
+        container: FIRST,
+        control,
     }
 }
 

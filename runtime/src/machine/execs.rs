@@ -1,4 +1,4 @@
-//! The processes executed beside the container's init.
+//! The processes that are executed in a container in addition to its init.
 //!
 //! ```text
 //!  begin ──> Asked ──executed──> Runs ──exited──> Ended ──the last output stream closes──> told and forgotten
@@ -9,12 +9,12 @@
 
 use std::collections::HashMap;
 
-use protocol::{Exit, INIT, ProcessId};
+use protocol::{ContainerId, Exit, INIT, ProcessId};
 use vmm::vsock::Port;
 
 use crate::preserved::Direction;
 
-/// Most processes at once, init not counted.
+/// Maximum number of processes of a container at once, init not counted.
 pub(super) const EXECS_MAX: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +37,16 @@ struct Exec {
     state: State,
 }
 
-/// A process that is not in the table any more.
+/// A process of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) container: ContainerId,
+    pub(super) process: ProcessId,
+}
+
+/// A process that has left the table.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Over {
+pub(super) struct Finished {
     /// Who is to be told; nobody when the client has gone.
     pub(super) client: Option<u64>,
     /// How it ended, if it ran.
@@ -106,16 +113,16 @@ impl Execs {
     }
 
     /// The guest could not execute it, or was never asked to.
-    pub(super) fn failed(&mut self, process: ProcessId) -> Option<Over> {
+    pub(super) fn failed(&mut self, process: ProcessId) -> Option<Finished> {
         self.take(process, None)
     }
 
-    fn take(&mut self, process: ProcessId, exit: Option<Exit>) -> Option<Over> {
+    fn take(&mut self, process: ProcessId, exit: Option<Exit>) -> Option<Finished> {
         let mut exec = self.table.remove(&process)?;
         if exit.is_none() {
             exec.ports.append(&mut exec.sockets);
         }
-        Some(Over {
+        Some(Finished {
             client: exec.client,
             exit,
             ports: exec.ports,
@@ -133,7 +140,7 @@ impl Execs {
     }
 
     /// The guest says that it has ended; what is over by that, if it is.
-    pub(super) fn exited(&mut self, process: ProcessId, exit: Exit) -> Option<Over> {
+    pub(super) fn exited(&mut self, process: ProcessId, exit: Exit) -> Option<Finished> {
         let exec = self.table.get_mut(&process)?;
         if exec.state != State::Runs {
             return None;
@@ -143,7 +150,7 @@ impl Execs {
     }
 
     /// A stream has ended; what is over by that, if it is.
-    pub(super) fn stream_closed(&mut self, port: Port) -> Option<Over> {
+    pub(super) fn stream_closed(&mut self, port: Port) -> Option<Finished> {
         let (&process, exec) = self
             .table
             .iter_mut()
@@ -161,7 +168,7 @@ impl Execs {
         exec.state == State::Runs
     }
 
-    fn settle(&mut self, process: ProcessId) -> Option<Over> {
+    fn settle(&mut self, process: ProcessId) -> Option<Finished> {
         let exec = self.table.get(&process)?;
         match exec.state {
             State::Ended(exit) if exec.output.is_empty() => self.take(process, Some(exit)),
@@ -178,8 +185,8 @@ mod tests {
     const ALL: [Direction; 3] = [Direction::In, Direction::Out, Direction::Out];
     const OK: Exit = Exit::Code(0);
 
-    fn over(client: Option<u64>, ports: &[Port]) -> Option<Over> {
-        Some(Over {
+    fn over(client: Option<u64>, ports: &[Port]) -> Option<Finished> {
+        Some(Finished {
             client,
             exit: Some(OK),
             ports: ports.to_vec(),

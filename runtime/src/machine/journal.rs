@@ -73,15 +73,19 @@ impl Journal {
     /// Appends one entry, in place of `Paused` if that is the last one.
     ///
     /// # Errors
-    /// The file cannot be written; what could be written of the entry is no whole line.
+    /// The file cannot be written; the journal is what it was before.
     pub(super) fn append(&mut self, entry: &Entry) -> io::Result<()> {
         self.resume()?;
-        if *entry == Entry::Paused {
-            self.before_pause = Some(self.file.metadata()?.len());
-        }
+        let before = self.file.metadata()?.len();
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
-        self.file.write_all(&line)
+        if let Err(e) = self.file.write_all(&line) {
+            // Half a line would be the begin of the next one.
+            self.file.set_len(before)?;
+            return Err(e);
+        }
+        self.before_pause = (*entry == Entry::Paused).then_some(before);
+        Ok(())
     }
 
     /// Takes `Paused` away again.
@@ -97,21 +101,23 @@ impl Journal {
     }
 }
 
-/// The entries written so far; none if there is no journal.
+/// The entries written so far; none if there is no journal. Its writer may have been taken over by its guest: the entries end where a line
+/// is not one.
 ///
 /// # Errors
-/// When the file cannot be read or a whole line of it is no entry.
+/// The file cannot be read.
 pub(crate) fn read_journal(state_dir: &Path) -> io::Result<Vec<Entry>> {
-    let mut text = String::new();
+    let mut text = Vec::new();
     match File::open(state_dir.join(JOURNAL)) {
-        Ok(file) => file.take(JOURNAL_MAX).read_to_string(&mut text)?,
+        Ok(file) => file.take(JOURNAL_MAX).read_to_end(&mut text)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    text.split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'))
-        .map(|line| serde_json::from_str(line).map_err(io::Error::from))
-        .collect()
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    Ok(lines
+        .take_while(|line| line.ends_with(b"\n"))
+        .map_while(|line| serde_json::from_slice(line).ok())
+        .collect())
 }
 
 #[cfg(test)]
@@ -171,9 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error() {
+    fn the_entries_end_where_a_line_is_not_one() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(JOURNAL), "hello\n").unwrap();
-        read_journal(dir.path()).unwrap_err();
+        for garbage in ["hello\n", "\"star\"started\"\n", "\n", "\0", "\u{fffd}\n"] {
+            let text = format!("\"started\"\n{garbage}\"paused\"\n");
+            std::fs::write(dir.path().join(JOURNAL), text).unwrap();
+            assert_eq!(read_journal(dir.path()).unwrap(), [Entry::Started]);
+        }
+        std::fs::write(dir.path().join(JOURNAL), b"\xff\xfe\n").unwrap();
+        assert_eq!(read_journal(dir.path()).unwrap(), []);
     }
 }

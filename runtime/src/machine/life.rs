@@ -1,51 +1,41 @@
-//! The machine's life: one event loop until the container has ended.
+//! The machine's life: one event loop until its first container has ended.
 //!
 //! ```text
-//!  Booting ──Hello──> Preparing ──Created──> Created ──Start──> Running
-//!     │                   │                     │                  │
-//!     │ guest ends        │ failure             └──────Exited──────┤ or the guest ends
-//!     v                   v                                        v
-//!    the verb is told, the process ends                         Draining ──output delivered──> the end
+//!  booting ──Hello──> serving ──the first container is over──> the end
+//!     │                  │
+//!     └──the guest ends──┴──> every container drains, as one whose machine was lost
 //! ```
-//! Invariants: what the guest sends moves the phase along these arrows only; control requests are answered in every phase; once
-//! Draining, nothing but the readers of the container's output decides when the process ends. The loop never blocks on anything but
-//! epoll_wait, and no table in it grows with what the guest does.
+//! Invariants: what the guest sends moves a container along the arrows of [`Container`] only; control requests are answered in every
+//! phase. The loop never blocks on anything but epoll_wait, and no table in it grows with what the guest does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::stat::Mode;
-use protocol::{
-    Create, Exit, Extra, FIRST, Failure, INIT, Message, ProcessId, Reply, RequestBody, TerminalSize,
-};
-use rustix::termios::tcgetwinsize;
+use protocol::{ContainerId, Exit, FIRST, Failure, INIT, Message, ProcessId, Reply, RequestBody};
 use vmm::vsock::Port;
 use vmm::{Ended, Event, Machine};
 
 use super::agent::Agent;
 use super::clients::Clients;
+use super::container::{Container, Phase};
 use super::control::ControlReply;
-use super::execs::{Execs, Executed};
-use super::journal::{Entry, Journal};
-use super::process::{MACHINE_LOST, give_up};
+use super::execs::{Executed, Target};
+use super::log::Log;
+use super::process::{MACHINE_LOST, give_up, one_line};
 use super::requests::{answer, exec_failure, failed, start_failure};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
 use super::{Doing, Error, sys};
 use crate::guest;
 
-/// Most requests that the agent has not answered.
+/// Maximum number of requests that the agent has not answered.
 const REQUESTS_MAX: usize = 1024;
-
-/// The file in the bundle that says that the guest's kernel has killed for want of memory, as conmon makes it.
-const OOM_FILE: &str = "oom";
 
 /// What the life is made of.
 pub(super) struct Parts {
@@ -53,24 +43,9 @@ pub(super) struct Parts {
     pub(super) agent: Agent,
     pub(super) signals: SignalFd,
     pub(super) clients: Clients,
-    pub(super) journal: Journal,
-    pub(super) create: Create,
+    pub(super) log: Log,
     pub(super) timeline: Timeline,
     pub(super) timeline_file: Option<File>,
-    /// The container's terminal on the host, for its size.
-    pub(super) terminal: Option<OwnedFd>,
-    /// The bundle's directory.
-    pub(super) bundle: OwnedFd,
-}
-
-/// Where the container is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    Booting,
-    Preparing,
-    Created,
-    Running,
-    Draining(Exit),
 }
 
 /// Who waits for a response of the agent. Clients by their numbers: one that has gone gets nothing.
@@ -117,24 +92,18 @@ pub(super) struct Life {
     epoll: Epoll,
     pub(super) parts: Parts,
     agent_interest: EpollFlags,
-    pub(super) execs: Execs,
-    pub(super) waiting: HashMap<u64, Waiting>,
-    pub(super) phase: Phase,
-    /// The container's cgroup in the guest is frozen.
-    pub(super) paused: bool,
-    /// Init has been sent a SIGKILL, which ends frozen processes, too.
-    dying: bool,
+    pub(super) containers: BTreeMap<ContainerId, Container>,
+    /// By the request's id: the container that it is about, and who waits.
+    pub(super) waiting: HashMap<u64, (ContainerId, Waiting)>,
+    /// The agent has said that it is there.
+    up: bool,
     /// The vCPUs do not run.
     stopped: bool,
-    /// The container has said that it is ready.
-    pub(super) ready: bool,
-    /// The container's output streams that have not been delivered to their end.
-    output: Vec<Port>,
 }
 
 impl Life {
-    /// Sets up the loop.
-    pub(super) fn new(parts: Parts, sync: &SyncSocket) -> Result<Life, Error> {
+    /// Sets up the loop of a machine that is made for `first`.
+    pub(super) fn new(parts: Parts, first: Container, sync: &SyncSocket) -> Result<Life, Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).doing("create an epoll")?;
         let watched: [(BorrowedFd<'_>, Token); 5] = [
             (parts.machine.epoll_fd(), Token::Machine),
@@ -146,35 +115,23 @@ impl Life {
         for (fd, token) in watched {
             watch(&epoll, fd, token).doing("watch a descriptor")?;
         }
-        let stdio = parts.create.stdio;
-        let beside = parts.create.extra.iter().filter_map(|extra| match *extra {
-            Extra::In(_) => None,
-            Extra::Out(ports) | Extra::Both(ports) => Some(ports),
-        });
-        let output = [stdio.stdout, stdio.stderr].into_iter().flatten();
-        let output = output.chain(beside).map(|ports| ports.host).collect();
         Ok(Life {
             epoll,
             parts,
             agent_interest: EpollFlags::EPOLLIN,
-            execs: Execs::new(),
+            containers: BTreeMap::from([(FIRST, first)]),
             waiting: HashMap::new(),
-            phase: Phase::Booting,
-            paused: false,
-            dying: false,
+            up: false,
             stopped: false,
-            ready: false,
-            output,
         })
     }
 
-    /// Lives until the container has ended and its output is delivered; how it ended.
+    /// Lives until the first container has ended and its output is delivered; how it ended.
     pub(super) fn live(mut self, sync: SyncSocket) -> Exit {
         let mut sync = Some(sync);
         loop {
-            if let Phase::Draining(exit) = self.phase
-                && self.output.is_empty()
-            {
+            let first = self.containers.get(&FIRST);
+            if let Some(exit) = first.and_then(Container::is_over) {
                 return exit;
             }
             if let Err(e) = self.turn(&mut sync) {
@@ -197,25 +154,33 @@ impl Life {
                 Some(Token::Agent) => self.agent_event(event.events(), sync.as_ref())?,
                 Some(Token::Sync) => self.commit(sync)?,
                 Some(Token::Signals) => self.pass_signals()?,
-                Some(Token::Clients) => self.clients_told()?,
+                Some(Token::Clients) => self.client_events()?,
                 None => {}
             }
         }
         self.watch_agent()?;
-        self.stop_or_go()
+        self.stop_or_go();
+        Ok(())
     }
 
-    /// A paused container's vCPUs run only as long as the agent has something to do.
-    fn stop_or_go(&mut self) -> io::Result<()> {
+    /// The vCPUs of a machine whose containers are all paused run only as long as the agent has something to do.
+    fn stop_or_go(&mut self) {
         let at_rest = self.waiting.is_empty() && !self.parts.agent.wants_to_write();
-        let lives = matches!(self.phase, Phase::Created | Phase::Running) && !self.dying;
-        let stop = self.paused && at_rest && lives;
-        if stop && !self.stopped {
-            self.parts.machine.pause().map_err(io::Error::other)?;
-        } else if self.stopped && !stop {
+        if at_rest && self.containers.values().all(Container::is_frozen) {
+            if let Err(e) = self.stop() {
+                self.parts.log.write(&one_line(&e));
+            }
+        } else if self.stopped {
             self.parts.machine.resume();
+            self.stopped = false;
         }
-        self.stopped = stop;
+    }
+
+    fn stop(&mut self) -> Result<(), vmm::Error> {
+        if !self.stopped {
+            self.parts.machine.pause()?;
+            self.stopped = true;
+        }
         Ok(())
     }
 
@@ -232,34 +197,37 @@ impl Life {
     }
 
     fn machine_events(&mut self, sync: Option<&SyncSocket>) -> io::Result<()> {
-        for event in self
-            .parts
-            .machine
-            .handle_events()
-            .map_err(io::Error::other)?
-        {
+        let events = self.parts.machine.handle_events();
+        for event in events.map_err(io::Error::other)? {
             match event {
-                Event::StreamClosed(port) => {
-                    self.output.retain(|open| *open != port);
-                    let over = self.execs.stream_closed(port);
-                    self.exec_over(over);
-                }
+                Event::StreamClosed(port) => self.stream_closed(port),
                 Event::Ended(ended) => self.lost(&obituary(&ended), sync),
             }
         }
         Ok(())
     }
 
-    /// The machine has ended before its container.
+    fn stream_closed(&mut self, port: Port) {
+        let mut finished = None;
+        for container in self.containers.values_mut() {
+            container.stream_closed(port);
+            finished = finished.or_else(|| container.execs.stream_closed(port));
+        }
+        self.exec_finished(finished);
+    }
+
+    /// The machine has ended before its containers.
     fn lost(&mut self, reason: &str, sync: Option<&SyncSocket>) {
-        if let (Some(sync), Phase::Booting | Phase::Preparing) = (sync, self.phase) {
+        let first = self.containers.get(&FIRST).map(|first| first.phase);
+        if let (Some(sync), Some(Phase::Waiting | Phase::Preparing)) = (sync, first) {
             give_up(sync, reason.to_owned());
         }
-        if !matches!(self.phase, Phase::Draining(_)) {
-            self.drain(Exit::Code(MACHINE_LOST), Some(reason.to_owned()));
+        let containers: Vec<ContainerId> = self.containers.keys().copied().collect();
+        for container in containers {
+            self.drain(container, Exit::Code(MACHINE_LOST), Some(reason));
+            // The guest speaks no more: what has not arrived by now never will.
+            self.answer_all(container, &ControlReply::NotRunning);
         }
-        // The guest speaks no more: what has not arrived by now never will.
-        self.answer_all(&ControlReply::NotRunning);
     }
 
     fn agent_event(&mut self, flags: EpollFlags, sync: Option<&SyncSocket>) -> io::Result<()> {
@@ -278,7 +246,10 @@ impl Life {
             Err(e) => {
                 self.epoll.delete(&self.parts.agent)?;
                 self.agent_interest = EpollFlags::empty();
-                self.answer_all(&ControlReply::NotRunning);
+                let containers: Vec<ContainerId> = self.containers.keys().copied().collect();
+                for container in containers {
+                    self.answer_all(container, &ControlReply::NotRunning);
+                }
                 // The agent is the guest's pid 1: when it goes the guest goes with it, and the machine will say how. A guest that
                 // stays nevertheless is one that has to be killed.
                 if !is_gone(&e) {
@@ -290,55 +261,81 @@ impl Life {
     }
 
     fn message(&mut self, message: Message, sync: Option<&SyncSocket>) -> io::Result<()> {
-        match (message, self.phase) {
-            (
-                Message::Hello {
-                    version,
-                    agent_started,
-                    sent,
-                },
-                Phase::Booting,
-            ) => {
-                if version != protocol::VERSION {
+        match message {
+            Message::Hello {
+                version,
+                agent_started,
+                sent,
+            } if !self.up => {
+                if version == protocol::VERSION {
+                    self.hello(agent_started, sent)?;
+                } else {
                     let text = format!("the guest's agent speaks protocol version {version}");
                     self.lost(&text, sync);
-                    return Ok(());
                 }
-                let hello = now();
-                self.parts.timeline.first_run = self.parts.machine.first_run().unwrap_or(hello);
-                self.parts.timeline.hello = hello;
-                self.parts.timeline.agent = placed(hello, sent, agent_started);
-                self.request(
-                    RequestBody::Create(self.parts.create.clone()),
-                    Waiting::Create,
-                )?;
-                self.phase = Phase::Preparing;
             }
-            (Message::Response { id, result }, _) => self.response(id, result, sync)?,
-            (
-                Message::Exited {
-                    container: FIRST,
-                    process: INIT,
-                    exit,
-                },
-                Phase::Created | Phase::Running,
-            ) => {
-                self.drain(exit, None);
-                self.answer_all(&ControlReply::NotRunning);
+            Message::Response { id, result } => self.response(id, result, sync)?,
+            Message::Exited {
+                container,
+                process,
+                exit,
+            } => self.exited(container, process, exit),
+            Message::OutOfMemory(id) if self.lives(id) => {
+                if let Some(container) = self.containers.get(&id) {
+                    container.out_of_memory();
+                }
+                self.parts.clients.out_of_memory(id);
             }
-            (Message::Exited { process, exit, .. }, _) if process != INIT => {
-                let over = self.execs.exited(process, exit);
-                self.exec_over(over);
+            Message::Ready(id) if self.lives(id) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.ready = true;
+                }
+                let clients = &mut self.parts.clients;
+                clients.answer_expecting(id, &ControlReply::Done);
             }
-            (Message::OutOfMemory(FIRST), Phase::Created | Phase::Running) => self.out_of_memory(),
-            (Message::Ready(FIRST), Phase::Created | Phase::Running) => {
-                self.ready = true;
-                self.parts.clients.answer_expecting(&ControlReply::Done);
-            }
-            // Anything else is out of turn; a guest that talks nonsense is not listened to.
-            _ => {}
+            // Out of turn: a guest that talks nonsense is not listened to.
+            Message::Hello { .. } => self.parts.log.write("the guest's agent says hello again"),
+            // Their container has ended meanwhile.
+            Message::OutOfMemory(_) | Message::Ready(_) => {}
         }
         Ok(())
+    }
+
+    fn lives(&self, id: ContainerId) -> bool {
+        self.containers.get(&id).is_some_and(Container::lives)
+    }
+
+    /// The agent is there, and is asked for what waits for it.
+    fn hello(&mut self, agent_started: u64, sent: u64) -> io::Result<()> {
+        self.up = true;
+        let hello = now();
+        self.parts.timeline.first_run = self.parts.machine.first_run().unwrap_or(hello);
+        self.parts.timeline.hello = hello;
+        self.parts.timeline.agent = placed(hello, sent, agent_started);
+        let mut asked = Vec::new();
+        for (id, container) in &mut self.containers {
+            if let Some(create) = container.create.take() {
+                container.phase = Phase::Preparing;
+                asked.push((*id, create));
+            }
+        }
+        for (id, create) in asked {
+            self.request(id, RequestBody::Create(create), Waiting::Create)?;
+        }
+        Ok(())
+    }
+
+    fn exited(&mut self, id: ContainerId, process: ProcessId, exit: Exit) {
+        let Some(container) = self.containers.get_mut(&id) else {
+            return;
+        };
+        if process != INIT {
+            let finished = container.execs.exited(process, exit);
+            self.exec_finished(finished);
+        } else if container.lives() {
+            self.drain(id, exit, None);
+            self.answer_all(id, &ControlReply::NotRunning);
+        }
     }
 
     fn response(
@@ -347,74 +344,106 @@ impl Life {
         result: Result<Reply, Failure>,
         sync: Option<&SyncSocket>,
     ) -> io::Result<()> {
-        match (self.waiting.remove(&id), result) {
-            (None, _) => {}
-            (Some(Waiting::Create), Ok(_)) => {
-                if let (Some(sync), Phase::Preparing) = (sync, self.phase) {
+        let Some((id, waiting)) = self.waiting.remove(&id) else {
+            return Ok(());
+        };
+        let Some(container) = self.containers.get_mut(&id) else {
+            return Ok(());
+        };
+        match (waiting, result) {
+            (Waiting::Create, Ok(_)) => {
+                if let (Some(sync), Phase::Preparing) = (sync, container.phase) {
                     self.parts.timeline.prepared = now();
-                    self.phase = Phase::Created;
+                    container.phase = Phase::Created;
                     sync.send(&FromMachine::Created)?;
                 }
             }
-            (Some(Waiting::Create), Err(failure)) => {
+            (Waiting::Create, Err(failure)) => {
                 if let Some(sync) = sync {
                     give_up(sync, start_failure(&failure));
                 }
             }
-            (Some(Waiting::Start(client)), Ok(reply)) => {
-                self.started(&reply);
+            (Waiting::Start(client), Ok(reply)) => {
+                self.started(id, &reply);
                 self.parts.clients.reply(client, &ControlReply::Done);
-                self.send_size()?;
+                self.send_size(id)?;
                 // The guest has its own copies, and nobody waits any more.
                 sys::release(guest::KERNEL);
                 sys::release(guest::INITRAMFS);
             }
-            (Some(Waiting::Start(client)), Err(failure)) => {
+            (Waiting::Start(client), Err(failure)) => {
                 let reply = ControlReply::Failed(start_failure(&failure));
                 self.parts.clients.reply(client, &reply);
             }
-            (Some(Waiting::Exec(process)), Ok(_)) => match self.execs.executed(process) {
+            (Waiting::Exec(process), Ok(_)) => match container.execs.executed(process) {
                 Some(Executed::Tell(client)) => {
                     self.parts.clients.tell(client, &ControlReply::Executed);
                 }
-                Some(Executed::Kill) => self.kill(process, libc::SIGKILL)?,
+                Some(Executed::Kill) => self.kill(id, process, libc::SIGKILL)?,
                 None => {}
             },
-            (Some(Waiting::Exec(process)), Err(failure)) => {
+            (Waiting::Exec(process), Err(failure)) => {
+                let process = Target {
+                    container: id,
+                    process,
+                };
                 self.exec_failed(process, &exec_failure(&failure));
             }
-            (Some(Waiting::Pause(client)), Ok(_)) => {
-                self.paused = true;
-                self.journal(&Entry::Paused);
-                self.parts.clients.reply(client, &ControlReply::Done);
-            }
-            (Some(Waiting::Resume(client)), Ok(_)) => {
-                self.paused = false;
-                let reply = match self.parts.journal.resume() {
+            (Waiting::Pause(client), Ok(_)) => self.paused(id, client)?,
+            (Waiting::Resume(client), Ok(_)) => {
+                let reply = match container.resume() {
                     Ok(()) => ControlReply::Done,
                     Err(e) => ControlReply::Failed(format!("cannot write the journal: {e}")),
                 };
                 self.parts.clients.reply(client, &reply);
             }
-            (Some(Waiting::Client(client)), Ok(reply)) => {
+            (Waiting::Client(client), Ok(reply)) => {
                 self.parts.clients.reply(client, &answer(reply));
             }
             (
-                Some(Waiting::Pause(client) | Waiting::Resume(client) | Waiting::Client(client)),
+                Waiting::Pause(client) | Waiting::Resume(client) | Waiting::Client(client),
                 Err(failure),
             ) => self.parts.clients.reply(client, &failed(&failure)),
-            (Some(Waiting::Nobody), _) => {}
+            (Waiting::Nobody, _) => {}
         }
         Ok(())
     }
 
+    /// The container's cgroup is frozen: it is paused, once the vCPUs stand still where nothing else needs them.
+    fn paused(&mut self, id: ContainerId, client: u64) -> io::Result<()> {
+        let Some(container) = self.containers.get_mut(&id) else {
+            return Ok(());
+        };
+        let recorded = container.pause();
+        self.note("record the pause", recorded);
+        let stopped = if self.containers.values().all(Container::is_frozen) {
+            self.stop()
+        } else {
+            Ok(())
+        };
+        let reply = match stopped {
+            Ok(()) => ControlReply::Done,
+            Err(e) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    let recorded = container.resume();
+                    self.note("take the pause back", recorded);
+                }
+                self.request(id, RequestBody::Resume, Waiting::Nobody)?;
+                ControlReply::Failed(one_line(&e))
+            }
+        };
+        self.parts.clients.reply(client, &reply);
+        Ok(())
+    }
+
     /// The container's program runs.
-    fn started(&mut self, reply: &Reply) {
-        if self.phase != Phase::Created {
+    fn started(&mut self, id: ContainerId, reply: &Reply) {
+        let container = self.containers.get_mut(&id);
+        let Some(container) = container.filter(|c| c.phase == Phase::Created) else {
             return;
-        }
-        self.phase = Phase::Running;
-        self.journal(&Entry::Started);
+        };
+        let recorded = container.run();
+        self.note("record the start", recorded);
         let Reply::Started { executed, sent } = reply else {
             return;
         };
@@ -425,103 +454,115 @@ impl Life {
         }
     }
 
-    fn drain(&mut self, exit: Exit, reason: Option<String>) {
-        self.phase = Phase::Draining(exit);
-        self.parts
-            .clients
-            .answer_expecting(&ControlReply::NotRunning);
-        self.journal(&Entry::Exited { exit, reason });
+    fn drain(&mut self, id: ContainerId, exit: Exit, reason: Option<&str>) {
+        let Some(container) = self.containers.get_mut(&id) else {
+            return;
+        };
+        if matches!(container.phase, Phase::Draining(_)) {
+            return;
+        }
+        let recorded = container.drain(exit, reason.map(str::to_owned));
+        self.note("record the end", recorded);
+        let clients = &mut self.parts.clients;
+        clients.answer_expecting(id, &ControlReply::NotRunning);
     }
 
-    fn journal(&mut self, entry: &Entry) {
-        // On a full disk the record is lost, the container is not: readers fall back on the process.
-        let _ = self.parts.journal.append(entry);
+    /// Logs what could not be done and has to go on without: on a full disk a record is lost, the container is not, as readers fall back on
+    /// the process.
+    fn note(&mut self, what: &str, result: io::Result<()>) {
+        if let Err(e) = result {
+            self.parts.log.write(&format!("cannot {what}: {e}"));
+        }
     }
 
-    /// Signals to this process are for the container's init; that its terminal has another size is for the guest's terminal.
+    /// Signals to this process are for the first container's init; that its terminal has another size is for the guest's terminal.
     fn pass_signals(&mut self) -> io::Result<()> {
         while let Some(info) = self.parts.signals.read_signal()? {
+            let first = self.containers.get(&FIRST);
             match i32::try_from(info.ssi_signo) {
-                Ok(libc::SIGWINCH) if self.parts.terminal.is_some() => self.send_size()?,
-                Ok(signal) if matches!(self.phase, Phase::Created | Phase::Running) => {
-                    self.kill(INIT, signal)?;
+                Ok(libc::SIGWINCH) if first.is_some_and(Container::has_terminal) => {
+                    self.send_size(FIRST)?;
                 }
+                Ok(signal) if self.lives(FIRST) => self.kill(FIRST, INIT, signal)?,
                 _ => {}
             }
         }
         Ok(())
     }
 
-    pub(super) fn kill(&mut self, process: ProcessId, signal: i32) -> io::Result<()> {
+    pub(super) fn kill(
+        &mut self,
+        container: ContainerId,
+        process: ProcessId,
+        signal: i32,
+    ) -> io::Result<()> {
         let kill = RequestBody::Kill {
             process,
             signal,
             all: false,
         };
-        self.request(kill, Waiting::Nobody).map(drop)
+        self.request(container, kill, Waiting::Nobody).map(drop)
     }
 
     /// Gives the guest's terminal the size of the host's, if that has one.
-    fn send_size(&mut self) -> io::Result<()> {
-        let Some(terminal) = &self.parts.terminal else {
+    fn send_size(&mut self, id: ContainerId) -> io::Result<()> {
+        let container = self.containers.get(&id);
+        let Some(size) = container.and_then(Container::terminal_size) else {
             return Ok(());
         };
-        // A terminal that is gone has no size; the stream from it says so.
-        let Ok(size) = tcgetwinsize(terminal) else {
-            return Ok(());
-        };
-        if self.phase != Phase::Running || (size.ws_row, size.ws_col) == (0, 0) {
-            return Ok(());
-        }
         let resize = RequestBody::Resize {
             process: INIT,
-            size: TerminalSize {
-                rows: size.ws_row,
-                columns: size.ws_col,
-            },
+            size,
         };
-        self.request(resize, Waiting::Nobody).map(drop)
-    }
-
-    fn out_of_memory(&mut self) {
-        let flags =
-            OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        // It says no more the second time; a bundle that cannot be written to says nothing.
-        let mode = Mode::from_bits_truncate(0o644);
-        let _ = openat(&self.parts.bundle, OOM_FILE, flags, mode);
-        self.parts.clients.out_of_memory();
+        self.request(id, resize, Waiting::Nobody).map(drop)
     }
 
     /// Whether the agent will be asked.
-    pub(super) fn request(&mut self, body: RequestBody, waiting: Waiting) -> io::Result<bool> {
+    pub(super) fn request(
+        &mut self,
+        id: ContainerId,
+        body: RequestBody,
+        waiting: Waiting,
+    ) -> io::Result<bool> {
         if let RequestBody::Kill {
             process: INIT,
             signal: libc::SIGKILL,
             ..
         } = body
+            && let Some(container) = self.containers.get_mut(&id)
         {
-            self.dying = true;
+            container.dying = true;
         }
         if self.waiting.len() >= REQUESTS_MAX {
             return Ok(false);
         }
-        match self.parts.agent.request(body) {
-            Ok(id) => drop(self.waiting.insert(id, waiting)),
+        match self.parts.agent.request(id, body) {
+            Ok(request) => drop(self.waiting.insert(request, (id, waiting))),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock || is_gone(&e) => return Ok(false),
             Err(e) => return Err(e),
         }
         Ok(true)
     }
 
-    fn answer_all(&mut self, reply: &ControlReply) {
-        let waiting: Vec<Waiting> = self.waiting.drain().map(|(_, waiting)| waiting).collect();
+    /// Answers all that wait for a container.
+    fn answer_all(&mut self, id: ContainerId, reply: &ControlReply) {
+        let waiting = self
+            .waiting
+            .extract_if(|_, (container, _)| *container == id);
+        let waiting: Vec<Waiting> = waiting.map(|(_, (_, waiting))| waiting).collect();
         for waiting in waiting {
             match waiting {
                 Waiting::Start(client)
                 | Waiting::Pause(client)
                 | Waiting::Resume(client)
                 | Waiting::Client(client) => self.parts.clients.reply(client, reply),
-                Waiting::Exec(process) => self.exec_failed(process, reply),
+                Waiting::Exec(process) => {
+                    let process = Target {
+                        container: id,
+                        process,
+                    };
+                    self.exec_failed(process, reply);
+                }
                 Waiting::Create | Waiting::Nobody => {}
             }
         }

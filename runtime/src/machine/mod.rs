@@ -14,12 +14,14 @@
 
 mod agent;
 mod clients;
+mod container;
 mod control;
 mod disk;
 mod execs;
 mod jail;
 mod journal;
 mod life;
+mod log;
 mod mountinfo;
 mod names;
 mod process;
@@ -48,6 +50,7 @@ use sync::{FromMachine, SyncSocket, ToMachine};
 use vmm::MAX_NET_SLOTS;
 
 use crate::preserved::Preserved;
+use crate::report::Report;
 
 pub(crate) use control::{
     Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec,
@@ -94,6 +97,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) terminal: Option<OwnedFd>,
     /// Descriptors beside the standard streams.
     pub(crate) preserved: Vec<Preserved>,
+    /// The caller's log, which the machine process writes to as well, if there is one.
+    pub(crate) report: &'a Report,
     /// CLOCK_MONOTONIC at the start of the verb.
     pub(crate) begun: Duration,
 }

@@ -15,8 +15,10 @@ use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 
 use super::agent::Agent;
 use super::clients::Clients;
+use super::container::{self, Container};
 use super::journal::Journal;
 use super::life::{Life, Parts};
+use super::log::Log;
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
 use super::{Devices, Doing, Launch, control, disk, jail, streams, sys};
@@ -51,6 +53,7 @@ struct Files {
     journal: Journal,
     /// The bundle, as the root of a mount of its own.
     bundle: OwnedFd,
+    log: Log,
 }
 
 impl Files {
@@ -59,6 +62,7 @@ impl Files {
             listener: control::listen(launch.state_dir).doing("listen on control.sock")?,
             journal: Journal::create(launch.state_dir).doing("create the journal")?,
             bundle: jail::confined(Path::new(launch.bundle))?,
+            log: Log::create(launch.state_dir, launch.report).doing("create the log")?,
         })
     }
 }
@@ -68,8 +72,8 @@ pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! 
     let life = Files::open(&launch).and_then(|files| {
         close_the_callers_descriptors(&launch, &devices, &files, &sync)
             .doing("close inherited descriptors")?;
-        let parts = prepare(launch, devices, files, &sync)?;
-        Ok(Life::new(parts, &sync)?)
+        let (parts, container) = prepare(launch, devices, files, &sync)?;
+        Ok(Life::new(parts, container, &sync)?)
     });
     match life {
         Ok(life) => end_as(life.live(sync)),
@@ -96,6 +100,7 @@ fn close_the_callers_descriptors(
         files.journal.as_fd(),
         files.bundle.as_fd(),
     ];
+    keep.extend(files.log.descriptors());
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
     keep.extend(launch.terminal.as_ref().map(AsFd::as_fd));
     keep.extend(
@@ -132,7 +137,8 @@ pub(crate) fn end_as(exit: Exit) -> ! {
     match exit {
         Exit::Code(code) => sys::exit_now(code),
         Exit::Signal(number) => {
-            if let Ok(signal) = Signal::try_from(number) {
+            // The number may be a guest's word.
+            if let Some(signal) = Signal::try_from(number).ok().filter(|s| ends(*s)) {
                 sys::default_action(signal);
                 let _ = raise(signal);
                 let _ = SigSet::from(signal).thread_unblock();
@@ -143,13 +149,22 @@ pub(crate) fn end_as(exit: Exit) -> ! {
     }
 }
 
+/// Whether the default action of a signal is to end the process (signal(7)).
+fn ends(signal: Signal) -> bool {
+    use Signal::{SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH};
+    !matches!(
+        signal,
+        SIGCHLD | SIGCONT | SIGSTOP | SIGTSTP | SIGTTIN | SIGTTOU | SIGURG | SIGWINCH
+    )
+}
+
 /// Into the jail and up to the first KVM_RUN.
 fn prepare(
     mut launch: Launch<'_>,
     devices: Devices,
     files: Files,
     sync: &SyncSocket,
-) -> Result<Parts, Error> {
+) -> Result<(Parts, Container), Error> {
     let signals = leave_the_caller()?;
     if let Some(score) = launch.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
@@ -220,29 +235,33 @@ fn prepare(
     }
     jail::drop_privileges()?;
     machine.start()?;
-    Ok(Parts {
+    let create = Create {
+        id: launch.id.to_owned(),
+        config: launch.config.to_owned(),
+        bundle: launch.bundle.to_owned(),
+        overlay: launch.overlay,
+        stdio,
+        extra,
+    };
+    let its_files = container::Files {
+        journal: files.journal,
+        bundle: files.bundle,
+        terminal,
+    };
+    let parts = Parts {
         machine,
         agent,
         signals,
         clients: Clients::new(files.listener).doing("watch control.sock")?,
-        journal: files.journal,
-        create: Create {
-            id: launch.id.to_owned(),
-            config: launch.config.to_owned(),
-            bundle: launch.bundle.to_owned(),
-            overlay: launch.overlay,
-            stdio,
-            extra,
-        },
+        log: files.log,
         timeline: Timeline {
             begun: launch.begun,
             set_up,
             ..Timeline::default()
         },
         timeline_file: launch.timeline,
-        terminal,
-        bundle: files.bundle,
-    })
+    };
+    Ok((parts, Container::new(create, its_files)))
 }
 
 /// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not the container's.
@@ -254,4 +273,20 @@ fn leave_the_caller() -> Result<SignalFd, super::Error> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).doing("block signals")?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("create a signalfd")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_does_not_end_by_signals_that_end_nothing() {
+        let others = [
+            "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "WINCH",
+        ];
+        for signal in Signal::iterator() {
+            let name = signal.as_str().trim_start_matches("SIG");
+            assert_eq!(ends(signal), !others.contains(&name), "{signal}");
+        }
+    }
 }

@@ -6,36 +6,35 @@ use std::os::fd::OwnedFd;
 use nix::libc;
 use nix::sys::socket::SockType;
 use protocol::{
-    Failure, FailureKind, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network,
-    ProcessId, Reply, RequestBody,
+    ContainerId, Failure, FailureKind, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT,
+    Network, Reply, RequestBody,
 };
 use vmm::vsock::{self, Port};
 
-use super::clients::Told;
-use super::control::{Control, ControlReply, ExecControl, ExecRequest};
-use super::execs::{EXECS_MAX, Over};
-use super::life::{Life, Phase, Waiting};
+use super::clients::ClientEvent;
+use super::container::Phase;
+use super::control::{Control, ControlReply, ExecControl, ExecRequest, Request};
+use super::execs::{EXECS_MAX, Finished, Target};
+use super::life::{Life, Waiting};
 use super::process::one_line;
 use super::timeline::now;
 use super::{names, streams};
 
-/// Most characters of an error text that are taken from the guest.
+/// Maximum number of characters of an error text that are taken from the guest.
 const WORDS_MAX: usize = 4096;
 
 impl Life {
-    pub(super) fn clients_told(&mut self) -> io::Result<()> {
-        for told in self.parts.clients.handle_events() {
-            match told {
-                Told::Asked(client, request, descriptors) => {
+    pub(super) fn client_events(&mut self) -> io::Result<()> {
+        for event in self.parts.clients.handle_events() {
+            match event {
+                ClientEvent::Asked(client, request, descriptors) => {
                     self.control(client, request, descriptors)?;
                 }
-                Told::Steered(process, ExecControl::Kill(signal)) => self.kill(process, signal)?,
-                Told::Steered(process, ExecControl::Resize(size)) => {
-                    self.request(RequestBody::Resize { process, size }, Waiting::Nobody)?;
-                }
-                Told::Left(process) => {
-                    if self.execs.client_gone(process) {
-                        self.kill(process, libc::SIGKILL)?;
+                ClientEvent::Steered(target, control) => self.steer(target, control)?,
+                ClientEvent::Left(Target { container, process }) => {
+                    let known = self.containers.get_mut(&container);
+                    if known.is_some_and(|known| known.execs.client_gone(process)) {
+                        self.kill(container, process, libc::SIGKILL)?;
                     }
                 }
             }
@@ -43,13 +42,27 @@ impl Life {
         Ok(())
     }
 
+    fn steer(
+        &mut self,
+        Target { container, process }: Target,
+        control: ExecControl,
+    ) -> io::Result<()> {
+        match control {
+            ExecControl::Kill(signal) => self.kill(container, process, signal),
+            ExecControl::Resize(size) => {
+                let resize = RequestBody::Resize { process, size };
+                self.request(container, resize, Waiting::Nobody).map(drop)
+            }
+        }
+    }
+
     fn control(
         &mut self,
         client: u64,
-        request: Control,
+        Request { container, control }: Request<Control>,
         descriptors: Vec<OwnedFd>,
     ) -> io::Result<()> {
-        let (body, waiting) = match self.asked(client, request, descriptors) {
+        let (body, waiting) = match self.asked(client, container, control, descriptors) {
             Ok(Some(asked)) => asked,
             Ok(None) => return Ok(()),
             Err(reply) => {
@@ -58,9 +71,9 @@ impl Life {
             }
         };
         // When the guest takes no more requests the client hears that the connection ended.
-        if !self.request(body, waiting)? {
+        if !self.request(container, body, waiting)? {
             if let Waiting::Exec(process) = waiting {
-                self.forget(process);
+                self.forget(Target { container, process });
             }
             self.parts.clients.close(client);
         }
@@ -71,22 +84,25 @@ impl Life {
     fn asked(
         &mut self,
         client: u64,
-        request: Control,
+        id: ContainerId,
+        control: Control,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
-        let running = matches!(self.phase, Phase::Created | Phase::Running);
-        let starting = self
-            .waiting
-            .values()
-            .any(|w| matches!(w, Waiting::Start(_)));
-        Ok(Some(match request {
-            Control::Start(network) if self.phase == Phase::Created && !starting => {
+        let starting = self.waiting.values();
+        let starting = starting
+            .filter(|(container, _)| *container == id)
+            .any(|(_, waiting)| matches!(waiting, Waiting::Start(_)));
+        let Some(container) = self.containers.get(&id) else {
+            return Err(ControlReply::NotRunning);
+        };
+        Ok(Some(match control {
+            Control::Start(network) if container.phase == Phase::Created && !starting => {
                 self.parts.timeline.start = now();
                 match self.attach(network, descriptors) {
                     Ok(network) => (RequestBody::Start(network), Waiting::Start(client)),
                     Err(reply) => {
                         // A container with half a network is of no use. A guest that cannot be asked is at its end anyway.
-                        let _ = self.kill(INIT, libc::SIGKILL);
+                        let _ = self.kill(id, INIT, libc::SIGKILL);
                         return Err(reply);
                     }
                 }
@@ -95,7 +111,7 @@ impl Life {
                 let text = "cannot start a container that has been started";
                 return Err(ControlReply::Failed(text.into()));
             }
-            _ if !running => return Err(ControlReply::NotRunning),
+            _ if !container.lives() => return Err(ControlReply::NotRunning),
             Control::Kill { signal, all } => {
                 let kill = RequestBody::Kill {
                     process: INIT,
@@ -104,10 +120,10 @@ impl Life {
                 };
                 (kill, Waiting::Client(client))
             }
-            Control::Exec(exec) => self.exec(client, exec, descriptors)?,
-            Control::Pause if self.paused => return Err(ControlReply::Paused),
+            Control::Exec(exec) => self.exec(client, id, exec, descriptors)?,
+            Control::Pause if container.paused => return Err(ControlReply::Paused),
             Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
-            Control::Resume if !self.paused => {
+            Control::Resume if !container.paused => {
                 return Err(ControlReply::Failed("container not paused".into()));
             }
             Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),
@@ -115,12 +131,12 @@ impl Life {
             Control::Statistics => (RequestBody::Statistics, Waiting::Client(client)),
             Control::Processes => (RequestBody::Processes, Waiting::Client(client)),
             Control::Events => {
-                self.parts.clients.listen(client);
+                self.parts.clients.listen(client, id);
                 return Ok(None);
             }
-            Control::Ready if self.ready => return Err(ControlReply::Done),
+            Control::Ready if container.ready => return Err(ControlReply::Done),
             Control::Ready => {
-                self.parts.clients.expect(client);
+                self.parts.clients.expect(client, id);
                 return Ok(None);
             }
         }))
@@ -159,25 +175,33 @@ impl Life {
     fn exec(
         &mut self,
         client: u64,
+        id: ContainerId,
         exec: ExecRequest,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(RequestBody, Waiting), ControlReply> {
         let passed = streams::passed(&exec, descriptors);
         let (streams, beside) = passed.map_err(ControlReply::Failed)?;
-        let Some(process) = self.execs.begin(client) else {
+        let Some(container) = self.containers.get_mut(&id) else {
+            return Err(ControlReply::NotRunning);
+        };
+        let Some(process) = container.execs.begin(client) else {
             let text = format!("{EXECS_MAX} processes are being executed already");
             return Err(ControlReply::Failed(text));
         };
         let offered = streams::offer(streams, beside, |direction, stream| {
             let ports = streams::offer_one(self.parts.machine.vsock(), stream)?;
-            self.execs.offered(process, direction, ports.host);
+            container.execs.offered(process, direction, ports.host);
             Ok(ports)
         });
+        let target = Target {
+            container: id,
+            process,
+        };
         let (stdio, extra) = offered.map_err(|e: vsock::Error| {
-            self.forget(process);
+            self.forget(target);
             ControlReply::Failed(e.to_string())
         })?;
-        self.parts.clients.steer(client, process);
+        self.parts.clients.steer(client, target);
         let body = protocol::Exec {
             process,
             config: exec.process,
@@ -188,17 +212,18 @@ impl Life {
         Ok((RequestBody::Exec(body), Waiting::Exec(process)))
     }
 
-    pub(super) fn exec_failed(&mut self, process: ProcessId, reply: &ControlReply) {
-        if let Some(client) = self.forget(process) {
+    pub(super) fn exec_failed(&mut self, target: Target, reply: &ControlReply) {
+        if let Some(client) = self.forget(target) {
             self.parts.clients.reply(client, reply);
         }
     }
 
     /// Forgets a process that does not run; its client.
-    fn forget(&mut self, process: ProcessId) -> Option<u64> {
-        let over = self.execs.failed(process)?;
-        self.abandon(&over.ports);
-        over.client
+    fn forget(&mut self, Target { container, process }: Target) -> Option<u64> {
+        let container = self.containers.get_mut(&container)?;
+        let finished = container.execs.failed(process)?;
+        self.abandon(&finished.ports);
+        finished.client
     }
 
     /// Closes streams that are of no use any more, whatever the guest does about them.
@@ -209,10 +234,10 @@ impl Life {
     }
 
     /// Tells the client of a process that has ended, its output delivered.
-    pub(super) fn exec_over(&mut self, over: Option<Over>) {
-        let Some(over) = over else { return };
-        self.abandon(&over.ports);
-        if let (Some(client), Some(exit)) = (over.client, over.exit) {
+    pub(super) fn exec_finished(&mut self, finished: Option<Finished>) {
+        let Some(finished) = finished else { return };
+        self.abandon(&finished.ports);
+        if let (Some(client), Some(exit)) = (finished.client, finished.exit) {
             self.parts
                 .clients
                 .reply(client, &ControlReply::Exited(exit));

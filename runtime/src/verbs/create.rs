@@ -192,6 +192,7 @@ pub(super) fn created(
         timeline,
         terminal: slave,
         preserved,
+        report: context.report,
         begun: context.begun,
     };
     let hooks = Hooks::of(&config.spec, &record);

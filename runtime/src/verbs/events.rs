@@ -61,7 +61,7 @@ impl Watched<'_> {
     /// Until the container ends.
     fn follow(&self, interval: Duration, report: &Report) -> Result<(), Error> {
         let kills = Connection::open(self.dir.path())?;
-        kills.send(&Control::Events)?;
+        kills.ask(&Control::Events)?;
         let mut asked: Option<Connection> = None;
         let mut next = Instant::now() + interval;
         loop {
@@ -100,7 +100,7 @@ impl Watched<'_> {
     /// A request for statistics; `None` at the container's end.
     fn asked(&self) -> Result<Option<Connection>, Error> {
         let sent = Connection::open(self.dir.path()).and_then(|connection| {
-            connection.send(&Control::Statistics)?;
+            connection.ask(&Control::Statistics)?;
             Ok(connection)
         });
         match sent {

@@ -72,7 +72,7 @@ fn invalid_reply() -> Error {
 /// Asks the machine process, and waits no longer for the guest than it may take.
 fn ask(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
     let connection = Connection::open(state_dir)?;
-    connection.send(request)?;
+    connection.ask(request)?;
     let end = Instant::now() + PATIENCE;
     loop {
         let left = end.saturating_duration_since(Instant::now());

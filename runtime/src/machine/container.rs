@@ -1,0 +1,167 @@
+//! A container of the machine, as the machine process knows it.
+//!
+//! ```text
+//!  Waiting ──the agent is there──> Preparing ──Created──> Created ──Start──> Running
+//!     │                               │                      │                  │
+//!     │ the guest ends                │ failure              └──────Exited──────┤ or the guest ends
+//!     v                               v                                         v
+//!    who asked for it is told, there is no container                         Draining ──output delivered──> over
+//! ```
+//! Invariants: what the guest sends moves the phase along these arrows only; once Draining, nothing but the readers of the container's
+//! output decides when it is over.
+
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use protocol::{Create, Exit, Extra, TerminalSize};
+use rustix::termios::tcgetwinsize;
+use vmm::vsock::Port;
+
+use super::execs::Execs;
+use super::journal::{Entry, Journal};
+
+/// The file in the bundle that says that the guest's kernel has killed because memory ran out, as conmon makes it.
+const OOM_FILE: &str = "oom";
+
+/// Where the container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Waiting,
+    Preparing,
+    Created,
+    Running,
+    Draining(Exit),
+}
+
+/// The files of the host that a container has to do with.
+pub(super) struct Files {
+    pub(super) journal: Journal,
+    /// The bundle's directory, as the root of a mount of its own.
+    pub(super) bundle: OwnedFd,
+    /// The container's terminal on the host, for its size.
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+/// A container.
+pub(super) struct Container {
+    pub(super) phase: Phase,
+    /// What the agent is asked to create, until it is.
+    pub(super) create: Option<Create>,
+    pub(super) execs: Execs,
+    /// Its cgroup in the guest is frozen.
+    pub(super) paused: bool,
+    /// Its init has been sent a SIGKILL, which ends frozen processes, too.
+    pub(super) dying: bool,
+    /// It has said that it is ready.
+    pub(super) ready: bool,
+    /// Its output streams that have not been delivered to their end.
+    output: Vec<Port>,
+    files: Files,
+}
+
+impl Container {
+    /// A container that waits for the guest's agent.
+    pub(super) fn new(create: Create, files: Files) -> Container {
+        let extra = create.extra.iter().filter_map(|extra| match *extra {
+            Extra::In(_) => None,
+            Extra::Out(ports) | Extra::Both(ports) => Some(ports),
+        });
+        let output = [create.stdio.stdout, create.stdio.stderr];
+        let output = output.into_iter().flatten().chain(extra);
+        Container {
+            phase: Phase::Waiting,
+            output: output.map(|ports| ports.host).collect(),
+            create: Some(create),
+            execs: Execs::new(),
+            paused: false,
+            dying: false,
+            ready: false,
+            files,
+        }
+    }
+
+    /// Whether it has an init that has not ended.
+    pub(super) fn lives(&self) -> bool {
+        matches!(self.phase, Phase::Created | Phase::Running)
+    }
+
+    /// Whether nothing of it needs a vCPU.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.paused && self.lives() && !self.dying
+    }
+
+    /// How it ended, when nothing more comes of it.
+    pub(super) fn is_over(&self) -> Option<Exit> {
+        match self.phase {
+            Phase::Draining(exit) if self.output.is_empty() => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Notes that a stream has been delivered to its end, if it is one of its output.
+    pub(super) fn stream_closed(&mut self, port: Port) {
+        self.output.retain(|open| *open != port);
+    }
+
+    /// Notes how it has ended; `reason` says why, where that was not its program's doing.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub(super) fn drain(&mut self, exit: Exit, reason: Option<String>) -> std::io::Result<()> {
+        self.phase = Phase::Draining(exit);
+        self.files.journal.append(&Entry::Exited { exit, reason })
+    }
+
+    /// Notes that its program runs.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub(super) fn run(&mut self) -> std::io::Result<()> {
+        self.phase = Phase::Running;
+        self.files.journal.append(&Entry::Started)
+    }
+
+    /// Notes that it is paused.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub(super) fn pause(&mut self) -> std::io::Result<()> {
+        self.paused = true;
+        self.files.journal.append(&Entry::Paused)
+    }
+
+    /// Notes that it is not paused any more.
+    ///
+    /// # Errors
+    /// The journal cannot be written; it still says that the container is paused.
+    pub(super) fn resume(&mut self) -> std::io::Result<()> {
+        self.paused = false;
+        self.files.journal.resume()
+    }
+
+    /// Says in the bundle that memory ran out.
+    pub(super) fn out_of_memory(&self) {
+        let flags =
+            OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // It says no more the second time; a bundle that cannot be written to says nothing.
+        let mode = Mode::from_bits_truncate(0o644);
+        let _ = openat(&self.files.bundle, OOM_FILE, flags, mode);
+    }
+
+    /// Whether it has a terminal.
+    pub(super) fn has_terminal(&self) -> bool {
+        self.files.terminal.is_some()
+    }
+
+    /// The size of the host's terminal, if its program runs on one that has a size.
+    pub(super) fn terminal_size(&self) -> Option<TerminalSize> {
+        // A terminal that is gone has no size; the stream from it says so.
+        let size = tcgetwinsize(self.files.terminal.as_ref()?).ok()?;
+        let running = self.phase == Phase::Running;
+        (running && (size.ws_row, size.ws_col) != (0, 0)).then_some(TerminalSize {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        })
+    }
+}
