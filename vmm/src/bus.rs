@@ -12,16 +12,14 @@ use crate::virtio::{MAGIC, Transport, VERSION};
 pub(crate) struct Bus(Vec<Mutex<Option<Transport>>>);
 
 impl Bus {
-    /// A bus with `devices`, and behind them `idle` pages for devices to come.
-    pub(crate) fn new(devices: Vec<Transport>, idle: usize) -> Bus {
-        let devices = devices.into_iter().map(Some);
-        let idle = (0..idle).map(|_| None);
-        Bus(devices.chain(idle).map(Mutex::new).collect())
+    /// A bus of `pages` idle pages.
+    pub(crate) fn new(pages: usize) -> Bus {
+        Bus((0..pages).map(|_| Mutex::new(None)).collect())
     }
 
-    /// Puts a device on an idle page. The guest has to be told to look again.
-    pub(crate) fn plug(&self, place: usize, device: Transport) {
-        if let Some(page) = self.0.get(place) {
+    /// Puts a device on an idle page. A guest that has looked already has to be told to look again.
+    pub(crate) fn plug(&self, slot: u8, device: Transport) {
+        if let Some(page) = self.0.get(usize::from(slot)) {
             *lock(page) = Some(device);
         }
     }

@@ -5,20 +5,15 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::address_space::AddressSpace;
 use crate::boot;
 use crate::cpuid::Cpuid;
+use crate::error::Error;
 use crate::layout::{FIRST_GSI, MMIO, PAGE, TSS};
-use crate::machine::Error;
+use crate::report::Reporter;
 use crate::virtio::{Transport, VirtioDevice};
-use crate::window::Window;
-
-/// An error of the named ioctl.
-pub(crate) fn error(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-    move |source| Error::Kvm { call, source }
-}
 
 /// Makes an empty virtual machine without performance counters.
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
@@ -30,7 +25,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
         match kvm.create_vm() {
             // A signal can interrupt it (Linux virt/kvm/kvm_main.c: the MMU notifier's registration).
             Err(error) if error.errno() == libc::EINTR => {}
-            other => break other.map_err(error("KVM_CREATE_VM"))?,
+            other => break other.map_err(Error::kvm("KVM_CREATE_VM"))?,
         }
     };
     let mut no_pmu = kvm_enable_cap {
@@ -41,7 +36,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     match vm.enable_cap(&no_pmu) {
         // A kernel before 5.18, or one that gives guests no counters anyway.
         Err(error) if error.errno() == libc::EINVAL => {}
-        other => other.map_err(error("KVM_ENABLE_CAP"))?,
+        other => other.map_err(Error::kvm("KVM_ENABLE_CAP"))?,
     }
     Ok(vm)
 }
@@ -50,17 +45,20 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
 pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<VcpuFd>, Error> {
     if cpuid.is_intel() {
         let tss = usize::try_from(TSS).unwrap_or_default();
-        vm.set_tss_address(tss).map_err(error("KVM_SET_TSS_ADDR"))?;
+        vm.set_tss_address(tss)
+            .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
     }
-    vm.create_irq_chip().map_err(error("KVM_CREATE_IRQCHIP"))?;
+    vm.create_irq_chip()
+        .map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
     let msrs = boot::msrs().map_err(|_| Error::Table)?;
     let create = |id: u8| {
         let vcpu = vm
             .create_vcpu(id.into())
-            .map_err(error("KVM_CREATE_VCPU"))?;
+            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
         let cpuid = cpuid.of_vcpu(id).map_err(|_| Error::Table)?;
-        vcpu.set_cpuid2(&cpuid).map_err(error("KVM_SET_CPUID2"))?;
-        let set = vcpu.set_msrs(&msrs).map_err(error("KVM_SET_MSRS"))?;
+        vcpu.set_cpuid2(&cpuid)
+            .map_err(Error::kvm("KVM_SET_CPUID2"))?;
+        let set = vcpu.set_msrs(&msrs).map_err(Error::kvm("KVM_SET_MSRS"))?;
         if set != msrs.as_slice().len() {
             let source = kvm_ioctls::Error::new(libc::EINVAL);
             return Err(Error::Kvm {
@@ -73,39 +71,37 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
     (0..count).map(create).collect()
 }
 
-/// Puts a device into a slot of the bus: an irqfd on the slot's interrupt, an ioeventfd for each queue's notification.
+/// Wires a device to a slot of the bus: an irqfd on the slot's interrupt, an ioeventfd for each queue's notification.
 pub(crate) fn attach(
     vm: &VmFd,
     slot: u8,
     device: Box<dyn VirtioDevice>,
-    (memory, window): (&Arc<GuestMemoryMmap>, Option<Window>),
+    space: &AddressSpace,
+    reporter: Reporter,
 ) -> Result<Transport, Error> {
     let irqfd = event()?;
     let gsi = FIRST_GSI + u32::from(slot);
-    vm.register_irqfd(&irqfd, gsi).map_err(error("KVM_IRQFD"))?;
+    vm.register_irqfd(&irqfd, gsi)
+        .map_err(Error::kvm("KVM_IRQFD"))?;
     let page = MMIO + PAGE * u64::from(slot);
     let notify = IoEventAddress::Mmio(page + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
     let mut kicks = Vec::new();
     for (queue, _) in (0_u32..).zip(device.queue_max_sizes()) {
         let kick = event()?;
         vm.register_ioevent(&kick, &notify, queue)
-            .map_err(error("KVM_IOEVENTFD"))?;
+            .map_err(Error::kvm("KVM_IOEVENTFD"))?;
         kicks.push(kick);
     }
     Ok(Transport::new(
         device,
-        (Arc::clone(memory), window),
+        space.clone(),
         Arc::new(irqfd),
         kicks,
+        reporter,
     ))
 }
 
 /// A new eventfd that never blocks.
 pub(crate) fn event() -> Result<EventFd, Error> {
-    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(system("eventfd"))
-}
-
-/// An error of a system call that the machine needs.
-pub(crate) fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::System { what, source }
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::system("eventfd"))
 }

@@ -3,22 +3,38 @@
 //! [`Machine`] is built by its owner's event loop thread and belongs to it; each vCPU has a thread of its own, and the virtio-fs
 //! device has worker threads. Threads share guest memory and the bus of configuration registers, nothing else.
 
+mod address_space;
 mod boot;
 mod bus;
+mod config;
+mod copier;
 mod cpuid;
+mod devices;
+mod end;
+mod error;
+mod fault;
 mod gate;
 mod kvm;
 mod last_words;
 mod layout;
 mod machine;
 mod memory;
+mod poll;
+mod report;
+mod slots;
 mod sys;
 mod vcpu;
 pub mod virtio;
 pub mod vsock;
 mod window;
 
+pub use address_space::AddressSpace;
 pub use boot::Error as BootError;
-pub use machine::{BALLOON, EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig};
+pub use config::MachineConfig;
+pub use end::{EndReason, Ended};
+pub use error::Error;
+pub use fault::{Device, Fault};
+pub use layout::MAX_NET_SLOTS;
+pub use machine::{Event, Machine};
 pub use memory::Error as MemoryError;
-pub use window::Window;
+pub use slots::BALLOON;

@@ -70,43 +70,36 @@ pub(crate) fn map_guest_memory(sizes: &[usize]) -> io::Result<Vec<MmapRegion>> {
     Ok(regions)
 }
 
-/// Gives guest memory to the virtual machine, one slot for each region.
+/// Gives the guest's address space to the virtual machine: one slot for each region of RAM, and behind those one for the window. Nothing that
+/// the guest writes to the window gets anywhere: such a write is one to a device that does not exist.
 pub(crate) fn set_memory_slots(
     vm: &VmFd,
-    memory: &GuestMemoryMmap,
+    ram: &GuestMemoryMmap,
+    window: Option<&Window>,
 ) -> Result<(), kvm_ioctls::Error> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: regions do not overlap (GuestMemoryMmap checks that) and stay mapped until the process ends
-        // (`map_guest_memory`). What the guest writes there is reached by this process only through volatile accesses.
-        unsafe { vm.set_user_memory_region(slot)? };
-    }
-    Ok(())
-}
-
-/// Gives the window to the virtual machine, in the slot behind those of guest memory. Nothing the guest writes there gets anywhere: a write
-/// is one to a device that does not exist.
-pub(crate) fn set_window_slot(
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
-    window: &Window,
-) -> Result<(), kvm_ioctls::Error> {
-    let slot = kvm_userspace_memory_region {
-        slot: u32::try_from(memory.num_regions()).unwrap_or(u32::MAX),
+    let regions = ram.iter().map(|region| kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    });
+    let window = window.map(|window| kvm_userspace_memory_region {
+        slot: 0,
         flags: KVM_MEM_READONLY,
         guest_phys_addr: window.start,
         memory_size: window.length as u64,
         userspace_addr: window.address as u64,
-    };
-    // SAFETY: the window lies above all guest memory and stays reserved until the process ends. The guest can read what is mapped there,
-    // which are files that are its own to read, and change nothing.
-    unsafe { vm.set_user_memory_region(slot) }
+    });
+    for (slot, region) in (0..).zip(regions.chain(window)) {
+        let region = kvm_userspace_memory_region { slot, ..region };
+        // SAFETY: regions do not overlap (GuestMemoryMmap checks that) and stay mapped until the process ends (`map_guest_memory`). What
+        // the guest writes there is reached by this process only through volatile accesses. The window lies above them all and stays
+        // reserved until the process ends: the guest can read what is mapped there, which are files that are its own to read, and change
+        // nothing.
+        unsafe { vm.set_user_memory_region(region)? };
+    }
+    Ok(())
 }
 
 /// Copies memory of this process that may not be there: where it is not, `to` is left as it is.

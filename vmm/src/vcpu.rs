@@ -11,17 +11,16 @@
 //! blocked in the thread, and the kick alone is let through within `KVM_RUN` (see [`gate`](crate::gate)).
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
+use crate::end::EndReason;
 use crate::gate::Pass;
-use crate::machine::EndReason;
+use crate::report::Report;
 use crate::sys;
 
 /// Stack of a vCPU thread, bytes: device code on it neither recurses nor holds large objects.
@@ -31,47 +30,15 @@ const STACK: usize = 128 << 10;
 const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
 
-/// [`RequestServer::mend`](crate::virtio::RequestServer::mend) of the server.
+/// [`FileServer::mend`](crate::virtio::FileServer::mend) of the server.
 pub(crate) type Mend = Arc<dyn Fn(&mut u64) -> bool + Send + Sync>;
-
-/// What vCPU threads tell the machine.
-pub(crate) struct Report {
-    end: OnceLock<EndReason>,
-    first_run: OnceLock<Duration>,
-    ended: EventFd,
-}
-
-impl Report {
-    /// `ended` is raised when a vCPU has ended.
-    pub(crate) fn new(ended: EventFd) -> Report {
-        Report {
-            end: OnceLock::new(),
-            first_run: OnceLock::new(),
-            ended,
-        }
-    }
-
-    /// Why the machine has ended.
-    pub(crate) fn end(&self) -> Option<&EndReason> {
-        self.end.get()
-    }
-
-    /// CLOCK_MONOTONIC just before the first `KVM_RUN`.
-    pub(crate) fn first_run(&self) -> Option<Duration> {
-        self.first_run.get().copied()
-    }
-
-    /// The event that is raised when a vCPU has ended.
-    pub(crate) fn ended(&self) -> &EventFd {
-        &self.ended
-    }
-}
 
 /// Starts the thread of vCPU `id`. The kick must be blocked in the calling thread: the new one inherits that.
 pub(crate) fn start(
     id: u8,
     mut vcpu: VcpuFd,
-    (bus, mend): (Arc<Bus>, Mend),
+    bus: Arc<Bus>,
+    mend: Mend,
     report: Arc<Report>,
     mut pass: Pass,
 ) -> io::Result<JoinHandle<()>> {
@@ -79,13 +46,9 @@ pub(crate) fn start(
     let run = move || {
         pass.wait();
         if id == 0 {
-            let _ = report.first_run.set(sys::monotonic());
+            report.running();
         }
-        let reason = run(&mut vcpu, &bus, &mend, &mut pass);
-        if report.end.set(reason).is_ok() {
-            // Fails only when the counter is full: then the event is pending.
-            let _ = report.ended.write(1);
-        }
+        report.end(run(&mut vcpu, &bus, &mend, &mut pass));
     };
     thread::Builder::new()
         .name(format!("vcpu{id}"))

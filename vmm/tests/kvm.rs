@@ -15,9 +15,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::VolatileSlice;
-use vmm::virtio::{NetError, RequestServer};
+use vmm::virtio::{FileServer, NetError, RequestServer};
 use vmm::{
-    BootError, EndReason, Ended, Error, Event, MAX_NET_SLOTS, Machine, MachineConfig, MemoryError,
+    BootError, Device, EndReason, Ended, Error, Event, Fault, MAX_NET_SLOTS, Machine,
+    MachineConfig, MemoryError,
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -36,12 +37,18 @@ const WINDOW: u64 = 4 << 30;
 struct NoFiles;
 
 impl RequestServer for NoFiles {
-    fn enter_worker_thread(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn serve(&self, _: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> usize {
         0
+    }
+}
+
+impl FileServer for NoFiles {
+    fn window(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    fn mend(&self, _: &mut u64) -> bool {
+        false
     }
 }
 
@@ -75,10 +82,12 @@ impl Files {
 }
 
 impl RequestServer for Files {
-    fn enter_worker_thread(&self) -> io::Result<()> {
-        Ok(())
+    fn serve(&self, _: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> usize {
+        0
     }
+}
 
+impl FileServer for Files {
     fn window(&self) -> Option<(usize, usize)> {
         Some((self.window, 3 * 4096))
     }
@@ -90,10 +99,6 @@ impl RequestServer for Files {
         let mapping = unsafe { libc::mmap(lost, 4096, libc::PROT_READ, flags, -1, 0) };
         assert_ne!(mapping, libc::MAP_FAILED);
         self.mended.fetch_add(1, Ordering::SeqCst) == 0
-    }
-
-    fn serve(&self, _: &[VolatileSlice<'_>], _: &[VolatileSlice<'_>]) -> usize {
-        0
     }
 }
 
@@ -211,7 +216,7 @@ fn machine_with_net(
     new_machine(kernel, (memory, vcpus, net_slots), Arc::new(NoFiles))
 }
 
-fn new_machine<S: RequestServer>(
+fn new_machine<S: FileServer>(
     kernel: &[u8],
     (memory, vcpus, net_slots): (u64, u8, usize),
     files: Arc<S>,
@@ -240,8 +245,17 @@ fn run(code: Code, vcpus: u8) -> Ended {
     live(machine(&image(&code.0), MEMORY, vcpus).unwrap())
 }
 
-/// Runs a machine to its end.
-fn live(mut machine: Machine) -> Ended {
+/// Runs a machine to its end, which must be all that it has to tell.
+fn live(machine: Machine) -> Ended {
+    let mut events = told(machine);
+    match (events.pop(), &events[..]) {
+        (Some(Event::Ended(ended)), []) => ended,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a machine to its end. Returns all events; the last one is the end.
+fn told(mut machine: Machine) -> Vec<Event> {
     assert!(machine.handle_events().unwrap().is_empty());
     assert_eq!(machine.first_run(), None);
     machine.start().unwrap();
@@ -250,18 +264,18 @@ fn live(mut machine: Machine) -> Ended {
     epoll
         .ctl(ControlOperation::Add, machine.epoll_fd().as_raw_fd(), event)
         .unwrap();
-    loop {
+    let mut events = Vec::new();
+    while !matches!(events.last(), Some(Event::Ended(_))) {
         let count = epoll.wait(60_000, &mut [EpollEvent::default()]).unwrap();
         assert_eq!(count, 1, "the guest does not end");
-        if let Some(Event::Ended(ended)) = machine.handle_events().unwrap().pop() {
-            assert!(machine.first_run().is_some());
-            assert!(
-                machine.handle_events().unwrap().is_empty(),
-                "the end is told once"
-            );
-            return ended;
-        }
+        events.extend(machine.handle_events().unwrap());
     }
+    assert!(machine.first_run().is_some());
+    assert!(
+        machine.handle_events().unwrap().is_empty(),
+        "the end is told once"
+    );
+    events
 }
 
 #[test]
@@ -293,6 +307,36 @@ fn last_words_are_read_from_the_ring() {
 fn device_registers_are_read() {
     let code = Code::default().copy(DEVICE, RING + 12).log(4).reset();
     assert_eq!(run(code, 1).last_words, "virt");
+}
+
+/// A driver that starts the rng device without a queue, twice.
+#[test]
+fn a_device_that_cannot_start_is_told_of() {
+    let rng = DEVICE + 2 * 4096;
+    let (feature_select, features, status) = (rng + 0x24, rng + 0x20, rng + 0x70);
+    let start = |code: Code| {
+        [0, 1, 3]
+            .into_iter()
+            .fold(code, |code, value| code.store(status, value))
+            // VERSION_1
+            .store(feature_select, 1)
+            .store(features, 1)
+            .store(status, 11)
+            .store(status, 15)
+    };
+    let code = start(start(Code::default())).reset();
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut events = told(machine(&image(&code.0), MEMORY, 1).unwrap());
+    assert!(matches!(events.pop(), Some(Event::Ended(ended)) if ended.reason == EndReason::Reset));
+    // One, or two if the first was taken before the second came.
+    assert!((1..=2).contains(&events.len()), "{events:?}");
+    for event in events {
+        let Event::Fault { device, fault } = event else {
+            panic!("{event:?}");
+        };
+        assert_eq!(device, Device::Rng);
+        assert!(matches!(fault, Fault::Activation(_)), "{fault:?}");
+    }
 }
 
 /// A tap in a network namespace of its own. Needs the right to make both.

@@ -202,6 +202,7 @@ impl Life {
             match event {
                 Event::StreamClosed(port) => self.stream_closed(port),
                 Event::Ended(ended) => self.lost(&obituary(&ended), sync),
+                Event::Fault { .. } => {}
             }
         }
         Ok(())

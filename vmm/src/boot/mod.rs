@@ -11,8 +11,8 @@ use std::io::Cursor;
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::config::MachineConfig;
 use crate::layout::{BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, HIGH_RAM, MP_TABLE, PAGE};
-use crate::machine::MachineConfig;
 use crate::memory::Extent;
 
 pub(crate) use registers::{configure_boot_vcpu, msrs};

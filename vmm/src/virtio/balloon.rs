@@ -4,8 +4,9 @@
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
+use super::Broken;
 use super::chain::Buffers;
-use super::requests::{Broken, Requests};
+use super::requests::Requests;
 use crate::sys;
 
 /// `VIRTIO_BALLOON_F_REPORTING` (linux/virtio_balloon.h): a bit of the features.
@@ -28,7 +29,7 @@ impl Requests for Balloon {
     /// A report: the buffers are the free memory (section 5.5.6.7). The guest takes none of it until it has the buffers back.
     fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken> {
         if !buffers.readable.is_empty() {
-            return Err(Broken);
+            return Err(Broken::Direction);
         }
         for block in &buffers.writable {
             sys::discard(block);

@@ -157,10 +157,6 @@ impl From<io::Error> for Failed {
 }
 
 impl RequestServer for Disk {
-    fn enter_worker_thread(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
         // The last byte is the status; where there is no room for it nothing can be answered.
         let Some(data) = total(reply).checked_sub(1) else {

@@ -194,7 +194,7 @@ fn nothing_beyond_the_end_is_touched() {
         );
     }
     assert_eq!(bench.content(), before);
-    assert!(!bench.driver.needs_reset(), "the requests were well-formed");
+    assert!(!bench.driver.is_blamed(), "the requests were well-formed");
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn odd_requests_are_answered() {
         .unwrap();
     bench.send(&[(BUFFERS, 16, NEXT, 1), (DATA, 513, WRITE, 0)]);
     assert_eq!(bench.data(513)[512], OK);
-    assert!(!bench.driver.needs_reset());
+    assert!(!bench.driver.is_blamed());
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn broken_chains_stop_the_device_until_reset() {
         bench.driver.table(BUFFERS, &indirect);
         bench.driver.offer(0, 0);
         bench.driver.kick(0);
-        until(|| bench.driver.needs_reset());
+        until(|| bench.driver.is_blamed());
         bench.blk.reset();
         assert_eq!(bench.driver.used(0), [], "{what}");
         let again = Driver::new(&QUEUE_SIZES);
@@ -275,5 +275,5 @@ fn broken_chains_stop_the_device_until_reset() {
     let bench = Bench::new(false);
     bench.driver.set_available(0, QUEUE_SIZES[0] + 1);
     bench.driver.kick(0);
-    until(|| bench.driver.needs_reset());
+    until(|| bench.driver.is_blamed());
 }

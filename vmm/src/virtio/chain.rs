@@ -5,7 +5,7 @@ use std::ops::Deref;
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use crate::window::Copier;
+use crate::copier::Copier;
 
 /// A chain that no correct driver makes.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -16,10 +16,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::window::Window;
+use crate::address_space::AddressSpace;
+use crate::fault::Fault;
+use crate::report::Reporter;
 
 /// The front half of a virtio device: what its transport asks of it.
 pub trait VirtioDevice: Send {
@@ -55,7 +56,7 @@ pub trait VirtioDevice: Send {
     /// The driver has set DRIVER_OK: the queues are the device's from here on.
     ///
     /// # Errors
-    /// A reason for the log; the transport then marks the device as needing reset.
+    /// The device cannot run; the transport then reports that and marks the device as needing reset.
     fn activate(&mut self, activation: Activation) -> std::io::Result<()>;
 
     /// The driver has written status 0: the back half must stop using the queues and guest memory before this returns.
@@ -64,10 +65,8 @@ pub trait VirtioDevice: Send {
 
 /// All that the back half of a device needs to move data.
 pub struct Activation {
-    /// Guest memory.
-    pub memory: Arc<GuestMemoryMmap>,
-    /// What the device may read beside it.
-    pub window: Option<Window>,
+    /// The memory that the driver's descriptors name.
+    pub space: AddressSpace,
     /// The queues, by index, each with the event the driver's notification raises. A queue that the driver left unready is `None`.
     pub queues: Vec<Option<ActiveQueue>>,
     /// How the device interrupts the driver.
@@ -93,20 +92,22 @@ pub struct Interrupt {
     device_status: Arc<AtomicU32>,
     /// The irqfd of the device's GSI.
     irqfd: Arc<EventFd>,
+    reporter: Reporter,
 }
 
 impl Interrupt {
     /// Ties the transport's status registers to an irqfd.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         status: Arc<AtomicU32>,
         device_status: Arc<AtomicU32>,
         irqfd: Arc<EventFd>,
+        reporter: Reporter,
     ) -> Interrupt {
         Interrupt {
             status,
             device_status,
             irqfd,
+            reporter,
         }
     }
 
@@ -120,8 +121,9 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
-    /// Marks the device as broken: it processes nothing more until the driver resets it.
-    pub fn needs_reset(&self) {
+    /// Marks the device as broken and reports why: it processes nothing more until the driver resets it.
+    pub fn needs_reset(&self, fault: impl Into<Fault>) {
+        self.reporter.fault(fault.into());
         self.device_status
             .fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);

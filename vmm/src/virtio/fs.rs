@@ -21,21 +21,34 @@ const CACHE: u32 = 0;
 /// Length of the tag in the configuration space, which the number of request queues follows.
 const TAG_LENGTH: usize = 36;
 
+/// A [`RequestServer`] of files, some of which the guest may map (DAX).
+pub trait FileServer: RequestServer {
+    /// Address and length of the window that files are mapped into; it stays reserved for good and begins at a multiple of 2 MiB. A
+    /// server that maps none has no window.
+    fn window(&self) -> Option<(usize, usize)>;
+
+    /// A vCPU could not go on because of memory that is not there. Whether it is to try again: the window has changed since the vCPU's call
+    /// before, whose count `seen` is (0 at first).
+    fn mend(&self, seen: &mut u64) -> bool;
+}
+
 impl RequestServer for vmm_fs::Server {
     fn enter_worker_thread(&self) -> io::Result<()> {
         vmm_fs::enter_worker_thread().map_err(io::Error::other)
     }
 
+    fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
+        vmm_fs::Server::serve(self, request, reply)
+    }
+}
+
+impl FileServer for vmm_fs::Server {
     fn window(&self) -> Option<(usize, usize)> {
         vmm_fs::Server::window(self)
     }
 
     fn mend(&self, seen: &mut u64) -> bool {
         vmm_fs::Server::mend(self, seen)
-    }
-
-    fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
-        vmm_fs::Server::serve(self, request, reply)
     }
 }
 

@@ -14,6 +14,8 @@ use super::super::test_driver::{
     BUFFERS, Driver, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, broken_chains,
 };
 use super::*;
+use crate::address_space::AddressSpace;
+use crate::fault::Fault;
 use vm_memory::{Bytes, GuestAddress};
 
 const READ: u32 = VRING_DESC_F_NEXT;
@@ -58,6 +60,16 @@ impl RequestServer for Echo {
             rest = behind;
         }
         bytes.len() - rest.len()
+    }
+}
+
+impl FileServer for Echo {
+    fn window(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    fn mend(&self, _: &mut u64) -> bool {
+        false
     }
 }
 
@@ -126,7 +138,7 @@ fn requests_of_both_queues_are_answered() {
         bench.offer(0, 2, b"def");
         until(|| bench.driver.used(0) == [(2, 3)]);
         until(|| bench.driver.irqfd.read().is_ok());
-        assert!(!bench.driver.needs_reset());
+        assert!(!bench.driver.is_blamed());
     }
 }
 
@@ -152,7 +164,7 @@ fn the_window_is_read_and_never_written() {
         assert_eq!(fs.shared_memory(0), Some((1 << 32, 10)));
         assert_eq!(fs.shared_memory(1), None);
         let mut activation = driver.activation(true);
-        activation.window = Some(window);
+        activation.space = AddressSpace::new(driver.memory.clone(), Some(window));
         fs.activate(activation).unwrap();
         driver
             .memory
@@ -167,7 +179,7 @@ fn the_window_is_read_and_never_written() {
                 let bytes: [u8; 3] = driver.memory.read_obj(GuestAddress(target)).unwrap();
                 assert_eq!(&bytes, answer.as_bytes());
             }
-            None => until(|| driver.needs_reset()),
+            None => until(|| driver.is_blamed()),
         }
     }
     assert_eq!(shown, b"0123456789");
@@ -257,7 +269,7 @@ fn broken_chains_stop_the_device_until_reset() {
         bench.driver.table(BUFFERS, &indirect);
         bench.driver.offer(1, 0);
         bench.driver.kick(1);
-        until(|| bench.driver.needs_reset());
+        until(|| bench.driver.is_blamed());
         bench.offer(0, 2, b"abc");
         bench.fs.reset();
         assert_eq!(bench.driver.used(0), [], "{what}");
@@ -271,7 +283,7 @@ fn a_broken_ring_stops_the_device() {
         let bench = Bench::new(Echo::default(), false);
         bench.driver.set_available(queue, QUEUE_SIZES[queue] + 1);
         bench.driver.kick(queue);
-        until(|| bench.driver.needs_reset());
+        until(|| bench.driver.is_blamed());
     }
 }
 
@@ -310,6 +322,7 @@ fn a_thread_that_cannot_serve_stops_the_device() {
         true,
     );
     until(|| bench.driver.needs_reset());
+    assert!(matches!(bench.driver.fault(), Some(Fault::Thread(_))));
 }
 
 #[test]

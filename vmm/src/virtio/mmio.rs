@@ -34,12 +34,13 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue_registers::{QueueRegisters, set_half};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::window::Window;
+use crate::address_space::AddressSpace;
+use crate::fault::Fault;
+use crate::report::Reporter;
 
 /// "virt" (virtio 1.2, section 4.2.2).
 pub(crate) const MAGIC: u32 = 0x7472_6976;
@@ -64,8 +65,7 @@ const AGREED: u32 = DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
 /// A device behind its registers.
 pub(crate) struct Transport {
     device: Box<dyn VirtioDevice>,
-    memory: Arc<GuestMemoryMmap>,
-    window: Option<Window>,
+    space: AddressSpace,
     interrupt: Interrupt,
     /// The notification event of each queue.
     kicks: Vec<EventFd>,
@@ -81,16 +81,18 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Puts a device behind registers. `irqfd` raises its interrupt; `kicks` holds one event for each of its queues.
+    /// Puts a device behind registers. `irqfd` raises its interrupt; `kicks` holds one event for each of its queues; `reporter` is told
+    /// of its faults.
     pub(crate) fn new(
         device: Box<dyn VirtioDevice>,
-        (memory, window): (Arc<GuestMemoryMmap>, Option<Window>),
+        space: AddressSpace,
         irqfd: Arc<EventFd>,
         kicks: Vec<EventFd>,
+        reporter: Reporter,
     ) -> Transport {
         let interrupt_status = Arc::new(AtomicU32::new(0));
         let status = Arc::new(AtomicU32::new(0));
-        let interrupt = Interrupt::new(interrupt_status.clone(), status.clone(), irqfd);
+        let interrupt = Interrupt::new(interrupt_status.clone(), status.clone(), irqfd, reporter);
         let queues = device
             .queue_max_sizes()
             .iter()
@@ -98,8 +100,7 @@ impl Transport {
             .collect();
         Transport {
             device,
-            memory,
-            window,
+            space,
             interrupt,
             kicks,
             interrupt_status,
@@ -266,36 +267,32 @@ impl Transport {
     }
 
     fn activate(&mut self) {
-        let activated = match self.active_queues() {
-            Some(queues) => {
-                let activation = Activation {
-                    memory: self.memory.clone(),
-                    window: self.window,
-                    queues,
-                    interrupt: self.interrupt.clone(),
-                    features: self.driver_features,
-                };
-                self.active = true;
-                self.device.activate(activation).is_ok()
-            }
-            None => false,
-        };
-        if !activated {
-            self.interrupt.needs_reset();
+        let activated = self.active_queues().and_then(|queues| {
+            let activation = Activation {
+                space: self.space.clone(),
+                queues,
+                interrupt: self.interrupt.clone(),
+                features: self.driver_features,
+            };
+            self.active = true;
+            self.device.activate(activation).map_err(Fault::Activation)
+        });
+        if let Err(fault) = activated {
+            self.interrupt.needs_reset(fault);
         }
     }
 
-    /// The queues as devices use them; nothing if one of them is invalid.
-    fn active_queues(&self) -> Option<Vec<Option<ActiveQueue>>> {
+    /// The queues as devices use them, if none of them is invalid.
+    fn active_queues(&self) -> Result<Vec<Option<ActiveQueue>>, Fault> {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let build = |(registers, kick): (&QueueRegisters, &EventFd)| {
             if !registers.ready {
-                return Some(None);
+                return Ok(None);
             }
-            let queue = registers.build(&self.memory, event_idx)?;
-            Some(Some(ActiveQueue {
-                queue,
-                kick: kick.try_clone().ok()?,
+            let queue = registers.build(self.space.ram(), event_idx);
+            Ok(Some(ActiveQueue {
+                queue: queue.ok_or(Fault::Queue)?,
+                kick: kick.try_clone().map_err(Fault::Activation)?,
             }))
         };
         self.queues.iter().zip(&self.kicks).map(build).collect()

@@ -3,7 +3,10 @@
 use super::*;
 use std::io;
 use std::sync::Mutex;
-use vm_memory::GuestAddress;
+
+use crate::fault::Device;
+use crate::report::Report;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 const OFFERED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << 3;
@@ -63,6 +66,7 @@ impl VirtioDevice for Probe {
 
 struct Driver {
     transport: Transport,
+    report: Arc<Report>,
     log: Arc<Mutex<Log>>,
     irqfd: Arc<EventFd>,
     kicks: Vec<EventFd>,
@@ -80,9 +84,17 @@ impl Driver {
         let irqfd = Arc::new(event());
         let kicks = vec![event(), event()];
         let copies = kicks.iter().map(|kick| kick.try_clone().unwrap()).collect();
-        let transport = Transport::new(device, (Arc::new(memory), None), irqfd.clone(), copies);
+        let report = Arc::new(Report::new(event()));
+        let transport = Transport::new(
+            device,
+            AddressSpace::new(Arc::new(memory), None),
+            irqfd.clone(),
+            copies,
+            Reporter::new(report.clone(), Device::Disk(7)),
+        );
         Driver {
             transport,
+            report,
             log,
             irqfd,
             kicks,
@@ -178,7 +190,7 @@ fn interrupts_are_raised_read_and_acknowledged() {
     interrupt.signal_used();
     assert_eq!(driver.irqfd.read().unwrap(), 1);
     assert_eq!(driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), 1);
-    interrupt.needs_reset();
+    interrupt.needs_reset(Fault::Queue);
     assert_eq!(driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), 3);
     driver.set(VIRTIO_MMIO_INTERRUPT_ACK, 1);
     assert_eq!(driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), 2);
@@ -211,7 +223,7 @@ fn reset_forgets_everything_and_the_device_comes_up_again() {
         .interrupt
         .take()
         .unwrap()
-        .needs_reset();
+        .needs_reset(Fault::Queue);
     driver.set(VIRTIO_MMIO_STATUS, 0);
     assert_eq!(driver.get(VIRTIO_MMIO_STATUS), 0);
     assert_eq!(driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
@@ -307,6 +319,8 @@ fn queues_that_are_not_in_memory_do_not_run() {
         assert_ne!(status & VIRTIO_CONFIG_S_NEEDS_RESET, 0, "{size} {parts:x?}");
         assert!(driver.log.lock().unwrap().activations.is_empty());
         assert_eq!(driver.irqfd.read().unwrap(), 1);
+        let faults = driver.report.take_faults();
+        assert!(matches!(faults[..], [(Device::Disk(7), Fault::Queue)]));
     }
 }
 
@@ -329,6 +343,33 @@ fn a_device_that_fails_needs_reset() {
     assert_ne!(driver.run() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     driver.set(VIRTIO_MMIO_STATUS, 0);
     assert_eq!(driver.log.lock().unwrap().resets, 1);
+    let faults = driver.report.take_faults();
+    let [(Device::Disk(7), Fault::Activation(error))] = &faults[..] else {
+        panic!("{faults:?}");
+    };
+    assert_eq!(error.to_string(), "no");
+}
+
+#[test]
+fn a_driver_that_starts_a_failing_device_again_and_again_is_told_of_once() {
+    let mut driver = Driver::new(true);
+    for _ in 0..100 {
+        driver.run();
+        driver.set(VIRTIO_MMIO_STATUS, 0);
+    }
+    assert_eq!(driver.report.event().read().unwrap(), 1);
+    assert_eq!(driver.report.take_faults().len(), 1);
+    driver.run();
+    assert_eq!(driver.report.event().read().unwrap(), 1);
+    assert_eq!(driver.report.take_faults().len(), 1);
+}
+
+#[test]
+fn a_device_that_works_has_no_fault() {
+    let mut driver = Driver::new(false);
+    driver.run();
+    driver.set(VIRTIO_MMIO_STATUS, 0);
+    assert!(driver.report.take_faults().is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod blk;
+mod broken;
 mod chain;
 mod device;
 mod fs;
@@ -16,11 +17,13 @@ mod test_driver;
 
 pub use blk::Disk;
 pub use device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+pub use fs::FileServer;
 pub use net::{Error as NetError, MacAddress};
 pub use pool::RequestServer;
 
 pub(crate) use balloon::Balloon;
 pub(crate) use blk::Blk;
+pub(crate) use broken::Broken;
 pub(crate) use fs::Fs;
 pub(crate) use mmio::{MAGIC, Transport, VERSION};
 pub(crate) use net::{Net, Tap};

@@ -16,12 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{io, thread};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestMemoryMmap, VolatileSlice};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Interrupt, chain};
-use crate::window::{Copier, Window};
+use super::{Activation, Broken, Interrupt, chain};
+use crate::address_space::AddressSpace;
+use crate::copier::Copier;
+use crate::fault::Fault;
 
 /// Most worker threads.
 pub(crate) const MAX_WORKERS: usize = 4;
@@ -31,21 +33,12 @@ const STACK: usize = 256 << 10;
 
 /// What answers requests.
 pub trait RequestServer: Send + Sync + 'static {
-    /// Prepares a thread for calls of [`RequestServer::serve`].
+    /// Prepares a thread for calls of [`RequestServer::serve`]. Most servers need nothing.
     ///
     /// # Errors
     /// The thread cannot serve.
-    fn enter_worker_thread(&self) -> io::Result<()>;
-
-    /// Address and length of the window that files are mapped into; it stays reserved for good and begins at a multiple of 2 MiB.
-    fn window(&self) -> Option<(usize, usize)> {
-        None
-    }
-
-    /// A vCPU could not go on because of memory that is not there. Whether it is to try again: the window has changed since the vCPU's call
-    /// before, whose count `seen` is (0 at first).
-    fn mend(&self, _seen: &mut u64) -> bool {
-        false
+    fn enter_worker_thread(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Serves one request and returns how many bytes of `reply` are written; 0 means no reply.
@@ -56,8 +49,7 @@ pub trait RequestServer: Send + Sync + 'static {
 pub(crate) struct Pool<S> {
     /// What the threads' names begin with.
     name: &'static str,
-    memory: Arc<GuestMemoryMmap>,
-    window: Option<Window>,
+    space: AddressSpace,
     server: Arc<S>,
     interrupt: Interrupt,
     /// Readiness of the queues' events, edge-triggered: one notification wakes one worker. And of `stop`, which wakes all.
@@ -88,9 +80,6 @@ struct Taken<'a> {
     buffers: chain::Buffers<'a, 'a>,
 }
 
-/// The driver broke the rules of a queue.
-struct Broken;
-
 impl<S: RequestServer> Pool<S> {
     /// Starts serving `count` queues, the most urgent first. Threads are called `name` and a number.
     pub(crate) fn start(
@@ -111,8 +100,7 @@ impl<S: RequestServer> Pool<S> {
         server: Arc<S>,
     ) -> io::Result<Pool<S>> {
         let Activation {
-            memory,
-            window,
+            space,
             queues,
             interrupt,
             ..
@@ -148,8 +136,7 @@ impl<S: RequestServer> Pool<S> {
         };
         Ok(Pool {
             name,
-            memory,
-            window,
+            space,
             server,
             interrupt,
             ready,
@@ -188,11 +175,11 @@ impl<S: RequestServer> Pool<S> {
 
     /// A worker's life.
     fn work(self: Arc<Self>) {
-        if self.server.enter_worker_thread().is_err() {
-            self.break_down(&mut self.lock());
+        if let Err(error) = self.server.enter_worker_thread() {
+            self.break_down(&mut self.lock(), Fault::Thread(error));
             return;
         }
-        let mut copier = Copier::new(self.window);
+        let mut copier = self.space.copier();
         while let Some(taken) = self.next(&mut copier) {
             match taken {
                 Some(taken) => self.serve(&taken),
@@ -208,8 +195,8 @@ impl<S: RequestServer> Pool<S> {
         if state.stopping {
             return None;
         }
-        let taken = self.take(&mut state, copier).unwrap_or_else(|Broken| {
-            self.break_down(&mut state);
+        let taken = self.take(&mut state, copier).unwrap_or_else(|broken| {
+            self.break_down(&mut state, broken.into());
             None
         });
         // In the same critical section as the look at the queues: who finds a request later finds this worker.
@@ -226,7 +213,7 @@ impl<S: RequestServer> Pool<S> {
         let written = self.server.serve(&buffers.readable, &buffers.writable);
         let signal = match self.give_back(&mut self.lock(), *queue, *head, written) {
             Ok(signal) => signal,
-            Err(Broken) => return self.break_down(&mut self.lock()),
+            Err(broken) => return self.break_down(&mut self.lock(), broken.into()),
         };
         if signal {
             self.interrupt.signal_used();
@@ -239,18 +226,16 @@ impl<S: RequestServer> Pool<S> {
         state: &mut State,
         copier: &'a mut Copier,
     ) -> Result<Option<Taken<'a>>, Broken> {
+        let memory = self.space.ram();
         for index in 0..state.queues.len() {
             let queue = &mut state.queues[index];
             loop {
-                let next = queue.iter(&*self.memory).map_err(|_| Broken)?.next();
+                let next = queue.iter(memory)?.next();
                 // The driver is to notify of what it adds from here on, whether this worker is free then or another one.
-                let more = queue
-                    .enable_notification(&*self.memory)
-                    .map_err(|_| Broken)?;
+                let more = queue.enable_notification(memory)?;
                 if let Some(chain) = next {
                     let head = chain.head_index();
-                    let buffers = chain::buffers(&self.memory, copier, chain, queue.size());
-                    let buffers = buffers.map_err(|_| Broken)?;
+                    let buffers = chain::buffers(memory, copier, chain, queue.size())?;
                     self.relieve(state, more);
                     return Ok(Some(Taken {
                         queue: index,
@@ -290,11 +275,10 @@ impl<S: RequestServer> Pool<S> {
         let Some(queue) = state.queues.get_mut(queue) else {
             return Ok(false);
         };
-        let written = u32::try_from(written).map_err(|_| Broken)?;
-        queue
-            .add_used(&*self.memory, head, written)
-            .map_err(|_| Broken)?;
-        queue.needs_notification(&*self.memory).map_err(|_| Broken)
+        let written = u32::try_from(written).map_err(|_| Broken::Length)?;
+        let memory = self.space.ram();
+        queue.add_used(memory, head, written)?;
+        Ok(queue.needs_notification(memory)?)
     }
 
     fn wait(&self) {
@@ -304,10 +288,10 @@ impl<S: RequestServer> Pool<S> {
         self.lock().idle -= 1;
     }
 
-    fn break_down(&self, state: &mut State) {
+    fn break_down(&self, state: &mut State, fault: Fault) {
         if !state.queues.is_empty() {
             state.queues.clear();
-            self.interrupt.needs_reset();
+            self.interrupt.needs_reset(fault);
         }
     }
 

@@ -7,12 +7,12 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, Buffers};
-use super::{Activation, Interrupt, VirtioDevice};
-use crate::window::Copier;
+use super::{Activation, Broken, Interrupt, VirtioDevice};
+use crate::address_space::AddressSpace;
+use crate::copier::Copier;
 
 /// What such a device is.
 pub(crate) trait Requests: Send {
@@ -31,9 +31,6 @@ pub(crate) trait Requests: Send {
     fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken>;
 }
 
-/// The driver broke the rules of the queue.
-pub(crate) struct Broken;
-
 /// The front half.
 pub(crate) struct Front<R>(Arc<Mutex<Option<Active>>>, PhantomData<R>);
 
@@ -42,7 +39,7 @@ pub(crate) struct Work<R>(Arc<Mutex<Option<Active>>>, PhantomData<R>);
 
 /// The device while the driver has it running.
 struct Active {
-    memory: Arc<GuestMemoryMmap>,
+    space: AddressSpace,
     queue: Queue,
     kick: EventFd,
     interrupt: Interrupt,
@@ -72,7 +69,7 @@ impl<R: Requests> VirtioDevice for Front<R> {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
-            memory,
+            space,
             queues,
             interrupt,
             ..
@@ -82,7 +79,7 @@ impl<R: Requests> VirtioDevice for Front<R> {
         // A notification from before this moment found no device.
         queue.kick.write(1)?;
         *lock(&self.0) = Some(Active {
-            memory,
+            space,
             queue: queue.queue,
             kick: queue.kick,
             interrupt,
@@ -100,10 +97,9 @@ impl<R: Requests> Work<R> {
     pub(crate) fn process(&self) {
         let mut slot = lock(&self.0);
         if let Some(active) = slot.as_mut()
-            && let Err(error) = active.process::<R>()
+            && let Err(broken) = active.process::<R>()
         {
-            let _: Broken = error;
-            active.interrupt.needs_reset();
+            active.interrupt.needs_reset(broken);
             *slot = None;
         }
     }
@@ -111,18 +107,15 @@ impl<R: Requests> Work<R> {
 
 impl Active {
     fn process<R: Requests>(&mut self) -> Result<(), Broken> {
-        let memory = &*self.memory;
+        let memory = self.space.ram();
         // These devices read nothing.
         let mut nothing = Copier::new(None);
         let mut served = 0;
-        while let Some(chain) = self.queue.iter(memory).map_err(|_| Broken)?.next() {
+        while let Some(chain) = self.queue.iter(memory)?.next() {
             let head = chain.head_index();
-            let buffers = chain::buffers(memory, &mut nothing, chain, self.queue.size())
-                .map_err(|_| Broken)?;
+            let buffers = chain::buffers(memory, &mut nothing, chain, self.queue.size())?;
             let written = R::serve(&buffers)?;
-            self.queue
-                .add_used(memory, head, written)
-                .map_err(|_| Broken)?;
+            self.queue.add_used(memory, head, written)?;
             served += 1;
             if served == R::BATCH {
                 // Fails only when the counter is full: then the event is pending.

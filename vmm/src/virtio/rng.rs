@@ -3,8 +3,9 @@
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
+use super::Broken;
 use super::chain::Buffers;
-use super::requests::{Broken, Requests};
+use super::requests::Requests;
 use crate::sys;
 
 /// Most bytes for one request; the driver asks again for more.
@@ -23,7 +24,7 @@ impl Requests for Rng {
 
     fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken> {
         if !buffers.readable.is_empty() {
-            return Err(Broken);
+            return Err(Broken::Direction);
         }
         let mut random = [0; REQUEST_LIMIT];
         let wanted: usize = buffers.writable.iter().map(|slice| slice.len()).sum();
@@ -35,7 +36,7 @@ impl Requests for Rng {
             slice.copy_from(part);
             rest = behind;
         }
-        u32::try_from(filled).map_err(|_| Broken)
+        u32::try_from(filled).map_err(|_| Broken::Length)
     }
 }
 

@@ -64,7 +64,7 @@ fn broken_chains_stop_the_device() {
         driver.table(BUFFERS, &indirect);
         driver.offer(0, 0);
         work.process();
-        assert!(driver.needs_reset(), "{what}");
+        assert!(driver.is_blamed(), "{what}");
         assert_eq!(driver.used(0), [], "{what}");
         // Until it is reset and activated again.
         rng.reset();
@@ -84,19 +84,19 @@ fn broken_rings_stop_the_device() {
     let (driver, _rng, work) = device();
     driver.set_available(0, 9);
     work.process();
-    assert!(driver.needs_reset());
+    assert!(driver.is_blamed());
 
     let (driver, _rng, work) = device();
     driver.offer(0, 8);
     work.process();
-    assert!(driver.needs_reset());
+    assert!(driver.is_blamed());
 
     let (driver, _rng, work) = device();
     driver.descriptors(0, &[(BUFFERS, 8, 0, 0)]);
     driver.offer(0, 0);
     work.process();
     assert!(
-        driver.needs_reset(),
+        driver.is_blamed(),
         "the driver offers bytes instead of asking for some"
     );
 }

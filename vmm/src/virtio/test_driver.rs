@@ -14,6 +14,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, ActiveQueue, Interrupt};
+use crate::address_space::AddressSpace;
+use crate::fault::{Device, Fault};
+use crate::report::{Report, Reporter};
 
 pub(super) use virtio_bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
@@ -35,6 +38,7 @@ pub(super) struct Driver {
     pub(super) irqfd: Arc<EventFd>,
     pub(super) kicks: Vec<EventFd>,
     status: Arc<AtomicU32>,
+    report: Arc<Report>,
     sizes: Vec<u16>,
 }
 
@@ -47,6 +51,7 @@ impl Driver {
             irqfd: Arc::new(event()),
             kicks: sizes.iter().map(|_| event()).collect(),
             status: Arc::new(AtomicU32::new(0)),
+            report: Arc::new(Report::new(event())),
             sizes: sizes.to_vec(),
         }
     }
@@ -70,10 +75,14 @@ impl Driver {
             })
             .collect();
         Activation {
-            memory: self.memory.clone(),
-            window: None,
+            space: AddressSpace::new(self.memory.clone(), None),
             queues,
-            interrupt: Interrupt::new(interrupt_status, self.status.clone(), self.irqfd.clone()),
+            interrupt: Interrupt::new(
+                interrupt_status,
+                self.status.clone(),
+                self.irqfd.clone(),
+                Reporter::new(self.report.clone(), Device::Rng),
+            ),
             features: 0,
         }
     }
@@ -149,6 +158,20 @@ impl Driver {
 
     pub(super) fn needs_reset(&self) -> bool {
         self.status.load(Ordering::SeqCst) & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+
+    /// The device's fault since the last call: at most one, and the machine's event loop has been told.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        let mut faults = self.report.take_faults();
+        assert!(faults.len() <= 1);
+        let raised = self.report.event().read().is_ok();
+        assert_eq!(raised, !faults.is_empty());
+        faults.pop().map(|(_, fault)| fault)
+    }
+
+    /// Whether the device has stopped because of what the driver did, and has said so once.
+    pub(super) fn is_blamed(&self) -> bool {
+        self.needs_reset() && matches!(self.fault(), Some(Fault::Driver(_)))
     }
 }
 

@@ -13,13 +13,12 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::token;
+use crate::address_space::AddressSpace;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::window::Window;
 
 /// Sizes of the rx, tx and event queue. Linux fills the rx queue with 4 KiB buffers when it finds the device, so a longer queue costs
 /// guest memory and start time; it puts 8 buffers into the event queue (net/vmw_vsock/virtio_transport.c).
@@ -51,10 +50,8 @@ pub(super) struct State {
 
 /// An active device.
 pub(super) struct Active {
-    /// Guest memory.
-    pub(super) memory: Arc<GuestMemoryMmap>,
-    /// What the guest can send beside it.
-    pub(super) window: Option<Window>,
+    /// What the driver's descriptors name.
+    pub(super) space: AddressSpace,
     /// Buffers for packets to the driver.
     pub(super) rx: ActiveQueue,
     /// Packets from the driver.
@@ -143,8 +140,7 @@ impl VirtioDevice for VsockFront {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
-            memory,
-            window,
+            space,
             queues,
             interrupt,
             features,
@@ -157,7 +153,7 @@ impl VirtioDevice for VsockFront {
                 .flatten()
                 .ok_or_else(|| invalid(name, "not ready"))?;
             active.queue.set_event_idx(event_idx);
-            let valid = active.queue.is_valid(&*memory);
+            let valid = active.queue.is_valid(space.ram());
             valid
                 .then_some(active)
                 .ok_or_else(|| invalid(name, "outside guest memory"))
@@ -177,8 +173,7 @@ impl VirtioDevice for VsockFront {
             return Err(error);
         }
         state.active = Some(Active {
-            memory,
-            window,
+            space,
             rx,
             tx,
             interrupt,

@@ -17,7 +17,6 @@ use super::host_stream::HostStream;
 use super::packet::{Broken, Received, RxBuffer};
 use super::streams::Streams;
 use super::{Error, Port, sys, token};
-use crate::window::Copier;
 
 /// Most events taken at a time; the rest stays in epoll.
 const MAX_EVENTS: usize = 32;
@@ -35,7 +34,6 @@ pub struct Vsock {
     /// The generation of queues that the connections belong to.
     generation: u64,
     streams: Streams,
-    fault: Option<Broken>,
 }
 
 /// How a batch on one queue ended.
@@ -70,7 +68,6 @@ impl Vsock {
                 again,
                 generation: 0,
                 streams,
-                fault: None,
             },
         ))
     }
@@ -160,7 +157,7 @@ impl Vsock {
                 Ok(Batch { more: true, .. }) => {}
                 Ok(_) => break,
                 Err(broken) => {
-                    self.fault = Some(broken);
+                    active.interrupt.needs_reset(broken);
                     break;
                 }
             }
@@ -176,11 +173,6 @@ impl Vsock {
     #[must_use]
     pub fn open_streams(&self) -> usize {
         self.streams.open()
-    }
-
-    /// What the driver has done wrong, if anything: the device has stopped and waits for a reset.
-    pub fn take_fault(&mut self) -> Option<Broken> {
-        self.fault.take()
     }
 
     /// Ends the connections of queues that are gone.
@@ -220,8 +212,7 @@ impl Vsock {
                 }
             }
             Err(broken) => {
-                active.interrupt.needs_reset();
-                self.fault = Some(broken);
+                active.interrupt.needs_reset(broken);
                 self.link.retire(state);
                 self.adopt(state);
             }
@@ -239,11 +230,8 @@ impl Vsock {
 
     /// Takes packets from the guest.
     fn serve_tx(&mut self, active: &mut Active) -> Result<Batch, Broken> {
-        let Active {
-            memory, window, tx, ..
-        } = active;
-        let mut copier = Copier::new(*window);
-        let memory: &GuestMemoryMmap = memory;
+        let Active { space, tx, .. } = active;
+        let (memory, mut copier) = (space.ram(), space.copier());
         let queue = &mut tx.queue;
         queue.disable_notification(memory)?;
         let mut used = 0;
@@ -268,8 +256,8 @@ impl Vsock {
 
     /// Gives packets to the guest.
     fn serve_rx(&mut self, active: &mut Active) -> Result<Batch, Broken> {
-        let Active { memory, rx, .. } = active;
-        let memory: &GuestMemoryMmap = memory;
+        let Active { space, rx, .. } = active;
+        let memory = space.ram();
         let queue = &mut rx.queue;
         let mut used = 0;
         // While there is nothing to send, buffers the driver adds are of no interest.

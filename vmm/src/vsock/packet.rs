@@ -12,7 +12,8 @@ use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::window::Copier;
+use crate::copier::Copier;
+use crate::fault::Fault;
 
 /// CID of the host (virtio 1.2, section 5.10.4: the well-known CID 2; `VMADDR_CID_HOST` in linux/vm_sockets.h).
 pub(super) const HOST_CID: u64 = 2;
@@ -127,6 +128,12 @@ pub enum Broken {
     /// The packet is longer than any packet may be.
     #[error("a packet announces {0} bytes of payload")]
     Long(u32),
+}
+
+impl From<Broken> for Fault {
+    fn from(broken: Broken) -> Fault {
+        Fault::Driver(Box::new(broken))
+    }
 }
 
 /// What a descriptor chain is for.

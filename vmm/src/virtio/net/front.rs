@@ -46,8 +46,7 @@ impl VirtioDevice for NetFront {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let Activation {
-            memory,
-            window,
+            space,
             queues,
             interrupt,
             features,
@@ -64,9 +63,9 @@ impl VirtioDevice for NetFront {
         // A notification from before this moment found no device.
         tx.kick.write(1)?;
         state.active = Some(Active {
-            memory,
             rx: Rx::new(rx.queue, features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0),
-            tx: Tx::new(tx.queue, window),
+            tx: Tx::new(tx.queue, space.copier()),
+            space,
             again: tx.kick,
             interrupt,
         });

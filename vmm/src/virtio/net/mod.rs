@@ -34,10 +34,10 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Interrupt, chain};
+use super::{Broken, Interrupt};
+use crate::address_space::AddressSpace;
 use front::NetFront;
 use ring::Batch;
 use rx::Rx;
@@ -101,7 +101,7 @@ struct State {
 
 /// A running device.
 struct Active {
-    memory: Arc<GuestMemoryMmap>,
+    space: AddressSpace,
     rx: Rx,
     tx: Tx,
     /// The tx queue's event.
@@ -153,8 +153,8 @@ impl State {
                     let _ = active.again.write(1);
                 }
             }
-            Err(Broken) => {
-                active.interrupt.needs_reset();
+            Err(broken) => {
+                active.interrupt.needs_reset(broken);
                 self.active = None;
             }
         }
@@ -165,34 +165,12 @@ impl Active {
     fn turn(&mut self, tap: &mut Tap, send: bool) -> Result<Batch, Broken> {
         let mut turn = Batch::default();
         if send {
-            turn = self.tx.send(&self.memory, tap)?;
+            turn = self.tx.send(self.space.ram(), tap)?;
         }
-        let received = self.rx.receive(&self.memory, tap)?;
+        let received = self.rx.receive(self.space.ram(), tap)?;
         turn.more |= received.more;
         turn.interrupt |= received.interrupt;
         Ok(turn)
-    }
-}
-
-/// The driver broke the rules of a queue.
-#[derive(Debug)]
-struct Broken;
-
-impl From<virtio_queue::Error> for Broken {
-    fn from(_: virtio_queue::Error) -> Broken {
-        Broken
-    }
-}
-
-impl From<chain::Error> for Broken {
-    fn from(_: chain::Error) -> Broken {
-        Broken
-    }
-}
-
-impl From<vm_memory::GuestMemoryError> for Broken {
-    fn from(_: vm_memory::GuestMemoryError) -> Broken {
-        Broken
     }
 }
 

@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::chain::{self, Buffers};
 use super::Broken;
-use crate::window::Copier;
+use crate::copier::Copier;
 
 /// How a turn on a queue ended.
 #[derive(Clone, Copy, Default)]

@@ -15,8 +15,8 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::ring::{self, Batch};
 use super::{Broken, HEADER, PACKET_MAX, Tap};
+use crate::copier::Copier;
 use crate::sys::Incoming;
-use crate::window::Copier;
 
 /// Most chains looked at in a turn, but for those of the last packet.
 pub(super) const BATCH: usize = 128;
@@ -127,7 +127,7 @@ impl Rx {
         }
         self.held = 0;
         let used = room.fill(length)?;
-        let count = u16::try_from(used.len()).map_err(|_| Broken)?;
+        let count = u16::try_from(used.len()).map_err(|_| Broken::Length)?;
         room.write(NUM_BUFFERS, &count.to_le_bytes());
         ring::put_back(&mut self.queue, looked_at - used.len());
         ring::publish(&mut self.queue, memory, &used)?;
@@ -152,8 +152,11 @@ impl Rx {
             let pieces = chain.buffers.writable;
             let length = pieces.iter().map(VolatileSlice::len).sum();
             // virtio 1.2, section 5.1.6.3.1: each buffer has room for the header at least.
-            if length < HEADER || !chain.buffers.readable.is_empty() {
-                return Err(Broken);
+            if !chain.buffers.readable.is_empty() {
+                return Err(Broken::Direction);
+            }
+            if length < HEADER {
+                return Err(Broken::Length);
             }
             room.chains.push((chain.head, length));
             room.pieces.extend(pieces);
@@ -174,7 +177,7 @@ impl Room<'_> {
             }
             let part = left.min(room);
             left -= part;
-            used.push((head, u32::try_from(part).map_err(|_| Broken)?));
+            used.push((head, u32::try_from(part).map_err(|_| Broken::Length)?));
         }
         Ok(used)
     }

@@ -5,8 +5,8 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::ring::{self, Batch};
 use super::{Broken, HEADER, PACKET_MAX, Tap};
+use crate::copier::Copier;
 use crate::sys::Outgoing;
-use crate::window::{Copier, Window};
 
 /// Most packets in a turn.
 pub(super) const BATCH: usize = 64;
@@ -18,12 +18,9 @@ pub(super) struct Tx {
 }
 
 impl Tx {
-    /// `window`: what can be sent beside guest memory.
-    pub(super) fn new(queue: Queue, window: Option<Window>) -> Tx {
-        Tx {
-            queue,
-            copier: Copier::new(window),
-        }
+    /// `copier` is for what can be sent besides RAM.
+    pub(super) fn new(queue: Queue, copier: Copier) -> Tx {
+        Tx { queue, copier }
     }
 
     /// Sends packets until the queue is empty, the tap is full or the budget is used up.
@@ -42,8 +39,11 @@ impl Tx {
             };
             let pieces = &chain.buffers.readable;
             let length: usize = pieces.iter().map(VolatileSlice::len).sum();
-            if length < HEADER || !chain.buffers.writable.is_empty() {
-                return Err(Broken);
+            if !chain.buffers.writable.is_empty() {
+                return Err(Broken::Direction);
+            }
+            if length < HEADER {
+                return Err(Broken::Length);
             }
             if length <= PACKET_MAX {
                 tap.write(&Outgoing::from_guest(pieces, length));

@@ -14,9 +14,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::address_space::AddressSpace;
+use crate::fault::{Device, Fault};
+use crate::report::{Report, Reporter};
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::vsock::connection::{BUF_ALLOC, Key};
-use crate::vsock::packet::{HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
+use crate::vsock::packet::{Broken, HEADER_SIZE, HOST_CID, Header, TYPE_STREAM, op};
 use crate::vsock::{GUEST_CID, HostStream, Port, Vsock, VsockFront, sys};
 
 /// The host's port in most tests.
@@ -181,6 +184,7 @@ pub(super) struct Driver {
     pub(super) rx: Ring,
     pub(super) interrupt: Arc<EventFd>,
     pub(super) status: Arc<AtomicU32>,
+    report: Arc<Report>,
     /// The features the driver accepts.
     pub(super) features: u64,
     /// Gives rx buffers back as soon as they are read.
@@ -227,6 +231,7 @@ impl Driver {
             memory,
             interrupt: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
             status: Arc::new(AtomicU32::new(0)),
+            report: Arc::new(Report::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())),
             features,
             refill: true,
             closed: Vec::new(),
@@ -250,15 +255,34 @@ impl Driver {
             irq_status,
             Arc::clone(&self.status),
             Arc::clone(&self.interrupt),
+            self.reporter(),
         );
         let activation = Activation {
-            memory: Arc::clone(&self.memory),
-            window: None,
+            space: self.space(),
             queues: vec![Some(self.rx.active()), Some(self.tx.active()), None],
             interrupt,
             features: self.features,
         };
         self.front.activate(activation).unwrap();
+    }
+
+    /// The guest's address space, without a window.
+    pub(super) fn space(&self) -> AddressSpace {
+        AddressSpace::new(Arc::clone(&self.memory), None)
+    }
+
+    /// The device's way to report faults.
+    pub(super) fn reporter(&self) -> Reporter {
+        Reporter::new(Arc::clone(&self.report), Device::Vsock)
+    }
+
+    /// What the driver has done wrong, if it has made the device stop since the last call.
+    pub(super) fn take_fault(&mut self) -> Option<Broken> {
+        let fault = self.report.take_faults().pop()?;
+        match fault {
+            (Device::Vsock, Fault::Driver(broken)) => Some(*broken.downcast().unwrap()),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Gives every rx buffer to the device.

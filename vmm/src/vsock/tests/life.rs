@@ -29,10 +29,10 @@ fn a_queue_outside_memory_is_refused() {
         std::sync::Arc::default(),
         std::sync::Arc::default(),
         std::sync::Arc::new(EventFd::new(0).unwrap()),
+        driver.reporter(),
     );
     let activation = crate::virtio::Activation {
-        memory: std::sync::Arc::clone(&driver.memory),
-        window: None,
+        space: driver.space(),
         queues: vec![None, None, None],
         interrupt,
         features: 0,

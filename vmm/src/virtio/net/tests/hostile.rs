@@ -4,9 +4,10 @@ use super::*;
 
 /// The device has stopped; after a reset it works again.
 fn stopped(mut bench: Bench, what: &str) {
-    assert!(bench.driver.needs_reset(), "{what}");
+    assert!(bench.driver.is_blamed(), "{what}");
     bench.net.kicked();
     bench.net.tap_ready();
+    assert!(bench.driver.fault().is_none(), "{what}");
     assert_eq!(bench.driver.used(TX), [], "{what}");
     assert_eq!(bench.driver.used(RX), [], "{what}");
     bench.front.reset();
