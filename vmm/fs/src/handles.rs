@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::directory::Stream;
 use crate::errno::{Errno, Result};
+use crate::stream::Stream;
 
 /// One OPEN, CREATE, TMPFILE or OPENDIR, until its RELEASE or RELEASEDIR or, if the guest may keep it, until its inode is forgotten.
 pub(crate) struct Handle {

@@ -59,8 +59,10 @@
 
 mod attributes;
 mod buffers;
+mod config;
 mod directory;
 mod errno;
+mod error;
 mod files;
 mod handles;
 mod identity;
@@ -69,78 +71,14 @@ mod mapping;
 mod namespace;
 mod protocol;
 mod server;
+mod stream;
 mod sys;
 mod table;
+mod window;
 mod worker;
 mod xattr;
 
-use std::collections::HashSet;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
-
+pub use config::{Config, INODE_BYTES, MAX_INODES};
+pub use error::Error;
 pub use server::Server;
 pub use worker::enter_worker_thread;
-
-/// How many inodes the guest may know at a time.
-pub const MAX_INODES: u32 = 1 << 20;
-
-/// What one of them takes of this process at most, in bytes, with a name of ordinary length and while the tables grow
-/// (`tests/footprint` measures it). An honest guest spends more than 1 KiB on its side.
-pub const INODE_BYTES: u64 = 768;
-
-/// What a [`Server`] is made from.
-#[derive(Debug)]
-pub struct Config {
-    /// The root of the exported tree: an `O_PATH` descriptor of a directory.
-    pub root: OwnedFd,
-    /// `/proc/self/fd` of this process: a directory descriptor, best on a detached mount.
-    pub proc_self_fd: OwnedFd,
-    /// How many descriptors of inodes are kept open beyond the moment.
-    pub open_fd_limit: usize,
-    /// How long the guest may take names and attributes for unchanged.
-    pub timeout: Duration,
-    /// The mounts (`stx_mnt_id`) that nobody but this process could take away; `None` for all. On others no
-    /// descriptor is kept for what the guest only knows: it would keep the host from unmounting them.
-    pub lasting_mounts: Option<HashSet<u64>>,
-}
-
-impl Config {
-    /// The least number of inodes that may be pinned, and of files that may be open.
-    const LEAST: usize = 1024;
-
-    /// How many inodes that cannot be re-opened are kept at most; as many handles again.
-    pub(crate) fn pinned_limit(&self) -> usize {
-        self.open_fd_limit.max(Self::LEAST)
-    }
-
-    /// How many descriptors a server with this configuration holds at most, besides a few for each
-    /// thread that serves: what `RLIMIT_NOFILE` has to allow.
-    #[must_use]
-    pub fn descriptors(&self) -> usize {
-        self.open_fd_limit
-            .saturating_add(self.pinned_limit().saturating_mul(2))
-            .saturating_add(2)
-    }
-}
-
-/// Why serving cannot start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The root cannot be looked at, or is on a file system that must not be exported.
-    #[error("the root of the exported tree cannot be used")]
-    Root(#[source] io::Error),
-    /// The root is not a directory.
-    #[error("the root of the exported tree is not a directory")]
-    RootNotDirectory,
-    /// No address space for the window.
-    #[error("no address space can be reserved for mapped files")]
-    Window(#[source] io::Error),
-    /// `proc_self_fd` does not lead to the descriptors of this process.
-    #[error("the directory of open descriptors (/proc/self/fd) cannot be used")]
-    ProcSelfFd(#[source] io::Error),
-    /// A thread cannot be prepared for serving.
-    #[error("a thread cannot be prepared for serving files")]
-    Worker(#[source] io::Error),
-}

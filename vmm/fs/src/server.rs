@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vm_memory::VolatileSlice;
 
 use crate::buffers::{Reader, Reply};
+use crate::config::{Config, MAX_INODES};
 use crate::errno::{Errno, Result};
+use crate::error::Error;
 use crate::handles::Handles;
 use crate::identity::{Stat, examine, refuse_reflections};
 use crate::inodes::Inodes;
-use crate::mapping::Mappings;
 use crate::protocol::{
     Attr, AttrOut, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, MAJOR,
     MINOR, MINOR_OLDEST, init, opcode,
 };
 use crate::table::Limits;
-use crate::{Config, Error, MAX_INODES, sys, worker};
+use crate::window::Mappings;
+use crate::{sys, worker};
 
 /// Pages (of 4096 bytes) per READ or WRITE: `FUSE_MAX_MAX_PAGES` (`fs/fuse/fuse_i.h`).
 const MAX_PAGES: u16 = 256;

@@ -15,8 +15,8 @@
 use std::cell::Cell;
 use std::os::fd::{BorrowedFd, RawFd};
 
-use crate::Error;
 use crate::errno::{Errno, Result};
+use crate::error::Error;
 use crate::sys;
 
 /// Bits of `linux/capability.h`: what serving needs, the same set that the jail leaves.

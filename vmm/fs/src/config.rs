@@ -1,0 +1,47 @@
+//! What a server is made from, and what it takes.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// How many inodes the guest may know at a time.
+pub const MAX_INODES: u32 = 1 << 20;
+
+/// What one of them takes of this process at most, in bytes, with a name of ordinary length and while the tables grow
+/// (`tests/footprint` measures it). An honest guest spends more than 1 KiB on its side.
+pub const INODE_BYTES: u64 = 768;
+
+/// What a [`Server`](crate::Server) is made from.
+#[derive(Debug)]
+pub struct Config {
+    /// The root of the exported tree: an `O_PATH` descriptor of a directory.
+    pub root: OwnedFd,
+    /// `/proc/self/fd` of this process: a directory descriptor, best on a detached mount.
+    pub proc_self_fd: OwnedFd,
+    /// How many descriptors of inodes are kept open beyond the moment.
+    pub open_fd_limit: usize,
+    /// How long the guest may take names and attributes for unchanged.
+    pub timeout: Duration,
+    /// The mounts (`stx_mnt_id`) that nobody but this process could take away; `None` for all. On others no
+    /// descriptor is kept for what the guest only knows: it would keep the host from unmounting them.
+    pub lasting_mounts: Option<HashSet<u64>>,
+}
+
+impl Config {
+    /// The least number of inodes that may be pinned, and of files that may be open.
+    const LEAST: usize = 1024;
+
+    /// How many inodes that cannot be re-opened are kept at most; as many handles again.
+    pub(crate) fn pinned_limit(&self) -> usize {
+        self.open_fd_limit.max(Self::LEAST)
+    }
+
+    /// How many descriptors a server with this configuration holds at most, besides a few for each
+    /// thread that serves: what `RLIMIT_NOFILE` has to allow.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        self.open_fd_limit
+            .saturating_add(self.pinned_limit().saturating_mul(2))
+            .saturating_add(2)
+    }
+}
