@@ -3,6 +3,8 @@
 //! Every function returns the kernel's errno as [`io::Error`] and owns nothing after it returns
 //! but what it returns.
 
+#![allow(unsafe_code)]
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;

@@ -245,6 +245,7 @@ fn settle(
         sync.as_fd(),
     ];
     keep.extend(terminal.map(AsFd::as_fd));
+    #[allow(unsafe_code, reason = "only here are the descriptors known")]
     // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
     // of the arguments the descriptors are kept.
     unsafe { close_all_but(&keep) }.doing("close inherited descriptors")?;

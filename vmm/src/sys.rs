@@ -1,5 +1,7 @@
 //! The `unsafe` of this crate: mappings, memory slots, signals, kernel interfaces without a safe wrapper.
 
+#![allow(unsafe_code)]
+
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;

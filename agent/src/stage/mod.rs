@@ -170,6 +170,7 @@ pub(crate) fn main(arguments: &[String]) -> ! {
     sys::exit(0)
 }
 
+#[allow(unsafe_code, reason = "only here are the descriptors known")]
 fn adopt(number: Option<&String>) -> Result<OwnedFd> {
     let number: Option<RawFd> = number.and_then(|number| number.parse().ok());
     let number = number.filter(|number| *number > 2);

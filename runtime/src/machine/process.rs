@@ -82,6 +82,7 @@ pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! 
 }
 
 /// Keeps the standard streams, what the launch passes on and what has been opened for the jail.
+#[allow(unsafe_code, reason = "only here are the descriptors known")]
 fn close_the_callers_descriptors(
     launch: &Launch<'_>,
     devices: &Devices,

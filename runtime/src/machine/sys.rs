@@ -1,5 +1,7 @@
 //! The system calls of the machine process that no safe wrapper offers. The only unsafe code of this module.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 

@@ -3,6 +3,8 @@
 //! Each function is one call (repeated on EINTR where that is harmless) and is safe for any
 //! argument: borrowed descriptors are open, strings end in NUL, buffers have the length stated.
 
+#![allow(unsafe_code)]
+
 use std::ffi::CStr;
 use std::io::Write;
 use std::mem::{MaybeUninit, zeroed};

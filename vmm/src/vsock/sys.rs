@@ -1,5 +1,7 @@
 //! The system calls of the vsock device that take pointers.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

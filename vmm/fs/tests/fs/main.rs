@@ -10,3 +10,4 @@ mod mapping;
 mod model;
 mod mounts;
 mod semantics;
+mod sys;

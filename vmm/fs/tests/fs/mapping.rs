@@ -8,6 +8,7 @@ use vmm_fs::Server;
 
 use crate::client::*;
 use crate::mounts::{enter_mount_namespace, mount};
+use crate::sys;
 
 const MIB: u64 = 1 << 20;
 const STEP: u64 = 2 * MIB;
@@ -74,19 +75,9 @@ fn shown(server: &Server, offset: u64) -> Option<u64> {
     assert!(start.is_multiple_of(2 << 20));
     assert!(offset + 8 <= length as u64);
     let mut number = [0_u8; 8];
-    let local = libc::iovec {
-        iov_base: number.as_mut_ptr().cast(),
-        iov_len: number.len(),
-    };
-    let remote = libc::iovec {
-        iov_base: std::ptr::without_provenance_mut(start + usize::try_from(offset).unwrap()),
-        iov_len: number.len(),
-    };
-    // SAFETY: eight bytes are written to `number`, which has room for them.
-    let count = unsafe {
-        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
-    };
-    (count == 8).then_some(u64::from_le_bytes(number))
+    let address = start + usize::try_from(offset).unwrap();
+    let there = sys::read_own(address, &mut number);
+    there.then_some(u64::from_le_bytes(number))
 }
 
 #[test]

@@ -6,12 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::client::*;
+use crate::sys;
 
 /// Puts this thread into a mount namespace of its own, where nothing propagates.
 pub(crate) fn enter_mount_namespace() {
-    // SAFETY: no memory is passed; only this thread is affected.
-    let result = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    sys::unshare(libc::CLONE_NEWNS | libc::CLONE_FS).unwrap();
     mount(&["--make-rprivate", "/"]);
 }
 
@@ -201,7 +200,7 @@ fn nothing_is_kept_open_on_mounts_that_may_go() {
             let volume = root.join("volume");
             fs::create_dir(&volume).unwrap();
             let path = volume.to_str().unwrap().to_owned();
-            let server = server_with(&root, 100, Some(HashSet::from([mount_id(&root)])));
+            let server = server_with(&root, 100, Some(HashSet::from([sys::mount_id(&root)])));
             let client = Client::new(&server);
             assert_eq!(client.lookup(ROOT, "volume").unwrap().flags, 0);
             mount(&["-t", "tmpfs", "none", &path]);
@@ -240,17 +239,6 @@ fn nothing_is_kept_open_on_mounts_that_may_go() {
             assert_eq!(client.lookup(ROOT, "volume").unwrap().flags, 0);
         });
     });
-}
-
-fn mount_id(path: &Path) -> u64 {
-    // SAFETY: plain data, for which zero is valid.
-    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
-    let mask = libc::STATX_MNT_ID;
-    // SAFETY: a path that ends in NUL, and room for the answer.
-    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, mask, &raw mut stat) };
-    assert_eq!(result, 0);
-    stat.stx_mnt_id
 }
 
 fn unmount(path: &str) -> bool {

@@ -1,5 +1,7 @@
 //! The system calls on a tap (linux/if_tun.h).
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 

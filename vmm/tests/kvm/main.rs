@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod sys;
+
 use std::fs::OpenOptions;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -54,7 +53,7 @@ impl FileServer for NoFiles {
 
 /// Has a window of three pages: one of a file, one that the file has lost, and one where nothing is mapped.
 struct Files {
-    window: usize,
+    window: sys::Window,
     mended: AtomicUsize,
 }
 
@@ -63,19 +62,10 @@ impl Files {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[b"abcd", &[b'x'; 8188][..]].concat(), 0)
             .unwrap();
-        let map = |at: *mut libc::c_void, pages: usize, access, flags, fd| {
-            // SAFETY: either at an address of the kernel's choice, or over what was mapped so just before.
-            let mapping = unsafe { libc::mmap(at, pages * 4096, access, flags, fd, 0) };
-            assert_ne!(mapping, libc::MAP_FAILED);
-            mapping
-        };
-        let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let window = map(ptr::null_mut(), 3, libc::PROT_NONE, nothing, -1);
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        map(window, 2, libc::PROT_READ, flags, file.as_raw_fd());
+        let window = sys::Window::show(&file, 2, 3);
         file.set_len(4096).unwrap();
         Files {
-            window: window.expose_provenance(),
+            window,
             mended: AtomicUsize::new(0),
         }
     }
@@ -89,15 +79,11 @@ impl RequestServer for Files {
 
 impl FileServer for Files {
     fn window(&self) -> Option<(usize, usize)> {
-        Some((self.window, 3 * 4096))
+        Some(self.window.extent())
     }
 
     fn mend(&self, _: &mut u64) -> bool {
-        let lost = ptr::with_exposed_provenance_mut(self.window + 4096);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // SAFETY: a page of the window, which nothing in this process touches.
-        let mapping = unsafe { libc::mmap(lost, 4096, libc::PROT_READ, flags, -1, 0) };
-        assert_ne!(mapping, libc::MAP_FAILED);
+        self.window.blank(1);
         self.mended.fetch_add(1, Ordering::SeqCst) == 0
     }
 }
@@ -342,24 +328,14 @@ fn a_device_that_cannot_start_is_told_of() {
 /// A tap in a network namespace of its own. Needs the right to make both.
 fn tap(name: &[u8]) -> OwnedFd {
     let make = || {
-        // SAFETY: it takes a flag and concerns the calling thread alone.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        sys::enter_new_network_namespace();
         let tun = OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/net/tun")
             .unwrap();
-        // SAFETY: ifreq is plain data for which all zeros is valid.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name) {
-            *to = from.cast_signed();
-        }
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = flags.try_into().unwrap();
-        // SAFETY: TUNSETIFF reads and writes one ifreq.
-        let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        tun.into()
+        sys::make_tap(tun.into(), name, flags)
     };
     thread::scope(|scope| scope.spawn(make).join().unwrap())
 }
