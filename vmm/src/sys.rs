@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kvm_bindings::{KVM_MEM_READONLY, KVMIO, kvm_signal_mask, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use rustix::rand::GetRandomFlags;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, VolatileSlice,
@@ -159,9 +160,7 @@ pub(crate) fn monotonic() -> Duration {
 
 /// Fills the buffer with random bytes of the kernel and returns how many there are (fewer when a signal came).
 pub(crate) fn random(buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the buffer is valid for writes of its length.
-    let read = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    Ok(rustix::rand::getrandom(buffer, GetRandomFlags::empty())?)
 }
 
 /// Gives the whole pages of guest memory in the slice back to the host: they read as zeros from here on. Without effect where the

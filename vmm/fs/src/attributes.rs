@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+
 use crate::buffers::{Reader, Reply, TARGET_MAX};
 use crate::errno::{Errno, Result};
 use crate::identity::Stat;
@@ -119,8 +121,10 @@ impl Server {
     }
 
     fn set_size(&self, node: &Node, wanted: &SetattrIn) -> Result<()> {
-        let size = i64::try_from(wanted.size).map_err(|_| Errno(libc::EINVAL))?;
-        let truncate = |fd: BorrowedFd<'_>| sys::ftruncate(fd, size);
+        if i64::try_from(wanted.size).is_err() {
+            return Err(Errno(libc::EINVAL));
+        }
+        let truncate = |fd: BorrowedFd<'_>| sys::ftruncate(fd, wanted.size);
         if wanted.valid & fattr::FH != 0 {
             return truncate(self.handles.file(node.id, wanted.fh)?.as_fd());
         }
@@ -157,32 +161,35 @@ impl Server {
 }
 
 /// The times to set, if any.
-fn times(wanted: &SetattrIn) -> Result<Option<[libc::timespec; 2]>> {
+fn times(wanted: &SetattrIn) -> Result<Option<Timestamps>> {
     let time = |given: u32, now: u32, seconds: u64, nanoseconds: u32| {
         let tv_nsec = match wanted.valid & (given | now) {
-            0 => libc::UTIME_OMIT,
-            bits if bits & now != 0 => libc::UTIME_NOW,
+            0 => UTIME_OMIT,
+            bits if bits & now != 0 => UTIME_NOW,
             _ if nanoseconds < 1_000_000_000 => i64::from(nanoseconds),
             // The kernel's UTIME_NOW and UTIME_OMIT lie here.
             _ => return Err(Errno(libc::EINVAL)),
         };
-        Ok(libc::timespec {
+        Ok(Timespec {
             tv_sec: signed(seconds),
             tv_nsec,
         })
     };
-    let atime = time(
+    let last_access = time(
         fattr::ATIME,
         fattr::ATIME_NOW,
         wanted.atime,
         wanted.atimensec,
     )?;
-    let mtime = time(
+    let last_modification = time(
         fattr::MTIME,
         fattr::MTIME_NOW,
         wanted.mtime,
         wanted.mtimensec,
     )?;
     let any = fattr::ATIME | fattr::ATIME_NOW | fattr::MTIME | fattr::MTIME_NOW;
-    Ok((wanted.valid & any != 0).then_some([atime, mtime]))
+    Ok((wanted.valid & any != 0).then_some(Timestamps {
+        last_access,
+        last_modification,
+    }))
 }

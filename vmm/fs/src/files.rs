@@ -4,6 +4,8 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::fs::{FallocateFlags, SeekFrom};
+
 use crate::attributes::PERMISSIONS;
 use crate::buffers::{Reader, Reply, check_name, only_string};
 use crate::errno::{Errno, Result};
@@ -13,7 +15,7 @@ use crate::namespace::TWO_NAMES;
 use crate::protocol::{
     CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_KEEP_OPEN,
     FOPEN_NOFLUSH, FSYNC_FDATASYNC, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn,
-    OpenOut, ReadIn, ReleaseIn, SyncfsIn, WRITE_CACHE, WriteIn, WriteOut, unsigned,
+    OpenOut, ReadIn, ReleaseIn, SyncfsIn, WRITE_CACHE, WriteIn, WriteOut,
 };
 use crate::server::{Call, Server};
 use crate::{sys, worker};
@@ -29,12 +31,12 @@ const KEPT_FLAGS: i32 = libc::O_RDONLY | libc::O_NOCTTY;
 /// thread is not kept busy for long.
 const COPY_MAX: u64 = 64 << 20;
 /// The modes of fallocate (`linux/falloc.h`).
-const FALLOCATE_MODES: i32 = libc::FALLOC_FL_KEEP_SIZE
-    | libc::FALLOC_FL_PUNCH_HOLE
-    | libc::FALLOC_FL_COLLAPSE_RANGE
-    | libc::FALLOC_FL_ZERO_RANGE
-    | libc::FALLOC_FL_INSERT_RANGE
-    | libc::FALLOC_FL_UNSHARE_RANGE;
+const FALLOCATE_MODES: FallocateFlags = FallocateFlags::KEEP_SIZE
+    .union(FallocateFlags::PUNCH_HOLE)
+    .union(FallocateFlags::COLLAPSE_RANGE)
+    .union(FallocateFlags::ZERO_RANGE)
+    .union(FallocateFlags::INSERT_RANGE)
+    .union(FallocateFlags::UNSHARE_RANGE);
 
 /// The flags to open with on the host for the guest's.
 fn host_flags(flags: u32) -> Result<i32> {
@@ -56,6 +58,11 @@ fn open_flags(host_flags: i32) -> u32 {
 /// A file offset; negative ones have meanings of their own to the kernel.
 fn offset(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| Errno(libc::EINVAL))
+}
+
+/// As [`offset`], for calls that take it without a sign.
+fn forward(value: u64) -> Result<u64> {
+    offset(value).map(|_| value)
 }
 
 impl Server {
@@ -294,11 +301,11 @@ impl Server {
     pub(crate) fn fallocate(&self, call: Call, reader: &mut Reader<'_, '_>) -> Result<usize> {
         let wanted: FallocateIn = reader.read()?;
         let handle = self.handles.file(call.nodeid, wanted.fh)?;
-        let mode = i32::try_from(wanted.mode)
-            .ok()
-            .filter(|mode| mode & !FALLOCATE_MODES == 0);
-        let mode = mode.ok_or(Errno(libc::EOPNOTSUPP))?;
-        let (start, length) = (offset(wanted.offset)?, offset(wanted.length)?);
+        let mode = FallocateFlags::from_bits_retain(wanted.mode);
+        if !FALLOCATE_MODES.contains(mode) {
+            return Err(Errno(libc::EOPNOTSUPP));
+        }
+        let (start, length) = (forward(wanted.offset)?, forward(wanted.length)?);
         sys::fallocate(handle.as_fd(), mode, start, length).map(|()| 0)
     }
 
@@ -316,15 +323,15 @@ impl Server {
         } = reader.read()?;
         reply.need::<LseekOut>()?;
         let handle = self.handles.file(call.nodeid, fh)?;
-        // The guest kernel does all others itself.
-        let whence = i32::try_from(whence)
-            .ok()
-            .filter(|whence| matches!(*whence, libc::SEEK_DATA | libc::SEEK_HOLE))
-            .ok_or(Errno(libc::EINVAL))?;
-        let found = sys::lseek(handle.as_fd(), offset(start)?, whence)?;
-        reply.body(&LseekOut {
-            offset: unsigned(found),
-        })
+        let start = forward(start)?;
+        let to = match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) => SeekFrom::Data(start),
+            Ok(libc::SEEK_HOLE) => SeekFrom::Hole(start),
+            // The guest kernel does all others itself.
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let offset = sys::lseek(handle.as_fd(), to)?;
+        reply.body(&LseekOut { offset })
     }
 
     pub(crate) fn copy_file_range(
@@ -342,8 +349,8 @@ impl Server {
         let to = self.handles.file(wanted.nodeid_out, wanted.fh_out)?;
         let length = usize::try_from(wanted.len.min(COPY_MAX)).unwrap_or(0);
         let copied = sys::copy_file_range(
-            (from.as_fd(), offset(wanted.off_in)?),
-            (to.as_fd(), offset(wanted.off_out)?),
+            (from.as_fd(), forward(wanted.off_in)?),
+            (to.as_fd(), forward(wanted.off_out)?),
             length,
         )?;
         let size = u32::try_from(copied).map_err(|_| Errno(libc::EINVAL))?;

@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::StatxTimestamp;
+
 use crate::errno::{Errno, Result};
 use crate::protocol::{ATTR_SUBMOUNT, Attr, Statx, SxTime, unsigned};
 use crate::sys;
@@ -50,7 +52,7 @@ impl Facts {
 }
 
 /// The attributes of an object at one moment.
-pub(crate) struct Stat(libc::statx);
+pub(crate) struct Stat(rustix::fs::Statx);
 
 impl Stat {
     /// Of the object `fd`.
@@ -135,7 +137,7 @@ impl Stat {
     /// The attributes as STATX has them.
     pub(crate) fn statx(&self) -> Statx {
         let stat = &self.0;
-        let time = |time: &libc::statx_timestamp| SxTime {
+        let time = |time: &StatxTimestamp| SxTime {
             tv_sec: time.tv_sec,
             tv_nsec: time.tv_nsec,
             reserved: 0,
@@ -143,7 +145,7 @@ impl Stat {
         Statx {
             mask: stat.stx_mask & (libc::STATX_BASIC_STATS | libc::STATX_BTIME),
             blksize: stat.stx_blksize,
-            attributes: stat.stx_attributes,
+            attributes: stat.stx_attributes.bits(),
             nlink: stat.stx_nlink,
             uid: stat.stx_uid,
             gid: stat.stx_gid,
@@ -151,7 +153,7 @@ impl Stat {
             ino: stat.stx_ino,
             size: stat.stx_size,
             blocks: stat.stx_blocks,
-            attributes_mask: stat.stx_attributes_mask,
+            attributes_mask: stat.stx_attributes_mask.bits(),
             atime: time(&stat.stx_atime),
             btime: time(&stat.stx_btime),
             ctime: time(&stat.stx_ctime),

@@ -12,7 +12,7 @@ use crate::errno::{Errno, Result};
 use crate::identity::Stat;
 use crate::inodes::Node;
 use crate::protocol::{
-    ATTR_DAX, Attr, RemovemappingIn, RemovemappingOne, SETUPMAPPING_READ, SetupmappingIn,
+    ATTR_DAX, Attr, RemovemappingIn, RemovemappingOne, SETUPMAPPING_READ, SetupmappingIn, unsigned,
 };
 use crate::server::{Call, Server};
 use crate::sys;
@@ -89,5 +89,5 @@ impl Server {
 
 /// Whether nothing can be written to the file where the guest sees it.
 fn is_constant(node: &Node) -> bool {
-    sys::fstatfs(node.as_fd()).is_ok_and(|stat| stat.f_flags & libc::ST_RDONLY.cast_signed() != 0)
+    sys::fstatfs(node.as_fd()).is_ok_and(|stat| unsigned(stat.f_flags) & libc::ST_RDONLY != 0)
 }

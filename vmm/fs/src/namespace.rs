@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
+use rustix::fs::{AtFlags, FileType};
+
 use crate::attributes::PERMISSIONS;
 use crate::buffers::{NAME_MAX, Reader, Reply, TARGET_MAX, check_name, only_string, split_string};
 use crate::errno::{Errno, Result};
@@ -87,17 +89,18 @@ impl Server {
         let MknodIn { mode, rdev, .. } = reader.read()?;
         let mut buffer = [0; TWO_NAMES];
         let name = only_string(reader.rest(&mut buffer)?)?;
-        match mode & libc::S_IFMT {
-            libc::S_IFREG | 0 | libc::S_IFIFO | libc::S_IFSOCK => {}
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => FileType::RegularFile,
+            libc::S_IFIFO => FileType::Fifo,
+            libc::S_IFSOCK => FileType::Socket,
             // An overlay file system's whiteout, which is not a device.
-            libc::S_IFCHR if rdev == 0 => {}
+            libc::S_IFCHR if rdev == 0 => FileType::CharacterDevice,
             // Device nodes would be the host's devices for whoever opens them there.
             libc::S_IFCHR | libc::S_IFBLK => return Err(Errno(libc::EPERM)),
             _ => return Err(Errno(libc::EINVAL)),
-        }
-        let mode = mode & (libc::S_IFMT | PERMISSIONS);
+        };
         self.make(call, name, mode & libc::S_ISGID != 0, reply, |dir| {
-            sys::mknodat(dir.as_fd(), name, mode)
+            sys::mknodat(dir.as_fd(), name, kind, mode & PERMISSIONS)
         })
     }
 
@@ -138,7 +141,7 @@ impl Server {
         &self,
         call: Call,
         reader: &mut Reader<'_, '_>,
-        flags: libc::c_int,
+        flags: AtFlags,
     ) -> Result<usize> {
         let mut buffer = [0; TWO_NAMES];
         let name = check_name(only_string(reader.rest(&mut buffer)?)?)?;

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::AtFlags;
 use vm_memory::VolatileSlice;
 
 use crate::buffers::{Reader, Reply};
@@ -173,8 +174,8 @@ impl Server {
             opcode::SYMLINK => self.symlink(call, reader, reply),
             opcode::MKNOD => self.mknod(call, reader, reply),
             opcode::MKDIR => self.mkdir(call, reader, reply),
-            opcode::UNLINK => self.unlink(call, reader, 0),
-            opcode::RMDIR => self.unlink(call, reader, libc::AT_REMOVEDIR),
+            opcode::UNLINK => self.unlink(call, reader, AtFlags::empty()),
+            opcode::RMDIR => self.unlink(call, reader, AtFlags::REMOVEDIR),
             opcode::RENAME => self.rename(call, reader),
             opcode::RENAME2 => self.rename2(call, reader),
             opcode::LINK => self.link(call, reader, reply),

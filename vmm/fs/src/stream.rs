@@ -3,8 +3,9 @@
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 
+use rustix::fs::SeekFrom;
+
 use crate::errno::{Errno, Result};
-use crate::protocol::signed;
 use crate::sys;
 
 /// How much is read from the host at a time: 250 entries with short names.
@@ -38,7 +39,7 @@ impl Stream {
         if offset == 0 || offset != self.next {
             self.chunk.clear();
             self.at = 0;
-            sys::lseek(fd, signed(offset), libc::SEEK_SET)?;
+            sys::lseek(fd, SeekFrom::Start(offset))?;
             self.next = offset;
         }
         Ok(())

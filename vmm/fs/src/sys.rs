@@ -1,4 +1,4 @@
-//! The system calls of the server. The only unsafe code of this crate.
+//! The system calls of the server. The only unsafe code of this crate: where rustix has no safe call, or means another one by it.
 //!
 //! Each function is one call (repeated on EINTR where that is harmless) and is safe for any
 //! argument: borrowed descriptors are open, strings end in NUL, buffers have the length stated.
@@ -7,20 +7,19 @@
 
 use std::ffi::CStr;
 use std::io::Write;
-use std::mem::{MaybeUninit, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_long, c_uint};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, StatFs, Statx,
+    StatxFlags, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::retry_on_intr;
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
 use crate::buffers::Iovecs;
 use crate::errno::{Errno, Result};
 
-/// `STATX_*` that the server asks for (`linux/stat.h`): all of `struct stat`, birth time, mount id.
-const STATX_MASK: c_uint = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
-/// `_LINUX_CAPABILITY_VERSION_3` (`linux/capability.h`).
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-/// `SECBIT_NO_SETUID_FIXUP` (`linux/securebits.h`).
-const SECBIT_NO_SETUID_FIXUP: c_int = 1 << 2;
 /// `MAX_HANDLE_SZ` (`linux/exportfs.h`).
 const MAX_HANDLE_SZ: usize = 128;
 /// `AT_HANDLE_FID` (`linux/fcntl.h`, Linux 6.5): a handle to compare, not to open.
@@ -57,6 +56,10 @@ fn again<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
+fn mode(bits: u32) -> Mode {
+    Mode::from_bits_retain(bits)
+}
+
 /// A descriptor's number as a path relative to `/proc/self/fd`.
 pub(crate) struct FdName([u8; 12]);
 
@@ -68,73 +71,41 @@ impl FdName {
         Self(name)
     }
 
-    fn as_ptr(&self) -> *const libc::c_char {
-        self.0.as_ptr().cast()
-    }
-
     pub(crate) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
     }
 }
 
 /// `openat(2)`, with `O_CLOEXEC`.
-pub(crate) fn openat(dir: BorrowedFd<'_>, name: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
-    let fd = again(|| {
-        // SAFETY: `name` ends in NUL (CStr); the call keeps no pointer.
-        check(unsafe {
-            libc::openat(
-                dir.as_raw_fd(),
-                name.as_ptr(),
-                flags | libc::O_CLOEXEC,
-                mode,
-            )
-        })
-    })?;
-    // SAFETY: the call has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+pub(crate) fn openat(dir: BorrowedFd<'_>, name: &CStr, flags: c_int, bits: u32) -> Result<OwnedFd> {
+    let flags = OFlags::from_bits_retain(flags.cast_unsigned()) | OFlags::CLOEXEC;
+    Ok(retry_on_intr(|| {
+        rustix::fs::openat(dir, name, flags, mode(bits))
+    })?)
 }
 
 /// `dup` of a descriptor, close-on-exec.
 pub(crate) fn dup(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let fd = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) })?;
-    // SAFETY: the call has just made this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 0)?)
 }
 
 /// `close(2)` whose error counts (FLUSH).
 pub(crate) fn close(fd: OwnedFd) -> Result<()> {
-    use std::os::fd::IntoRawFd;
     // SAFETY: the descriptor was owned here and is given up by this call, whatever it returns.
     check(unsafe { libc::close(fd.into_raw_fd()) }).map(drop)
 }
 
-/// `statx(2)` of the entry `name` of `dir`, or of `dir` itself where `name` is empty. Follows no
-/// symbolic link and triggers no automount.
-pub(crate) fn statx(dir: BorrowedFd<'_>, name: &CStr) -> Result<libc::statx> {
-    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
-    let mut stat = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: `name` ends in NUL; `stat` has room for one `struct statx`.
-    check(unsafe {
-        libc::statx(
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            flags,
-            STATX_MASK,
-            stat.as_mut_ptr(),
-        )
-    })?;
-    // SAFETY: all-zero bytes are a valid `struct statx`, and the kernel has filled it.
-    Ok(unsafe { stat.assume_init() })
+/// `statx(2)` of the entry `name` of `dir`, or of `dir` itself where `name` is empty: all of `struct stat`, birth time, mount id. Follows
+/// no symbolic link and triggers no automount.
+pub(crate) fn statx(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
+    Ok(rustix::fs::statx(dir, name, flags, wanted)?)
 }
 
 /// `fstatfs(2)`.
-pub(crate) fn fstatfs(fd: BorrowedFd<'_>) -> Result<libc::statfs64> {
-    // SAFETY: all-zero bytes are a valid `struct statfs64`.
-    let mut stat: libc::statfs64 = unsafe { zeroed() };
-    // SAFETY: `stat` has room for one `struct statfs64`.
-    again(|| check(unsafe { libc::fstatfs64(fd.as_raw_fd(), &raw mut stat) }))?;
-    Ok(stat)
+pub(crate) fn fstatfs(fd: BorrowedFd<'_>) -> Result<StatFs> {
+    Ok(retry_on_intr(|| rustix::fs::fstatfs(fd))?)
 }
 
 /// The file handle of an object (`name_to_handle_at(2)`), as bytes to compare: its type, then it.
@@ -178,40 +149,28 @@ pub(crate) fn file_handle(fd: BorrowedFd<'_>) -> Result<Box<[u8]>> {
 
 /// `readlinkat(2)` of the symbolic link `fd` itself; the bytes written to `buffer`.
 pub(crate) fn readlink(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-    // SAFETY: `buffer` is writable for its length; the empty path ends in NUL.
-    check_size(unsafe {
-        libc::readlinkat(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-        )
-    })
+    Ok(rustix::fs::readlinkat_raw(fd, c"", buffer)?)
 }
 
 /// `mkdirat(2)`.
-pub(crate) fn mkdirat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
-    // SAFETY: `name` ends in NUL.
-    check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
+pub(crate) fn mkdirat(dir: BorrowedFd<'_>, name: &CStr, bits: u32) -> Result<()> {
+    Ok(rustix::fs::mkdirat(dir, name, mode(bits))?)
 }
 
 /// `mknodat(2)` without a device number: a regular file, FIFO, socket, or (character device 0:0) a
 /// whiteout.
-pub(crate) fn mknodat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
-    // SAFETY: `name` ends in NUL.
-    check(unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, 0) }).map(drop)
+pub(crate) fn mknodat(dir: BorrowedFd<'_>, name: &CStr, kind: FileType, bits: u32) -> Result<()> {
+    Ok(rustix::fs::mknodat(dir, name, kind, mode(bits), 0)?)
 }
 
 /// `symlinkat(2)`.
 pub(crate) fn symlinkat(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    // SAFETY: both strings end in NUL.
-    check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
+    Ok(rustix::fs::symlinkat(target, dir, name)?)
 }
 
-/// `unlinkat(2)`; `flags` is 0 or `AT_REMOVEDIR`.
-pub(crate) fn unlinkat(dir: BorrowedFd<'_>, name: &CStr, flags: c_int) -> Result<()> {
-    // SAFETY: `name` ends in NUL.
-    check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+/// `unlinkat(2)` of what is not a directory, or of what is an empty one.
+pub(crate) fn unlinkat(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<()> {
+    Ok(rustix::fs::unlinkat(dir, name, flags)?)
 }
 
 /// `linkat(2)` of the object behind `fd`, by way of `proc` (`/proc/self/fd`).
@@ -222,17 +181,8 @@ pub(crate) fn link(
     name: &CStr,
 ) -> Result<()> {
     let old = FdName::new(fd);
-    // SAFETY: both strings end in NUL.
-    check(unsafe {
-        libc::linkat(
-            proc.as_raw_fd(),
-            old.as_ptr(),
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            libc::AT_SYMLINK_FOLLOW,
-        )
-    })
-    .map(drop)
+    let flags = AtFlags::SYMLINK_FOLLOW;
+    Ok(rustix::fs::linkat(proc, old.as_c_str(), dir, name, flags)?)
 }
 
 /// `renameat2(2)`.
@@ -241,45 +191,40 @@ pub(crate) fn rename(
     new: (BorrowedFd<'_>, &CStr),
     flags: u32,
 ) -> Result<()> {
-    // SAFETY: both strings end in NUL. The raw call is used because C libraries differ here.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_renameat2,
-            old.0.as_raw_fd(),
-            old.1.as_ptr(),
-            new.0.as_raw_fd(),
-            new.1.as_ptr(),
-            flags,
-        )
-    };
-    check_long(result).map(drop)
+    let flags = RenameFlags::from_bits_retain(flags);
+    Ok(rustix::fs::renameat_with(
+        old.0, old.1, new.0, new.1, flags,
+    )?)
 }
 
 /// `fchmodat(2)` of the object behind `fd`, by way of `proc` (`/proc/self/fd`).
-pub(crate) fn chmod(proc: BorrowedFd<'_>, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+pub(crate) fn chmod(proc: BorrowedFd<'_>, fd: BorrowedFd<'_>, bits: u32) -> Result<()> {
     let name = FdName::new(fd);
-    // SAFETY: the string ends in NUL.
-    check(unsafe { libc::fchmodat(proc.as_raw_fd(), name.as_ptr(), mode, 0) }).map(drop)
+    Ok(rustix::fs::chmodat(
+        proc,
+        name.as_c_str(),
+        mode(bits),
+        AtFlags::empty(),
+    )?)
 }
 
 /// `fchownat(2)` of the object behind `fd`; `u32::MAX` leaves an id as it is.
 pub(crate) fn chown(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
-    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
-    // SAFETY: the empty path ends in NUL.
-    check(unsafe { libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, flags) }).map(drop)
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let uid = (uid != u32::MAX).then(|| Uid::from_raw(uid));
+    let gid = (gid != u32::MAX).then(|| Gid::from_raw(gid));
+    Ok(rustix::fs::chownat(fd, c"", uid, gid, flags)?)
 }
 
 /// `utimensat(2)` of the object behind `fd`.
-pub(crate) fn utimens(fd: BorrowedFd<'_>, times: &[libc::timespec; 2]) -> Result<()> {
-    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
-    // SAFETY: the empty path ends in NUL; `times` are two, as the call wants.
-    check(unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), flags) }).map(drop)
+pub(crate) fn utimens(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<()> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::utimensat(fd, c"", times, flags)?)
 }
 
 /// `ftruncate(2)`.
-pub(crate) fn ftruncate(fd: BorrowedFd<'_>, size: i64) -> Result<()> {
-    // SAFETY: no memory is passed.
-    again(|| check(unsafe { libc::ftruncate64(fd.as_raw_fd(), size) })).map(drop)
+pub(crate) fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
+    Ok(retry_on_intr(|| rustix::fs::ftruncate(fd, size))?)
 }
 
 /// `preadv2(2)` into guest memory.
@@ -308,63 +253,47 @@ pub(crate) fn pwritev(
 
 /// `fsync(2)` or `fdatasync(2)`.
 pub(crate) fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
-    let fd = fd.as_raw_fd();
-    again(|| {
-        // SAFETY: no memory is passed.
-        check(unsafe {
-            if data_only {
-                libc::fdatasync(fd)
-            } else {
-                libc::fsync(fd)
-            }
-        })
-    })
-    .map(drop)
+    Ok(retry_on_intr(|| {
+        if data_only {
+            rustix::fs::fdatasync(fd)
+        } else {
+            rustix::fs::fsync(fd)
+        }
+    })?)
 }
 
 /// `syncfs(2)`.
 pub(crate) fn syncfs(fd: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::syncfs(fd.as_raw_fd()) }).map(drop)
+    Ok(rustix::fs::syncfs(fd)?)
 }
 
 /// `fallocate(2)`.
-pub(crate) fn fallocate(fd: BorrowedFd<'_>, mode: c_int, offset: i64, length: i64) -> Result<()> {
-    // SAFETY: no memory is passed.
-    again(|| check(unsafe { libc::fallocate64(fd.as_raw_fd(), mode, offset, length) })).map(drop)
+pub(crate) fn fallocate(
+    fd: BorrowedFd<'_>,
+    mode: FallocateFlags,
+    offset: u64,
+    length: u64,
+) -> Result<()> {
+    Ok(retry_on_intr(|| {
+        rustix::fs::fallocate(fd, mode, offset, length)
+    })?)
 }
 
 /// `lseek(2)`; the new offset.
-pub(crate) fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: c_int) -> Result<i64> {
-    // SAFETY: no memory is passed.
-    let offset = unsafe { libc::lseek64(fd.as_raw_fd(), offset, whence) };
-    if offset < 0 {
-        Err(Errno::last())
-    } else {
-        Ok(offset)
-    }
+pub(crate) fn lseek(fd: BorrowedFd<'_>, to: SeekFrom) -> Result<u64> {
+    Ok(rustix::fs::seek(fd, to)?)
 }
 
 /// `copy_file_range(2)`; the bytes copied.
 pub(crate) fn copy_file_range(
-    from: (BorrowedFd<'_>, i64),
-    to: (BorrowedFd<'_>, i64),
+    from: (BorrowedFd<'_>, u64),
+    to: (BorrowedFd<'_>, u64),
     length: usize,
 ) -> Result<usize> {
     let (mut from_at, mut to_at) = (from.1, to.1);
-    // SAFETY: both offsets are valid for reading and writing during the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_copy_file_range,
-            from.0.as_raw_fd(),
-            &raw mut from_at,
-            to.0.as_raw_fd(),
-            &raw mut to_at,
-            length,
-            0,
-        )
-    };
-    check_long(result)
+    let copied =
+        rustix::fs::copy_file_range(from.0, Some(&mut from_at), to.0, Some(&mut to_at), length);
+    Ok(copied?)
 }
 
 /// `getdents64(2)`; the bytes written to `buffer`.
@@ -382,53 +311,54 @@ pub(crate) fn getdents(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
 
 /// `fchdir(2)`: the working directory of this thread alone, after [`unshare_fs`].
 pub(crate) fn fchdir(fd: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: no memory is passed.
-    check(unsafe { libc::fchdir(fd.as_raw_fd()) }).map(drop)
+    Ok(rustix::process::fchdir(fd)?)
 }
 
-/// `getxattr(2)` of the object behind `fd`; the working directory is `/proc/self/fd`. An empty
-/// `buffer` asks for the size.
+/// `getxattr(2)` of the object behind `fd`, for the value's size; the working directory is `/proc/self/fd`.
+pub(crate) fn getxattr_size(fd: BorrowedFd<'_>, name: &CStr) -> Result<usize> {
+    Ok(rustix::fs::getxattr_query(
+        FdName::new(fd).as_c_str(),
+        name,
+    )?)
+}
+
+/// `getxattr(2)`, as [`getxattr_size`]; the bytes written to `buffer`.
 pub(crate) fn getxattr(fd: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> Result<usize> {
-    let path = FdName::new(fd);
-    // SAFETY: both strings end in NUL; `buffer` is writable for its length.
-    check_size(unsafe {
-        libc::getxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-        )
-    })
+    Ok(rustix::fs::getxattr(
+        FdName::new(fd).as_c_str(),
+        name,
+        buffer,
+    )?)
+}
+
+/// `listxattr(2)`, as [`getxattr_size`].
+pub(crate) fn listxattr_size(fd: BorrowedFd<'_>) -> Result<usize> {
+    Ok(rustix::fs::listxattr_query(FdName::new(fd).as_c_str())?)
 }
 
 /// `listxattr(2)`, as [`getxattr`].
 pub(crate) fn listxattr(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
-    let path = FdName::new(fd);
-    // SAFETY: the string ends in NUL; `buffer` is writable for its length.
-    check_size(unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
+    Ok(rustix::fs::listxattr(FdName::new(fd).as_c_str(), buffer)?)
 }
 
 /// `setxattr(2)`, as [`getxattr`].
-pub(crate) fn setxattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: c_int) -> Result<()> {
-    let path = FdName::new(fd);
-    // SAFETY: both strings end in NUL; `value` is readable for its length.
-    check(unsafe {
-        libc::setxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            flags,
-        )
-    })
-    .map(drop)
+pub(crate) fn setxattr(
+    fd: BorrowedFd<'_>,
+    name: &CStr,
+    value: &[u8],
+    flags: XattrFlags,
+) -> Result<()> {
+    Ok(rustix::fs::setxattr(
+        FdName::new(fd).as_c_str(),
+        name,
+        value,
+        flags,
+    )?)
 }
 
 /// `removexattr(2)`, as [`getxattr`].
 pub(crate) fn removexattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    let path = FdName::new(fd);
-    // SAFETY: both strings end in NUL.
-    check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
+    Ok(rustix::fs::removexattr(FdName::new(fd).as_c_str(), name)?)
 }
 
 /// Gives this thread a working directory and a umask of its own (`unshare(CLONE_FS)`).
@@ -438,9 +368,8 @@ pub(crate) fn unshare_fs() -> Result<()> {
 }
 
 /// `umask(2)`.
-pub(crate) fn umask(mask: u32) {
-    // SAFETY: no memory is passed; the call cannot fail.
-    unsafe { libc::umask(mask) };
+pub(crate) fn umask(bits: u32) {
+    rustix::process::umask(mode(bits));
 }
 
 /// Sets the file system uid of this thread alone (the raw call); the one before.
@@ -457,54 +386,23 @@ pub(crate) fn setfsgid(gid: u32) -> u32 {
 
 /// Whether `SECBIT_NO_SETUID_FIXUP` is set: capabilities do not follow the file system uid.
 pub(crate) fn no_setuid_fixup() -> Result<bool> {
-    // SAFETY: no memory is passed.
-    let bits = check(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) })?;
-    Ok(bits & SECBIT_NO_SETUID_FIXUP != 0)
+    let bits = rustix::thread::capabilities_secure_bits()?;
+    Ok(bits.contains(CapabilitiesSecureBits::NO_SETUID_FIXUP))
 }
 
-#[repr(C)]
-struct CapHeader {
-    version: u32,
-    pid: c_int,
+/// The permitted capabilities of this thread.
+pub(crate) fn permitted() -> Result<CapabilitySet> {
+    Ok(rustix::thread::capabilities(None)?.permitted)
 }
 
-/// `struct __user_cap_data_struct`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapData {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-/// The permitted capabilities 0 to 31 of this thread, as bits.
-pub(crate) fn permitted() -> Result<u32> {
-    let mut header = CapHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
+/// Sets the capabilities of this thread; all not named are dropped.
+pub(crate) fn capset(effective: CapabilitySet, permitted: CapabilitySet) -> Result<()> {
+    let sets = CapabilitySets {
+        effective,
+        permitted,
+        inheritable: CapabilitySet::empty(),
     };
-    let mut data = [CapData::default(); 2];
-    // SAFETY: version 3 takes a header and two data elements, as passed.
-    check_long(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
-    Ok(data[0].permitted)
-}
-
-/// Sets the capabilities of this thread; all not named (and those above 31) are dropped.
-pub(crate) fn capset(effective: u32, permitted: u32) -> Result<()> {
-    let mut header = CapHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
-    let data = [
-        CapData {
-            effective,
-            permitted,
-            inheritable: 0,
-        },
-        CapData::default(),
-    ];
-    // SAFETY: version 3 takes a header and two data elements, as passed.
-    check_long(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// The number by which a thread remembers a descriptor it has made its working directory.

@@ -15,31 +15,25 @@
 use std::cell::Cell;
 use std::os::fd::{BorrowedFd, RawFd};
 
+use rustix::thread::CapabilitySet;
+
 use crate::errno::{Errno, Result};
 use crate::error::Error;
 use crate::sys;
 
-/// Bits of `linux/capability.h`: what serving needs, the same set that the jail leaves.
-const CAP_CHOWN: u32 = 1 << 0;
-const CAP_DAC_OVERRIDE: u32 = 1 << 1;
-const CAP_FOWNER: u32 = 1 << 3;
-const CAP_FSETID: u32 = 1 << 4;
-const CAP_SETGID: u32 = 1 << 6;
-const CAP_SETUID: u32 = 1 << 7;
-const CAP_MKNOD: u32 = 1 << 27;
-const CAP_SETFCAP: u32 = 1 << 31;
-const NEEDED: u32 = CAP_CHOWN
-    | CAP_DAC_OVERRIDE
-    | CAP_FOWNER
-    | CAP_FSETID
-    | CAP_SETGID
-    | CAP_SETUID
-    | CAP_MKNOD
-    | CAP_SETFCAP;
+/// What serving needs, the same set that the jail leaves.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
 
 #[derive(Clone, Copy)]
 struct Worker {
-    permitted: u32,
+    permitted: CapabilitySet,
     /// Whether the effective capabilities follow the file system uid (`capabilities(7)`).
     fixup: bool,
     /// The descriptor whose directory is the working directory, once one is.
@@ -64,7 +58,7 @@ pub fn enter_worker_thread() -> std::result::Result<(), Error> {
         sys::umask(0);
         let permitted = sys::permitted()? & NEEDED;
         let fixup = !sys::no_setuid_fixup()?;
-        sys::capset(permitted & !CAP_FSETID, permitted)?;
+        sys::capset(permitted - CapabilitySet::FSETID, permitted)?;
         WORKER.set(Some(Worker {
             permitted,
             fixup,
@@ -149,7 +143,7 @@ impl Drop for Assumed {
             restored = sys::setfsuid(u32::MAX) == 0 && sys::setfsgid(u32::MAX) == 0;
         }
         if self.raised || (self.ids && self.worker.fixup) {
-            let effective = self.worker.permitted & !CAP_FSETID;
+            let effective = self.worker.permitted - CapabilitySet::FSETID;
             restored &= sys::capset(effective, self.worker.permitted).is_ok();
         }
         if !restored {

@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
+use rustix::fs::XattrFlags;
+
 use crate::buffers::{NAME_MAX, Reader, Reply, only_string, split_string};
 use crate::errno::{Errno, Result};
 use crate::protocol::{GetxattrIn, GetxattrOut, SetxattrIn};
@@ -55,7 +57,7 @@ impl Server {
         let node = self.inodes.get(call.nodeid)?;
         worker::stand_in(self.proc())?;
         if size == 0 {
-            return answer_size(sys::getxattr(node.as_fd(), name, &mut [])?, reply);
+            return answer_size(sys::getxattr_size(node.as_fd(), name)?, reply);
         }
         let limit = usize::try_from(size).unwrap_or(SIZE_MAX).min(SIZE_MAX);
         let mut value = vec![0; limit];
@@ -73,7 +75,7 @@ impl Server {
         let node = self.inodes.get(call.nodeid)?;
         worker::stand_in(self.proc())?;
         // Most objects have none, which costs no buffer.
-        if sys::listxattr(node.as_fd(), &mut [])? == 0 {
+        if sys::listxattr_size(node.as_fd())? == 0 {
             return answer(&[], size, reply);
         }
         let mut names = vec![0; SIZE_MAX];
@@ -89,11 +91,10 @@ impl Server {
 
     pub(crate) fn setxattr(&self, call: Call, reader: &mut Reader<'_, '_>) -> Result<usize> {
         let SetxattrIn { size, flags } = reader.read()?;
-        let known = libc::XATTR_CREATE | libc::XATTR_REPLACE;
-        let flags = i32::try_from(flags)
-            .ok()
-            .filter(|flags| flags & !known == 0);
-        let flags = flags.ok_or(Errno(libc::EINVAL))?;
+        let flags = XattrFlags::from_bits_retain(flags);
+        if !(XattrFlags::CREATE | XattrFlags::REPLACE).contains(flags) {
+            return Err(Errno(libc::EINVAL));
+        }
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         if size > SIZE_MAX {
             return Err(Errno(libc::E2BIG));

@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
 /// What a system call says.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -26,11 +28,8 @@ pub(super) fn tap_flags(tap: &OwnedFd) -> io::Result<libc::c_short> {
 
 /// Makes reads and writes return instead of waiting.
 pub(super) fn set_nonblocking(tap: &OwnedFd) -> io::Result<()> {
-    // SAFETY: F_GETFL takes no argument and touches no memory.
-    let flags = check(unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_GETFL) })?;
-    // SAFETY: F_SETFL takes an integer and touches no memory.
-    check(unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
-    Ok(())
+    let flags = fcntl_getfl(tap)?;
+    Ok(fcntl_setfl(tap, flags | OFlags::NONBLOCK)?)
 }
 
 /// Sets the length of the header in front of each packet, bytes.
