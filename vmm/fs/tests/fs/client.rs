@@ -425,6 +425,26 @@ pub(crate) struct Set {
     pub(crate) gid: u32,
 }
 
+impl Set {
+    /// The permissions alone.
+    pub(crate) fn mode(mode: u32) -> Set {
+        Set {
+            valid: 1,
+            mode,
+            ..Set::default()
+        }
+    }
+
+    /// The size alone.
+    pub(crate) fn size(size: u64) -> Set {
+        Set {
+            valid: 8,
+            size,
+            ..Set::default()
+        }
+    }
+}
+
 pub(crate) fn init_body(minor: u32) -> Body {
     // All features offered, as bits 0 to 31 and (FUSE_INIT_EXT) 32 to 63.
     body()

@@ -7,6 +7,13 @@ use vm_memory::VolatileSlice;
 
 use crate::client::*;
 
+/// A body of 64-bit numbers.
+fn numbers(numbers: &[u64]) -> Body {
+    numbers
+        .iter()
+        .fold(body(), |body, number| body.u64(*number))
+}
+
 /// What each request looks like when it is right, with nodeids and handles that exist.
 fn requests(client: &Client<'_>) -> Vec<(u32, u64, Body)> {
     let (file, fh) = client.create(ROOT, "file", libc::O_RDWR, 0o644).unwrap();
@@ -15,6 +22,7 @@ fn requests(client: &Client<'_>) -> Vec<(u32, u64, Body)> {
     let dir = client.opendir(ROOT).unwrap();
     let io = |fh: u64| body().u64(fh).u64(0).u32(64).u32(0).u64(0).u64(0);
     let creation = || body().u32(libc::O_RDWR.cast_unsigned()).u32(0o644).u64(0);
+    let copy = [fh, 0, file.nodeid, fh, 0, 1, 0];
     vec![
         (LOOKUP, ROOT, body().name("file")),
         (FORGET, file.nodeid, body().u64(1)),
@@ -67,23 +75,8 @@ fn requests(client: &Client<'_>) -> Vec<(u32, u64, Body)> {
             body().u64(ROOT).u64(0).name("renamed").name("again"),
         ),
         (LSEEK, file.nodeid, body().u64(fh).u64(0).u32(3).u32(0)),
-        (
-            COPY_FILE_RANGE,
-            file.nodeid,
-            body()
-                .u64(fh)
-                .u64(0)
-                .u64(file.nodeid)
-                .u64(fh)
-                .u64(0)
-                .u64(1)
-                .u64(0),
-        ),
-        (
-            SETUPMAPPING,
-            file.nodeid,
-            body().u64(fh).u64(0).u64(2 << 20).u64(2).u64(0),
-        ),
+        (COPY_FILE_RANGE, file.nodeid, numbers(&copy)),
+        (SETUPMAPPING, file.nodeid, numbers(&[fh, 0, 2 << 20, 2, 0])),
         (REMOVEMAPPING, ROOT, body().u32(1).u64(0).u64(2 << 20)),
         (SYNCFS, ROOT, body().u64(0)),
         (TMPFILE, ROOT, creation().name("/")),

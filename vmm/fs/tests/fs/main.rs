@@ -1,13 +1,16 @@
 //! The server, driven with the bytes of FUSE requests. As root: it has to give files away.
 #![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
 
+mod attributes;
 mod client;
 mod concurrency;
+mod data;
 mod eviction;
 mod hostile;
 mod listing;
 mod mapping;
 mod model;
 mod mounts;
-mod semantics;
+mod names;
+mod session;
 mod sys;
