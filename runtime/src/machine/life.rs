@@ -202,7 +202,10 @@ impl Life {
             match event {
                 Event::StreamClosed(port) => self.stream_closed(port),
                 Event::Ended(ended) => self.lost(&obituary(&ended), sync),
-                Event::Fault { .. } => {}
+                Event::Fault { device, fault } => {
+                    let text = format!("device {device}: {}", one_line(&fault));
+                    self.parts.log.write(&text);
+                }
             }
         }
         Ok(())
