@@ -10,7 +10,6 @@
 
 pub mod frame;
 mod hex;
-mod weight;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -20,7 +19,6 @@ use serde::{Deserialize, Serialize};
 
 pub use frame::{Decoder, Error, MAX_FRAME, encode, read, write};
 pub use hex::{from_hex, to_hex};
-pub use weight::cpu_weight;
 
 /// The vsock ports of the control stream, on the host (CID 2) and in the guest. The agent dials it before there is any other process.
 pub const CONTROL_PORTS: Ports = Ports {

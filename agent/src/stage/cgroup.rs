@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use specification::{CPU_PERIOD, cpu_weight};
 
 use super::device_filter;
 use super::devices::Disks;
@@ -295,14 +296,16 @@ fn of_cpu(cpu: &LinuxCpu, add: &mut impl FnMut(&str, String)) {
     }
     // An idle cgroup has no weight to set (kernel/sched/core.c, cpu_weight_write_u64).
     if let Some(shares) = cpu.shares().filter(|s| *s != 0 && cpu.idle() != Some(1)) {
-        add("cpu.weight", protocol::cpu_weight(shares).to_string());
+        add("cpu.weight", cpu_weight(shares).to_string());
     }
     let quota = cpu.quota().filter(|quota| *quota != 0);
     let period = cpu.period().filter(|period| *period != 0);
     if quota.is_some() || period.is_some() {
         let quota = quota.map_or_else(|| "max".to_owned(), limit);
-        // 100 ms is the kernel's default period (cgroup-v2.rst, cpu.max).
-        add("cpu.max", format!("{quota} {}", period.unwrap_or(100_000)));
+        add(
+            "cpu.max",
+            format!("{quota} {}", period.unwrap_or(CPU_PERIOD)),
+        );
     }
     if let Some(burst) = cpu.burst() {
         add("cpu.max.burst", burst.to_string());

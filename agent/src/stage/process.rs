@@ -21,6 +21,7 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, Spec,
 };
 use protocol::Seccomp;
+use specification::CpuList;
 
 use super::devices::Terminal;
 use super::tree::c_path;
@@ -164,18 +165,11 @@ pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
 
 /// Lets the process run on these of the guest's CPUs only. Those that the guest does not have are an error.
 pub(super) fn run_on(list: &str) -> io::Result<()> {
-    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let list = CpuList::parse(list).filter(|list| (list.last() as usize) < CpuSet::count());
+    let list = list.ok_or(io::ErrorKind::InvalidInput)?;
     let mut set = CpuSet::new();
-    for range in list.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| invalid());
-        let (first, last) = (number(first)?, number(last)?);
-        if first > last || last >= CpuSet::count() {
-            return Err(invalid());
-        }
-        for cpu in first..=last {
-            set.set(cpu)?;
-        }
+    for cpu in list.numbers() {
+        set.set(cpu as usize)?;
     }
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }

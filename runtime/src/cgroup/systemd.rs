@@ -22,6 +22,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2, read};
+use specification::CpuList;
 
 use super::dbus::{self, Call, Connection, Message, Value, Writer};
 use super::{Limit, property};
@@ -51,6 +52,9 @@ const NAME_MAX: usize = 255;
 const USEC_PER_SEC: u64 = 1_000_000;
 /// systemd keeps quotas in whole percents of a CPU: 10 ms in a second.
 const QUOTA_STEP: u64 = 10_000;
+
+/// CPUs and memory nodes have numbers below this one: bounds what a list such as `0-4294967295` takes of memory.
+const NUMBERS_MAX: u32 = 1 << 16;
 
 /// What goes wrong with a scope.
 #[derive(Debug, thiserror::Error)]
@@ -302,19 +306,16 @@ fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
         .collect())
 }
 
-/// A list such as `0-3,7` (cpuset(7), List format) as a set of bits, the first in the first byte's lowest. An empty one is no limit.
+/// A list of CPUs or memory nodes as a set of bits, the first in the first byte's lowest. An empty one is no limit.
 fn mask(list: &str) -> Option<Value> {
-    let mut bits = Vec::new();
-    for range in list.trim().split(',').filter(|_| !list.is_empty()) {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        for bit in first..=last {
-            let byte = usize::from(bit / 8);
-            bits.resize(bits.len().max(byte + 1), 0);
-            bits[byte] |= 1 << (bit % 8);
-        }
+    if list.is_empty() {
+        return Some(Value::Bytes(Vec::new()));
     }
-    Some(Value::Bytes(bits))
+    let list = CpuList::parse(list)?;
+    let words = list.mask(NUMBERS_MAX)?;
+    let mut bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(list.last() as usize / 8 + 1);
+    Some(Value::Bytes(bytes))
 }
 
 /// A process that does nothing but live, until this value or the process that has it ends.

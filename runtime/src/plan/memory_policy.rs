@@ -1,8 +1,8 @@
 //! `linux.memoryPolicy`: from which memory nodes of the host the machine takes its memory, guest RAM included.
 
 use oci_spec::runtime::{LinuxMemoryPolicy, MemoryPolicyFlagType, MemoryPolicyModeType};
+use specification::CpuList;
 
-use super::cpus::CpuList;
 use super::ledger::Ledger;
 use crate::machine::MemoryPolicy;
 

@@ -4,7 +4,6 @@
 //! every property has a line in the [`Ledger`], and one that is refused there is an error that names it. `create` does what is decided,
 //! `explain` prints it.
 
-mod cpus;
 mod devices;
 mod ledger;
 mod memory_policy;

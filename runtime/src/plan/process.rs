@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use oci_spec::runtime::{
     ExecCPUAffinity, LinuxSchedulerPolicy, PosixRlimit, Process, Scheduler, User,
 };
+use specification::CpuList;
 
-use super::cpus::CpuList;
 use super::ledger::Ledger;
 
 /// What `setresuid(2)` and its like understand as "leave it as it is".

@@ -6,9 +6,9 @@ use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources,
     LinuxThrottleDevice,
 };
+use specification::CpuList;
 
 use super::RESOURCES;
-use super::cpus::CpuList;
 use super::ledger::{Ledger, Place};
 use crate::cgroup::Limit;
 

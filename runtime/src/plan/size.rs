@@ -6,10 +6,9 @@ mod tests;
 use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
-use protocol::cpu_weight;
 use serde_json::Value;
+use specification::{CPU_PERIOD, CpuList, cpu_weight};
 
-use super::cpus::CpuList;
 use super::ledger::Ledger;
 use super::resources::{io_limits, unified};
 use super::{Facts, MachineSize, RESOURCES};
@@ -49,9 +48,6 @@ const GUEST_INODE: u64 = KIB;
 
 /// Most vCPUs of a machine.
 const VCPUS_MAX: u64 = 32;
-
-/// `cpu.cfs_period_us` when the configuration has only a quota (Linux, sched-bwc).
-const DEFAULT_PERIOD: u64 = 100_000;
 
 /// The annotations that the size of the machine can be asked for with, and the beginning of all of Chiton's own.
 pub(crate) const ANNOTATIONS: [&str; 2] = ["dev.chiton.memory", "dev.chiton.vcpus"];
@@ -350,7 +346,7 @@ fn of_cpu_max(text: &str) -> Option<Option<u64>> {
     let quota = numbers.next()?;
     let period = match numbers.next() {
         Some(period) => period.parse().ok().filter(|period| *period > 0)?,
-        None => DEFAULT_PERIOD,
+        None => CPU_PERIOD,
     };
     match (quota, numbers.next()) {
         (_, Some(_)) => None,
@@ -375,12 +371,12 @@ fn cpu_limits(cpu: &LinuxCpu, limits: &mut Vec<Limit>) -> (Option<u64>, Option<u
     let quota = cpu.quota().filter(|quota| *quota != 0).map(u64::try_from);
     let mut wanted = None;
     if let Some(Ok(quota)) = quota {
-        let period = period.unwrap_or(DEFAULT_PERIOD);
+        let period = period.unwrap_or(CPU_PERIOD);
         wanted = Some(quota.div_ceil(period));
         limit("cpu.max", format!("{quota} {period}"), "quota");
     } else if quota.is_some() || period.is_some() {
         // No quota, which is what holds where there is no file to say so.
-        let period = period.unwrap_or(DEFAULT_PERIOD);
+        let period = period.unwrap_or(CPU_PERIOD);
         limits.push(Limit::unasked("cpu.max", format!("max {period}")));
     }
     let mut limit = |file: &'static str, value: String, name: &str| {

@@ -124,6 +124,8 @@ fn limits_are_properties() {
         ("cpu.max", "1"),
         ("cpu.max", "1 0"),
         ("cpuset.cpus", "a"),
+        ("cpuset.mems", "3-1"),
+        ("cpuset.mems", "0-65536"),
     ] {
         assert_eq!(
             of(file, value).unwrap_err(),

@@ -1,4 +1,7 @@
-//! What host and guest have to make of a number alike.
+//! Limits of cgroup v1, which the specification speaks of, as those of cgroup v2.
+
+/// The period in microseconds of a quota of CPU time that comes without one, the kernel's default (cgroup-v2.rst, cpu.max).
+pub const CPU_PERIOD: u64 = 100_000;
 
 /// `linux.resources.cpu.shares` (of cgroup v1: 2 to 262144, 1024 by default) as `cpu.weight` of cgroup v2 (1 to 10000, 100 by default).
 ///

@@ -1,0 +1,10 @@
+//! What host and guest both know of the OCI runtime specification (1.3) and of the kernel's numbers for it: what the
+//! plan accepts and `features` lists on the host is what the stage applies in the guest. No I/O.
+
+#![forbid(unsafe_code)]
+
+mod cgroup;
+mod cpus;
+
+pub use cgroup::{CPU_PERIOD, cpu_weight};
+pub use cpus::CpuList;
