@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::{c_int, c_long, pid_t};
+use specification::mount::Change;
 
 fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 {
@@ -191,6 +192,16 @@ pub(crate) struct MountAttributes {
     pub(crate) set: u64,
     pub(crate) clear: u64,
     pub(crate) propagation: u64,
+}
+
+impl From<Change> for MountAttributes {
+    fn from(change: Change) -> MountAttributes {
+        MountAttributes {
+            set: change.set,
+            clear: change.clear,
+            propagation: 0,
+        }
+    }
 }
 
 /// mount_setattr(2) on the mount whose root is `mount`.

@@ -5,6 +5,8 @@
 
 mod cgroup;
 mod cpus;
+pub mod mount;
 
 pub use cgroup::{CPU_PERIOD, cpu_weight};
 pub use cpus::CpuList;
+pub use mount::MountOption;

@@ -12,6 +12,7 @@ use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
 use protocol::{Device, Disk, Overlay};
+use specification::mount::is_bind;
 
 use super::mapped;
 use super::mounts::guest_device;
@@ -55,15 +56,8 @@ const LINKS: [(&str, &str); 5] = [
 
 /// Whether the container has a `/dev` of its own to be filled: not when one is bound in (as runc).
 fn own_dev(spec: &Spec) -> bool {
-    !spec.mounts().iter().flatten().any(|mount| {
-        let bind = mount.typ().as_deref() == Some("bind")
-            || mount
-                .options()
-                .iter()
-                .flatten()
-                .any(|o| matches!(o.as_str(), "bind" | "rbind"));
-        mount.destination() == Path::new("/dev") && bind
-    })
+    let mut mounts = spec.mounts().iter().flatten();
+    !mounts.any(|mount| mount.destination() == Path::new(DEV) && is_bind(mount))
 }
 
 /// The block devices of the host that the guest has: their numbers there and here.

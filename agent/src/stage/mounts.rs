@@ -13,10 +13,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
 use protocol::Overlay;
+use specification::MountOption;
+use specification::mount::{Reach, is_bind, options};
 
 use super::copy_up;
 use super::devices;
-use super::options::{self, MountOptions};
+use super::options::MountOptions;
 use super::tree::{Kind, Tree, c_path, clone_mount, is, proc_path};
 use crate::error::{During, Error, Result};
 use crate::sys::{self, MountAttributes};
@@ -88,10 +90,10 @@ impl Sources {
 }
 
 fn parse(mount: &Mount) -> MountOptions {
-    let mut options = MountOptions::parse(mount.options().iter().flatten().map(String::as_str));
-    // As runc: the type alone also makes it a bind mount.
-    options.bind |= mount.typ().as_deref() == Some("bind");
-    options
+    MountOptions {
+        bind: is_bind(mount),
+        ..MountOptions::parse(options(mount))
+    }
 }
 
 /// Mounts the root file system at the staging directory, and all else in it.
@@ -157,7 +159,7 @@ fn remount(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()> {
         data,
     )
     .during(|| format!("remount {}", path.display()))?;
-    sys::mount_setattr(&mounted, true, options.recursive_attributes)
+    sys::mount_setattr(&mounted, true, options.recursive_attributes.into())
         .during(|| format!("change the mount {}", path.display()))?;
     propagate(&mounted, options, path)
 }
@@ -165,8 +167,8 @@ fn remount(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()> {
 /// Applies attributes and propagation to a mount.
 fn change(mount: &OwnedFd, options: &MountOptions, path: &Path) -> Result<()> {
     let what = || format!("change the mount {}", path.display());
-    sys::mount_setattr(mount, true, options.recursive_attributes).during(what)?;
-    sys::mount_setattr(mount, false, options.attributes).during(what)?;
+    sys::mount_setattr(mount, true, options.recursive_attributes.into()).during(what)?;
+    sys::mount_setattr(mount, false, options.attributes.into()).during(what)?;
     propagate(mount, options, path)
 }
 
@@ -235,7 +237,7 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
             seal_one(&mounted, options, path)?;
         }
     }
-    sys::mount_setattr(&mounted, true, options.recursive_attributes)
+    sys::mount_setattr(&mounted, true, options.recursive_attributes.into())
         .during(|| format!("change the mount {}", path.display()))?;
     propagate(&mounted, options, path)
 }
@@ -257,7 +259,7 @@ fn ordinary(tree: &Tree, path: &Path, kind: &str) -> Result<()> {
 /// A user namespace without a cgroup namespace of its own may not mount cgroups: as with runc it sees the guest's.
 fn bind_cgroups(target: &OwnedFd, options: &MountOptions) -> io::Result<()> {
     let copy = sys::open_tree(AT_FDCWD, CGROUP_TREE, libc::OPEN_TREE_CLONE)?;
-    sys::mount_setattr(&copy, false, options.attributes)?;
+    sys::mount_setattr(&copy, false, options.attributes.into())?;
     sys::attach(&copy, target)
 }
 
@@ -317,14 +319,17 @@ pub(crate) fn propagate_root(spec: &Spec) -> Result<()> {
     let Some(name) = propagation.filter(|name| !name.is_empty()) else {
         return Ok(());
     };
-    let (propagation, recursive) = options::propagation(name)
-        .ok_or_else(|| Error::Config(format!("linux.rootfsPropagation: unknown {name:?}")))?;
+    let Some(MountOption::Propagation(propagation, reach)) = MountOption::of(name) else {
+        let text = format!("linux.rootfsPropagation: unknown {name:?}");
+        return Err(Error::Config(text));
+    };
     let root = File::open("/").during(|| "open the root")?;
     let change = MountAttributes {
         propagation,
         ..MountAttributes::default()
     };
-    sys::mount_setattr(root, recursive, change).during(|| "set the propagation of the root")
+    sys::mount_setattr(root, reach == Reach::Tree, change)
+        .during(|| "set the propagation of the root")
 }
 
 /// Whether a device of the guest's own `/dev` is mounted read-only or hidden does not matter: it

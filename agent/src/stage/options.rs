@@ -1,9 +1,9 @@
-//! Mount options as runc reads them: flags, attributes, propagation, and the rest for the file
+//! The options of a mount put together: flags, attributes, propagation, and the rest for the file
 //! system.
 
 use nix::mount::MsFlags;
-
-use crate::sys::MountAttributes;
+use specification::MountOption;
+use specification::mount::{Change, Reach};
 
 /// What the options of one mount ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,104 +13,18 @@ pub(crate) struct MountOptions {
     pub(crate) recursive: bool,
     /// A change of what is mounted there already.
     pub(crate) remount: bool,
-    /// Of the mount itself.
-    pub(crate) attributes: MountAttributes,
+    /// MOUNT_ATTR_* of the mount itself.
+    pub(crate) attributes: Change,
     /// Of the mount and all below it.
-    pub(crate) recursive_attributes: MountAttributes,
+    pub(crate) recursive_attributes: Change,
     /// MS_* propagation types in order, each with whether it is recursive.
     pub(crate) propagation: Vec<(u64, bool)>,
     /// Flags of the superblock, for mount(2).
-    pub(crate) superblock: u64,
+    pub(crate) superblock: Change,
     /// Fill a new tmpfs with what it hides.
     pub(crate) copy_up: bool,
     /// What the file system itself has to understand, comma-separated.
     pub(crate) data: String,
-}
-
-/// A change of attributes: what is cleared, then what is set.
-type Change = (u64, u64);
-
-const fn set(bits: u64) -> Change {
-    (0, bits)
-}
-
-const fn clear(bits: u64) -> Change {
-    (bits, 0)
-}
-
-/// The access time attributes are one field (mount_setattr(2)): clearing it whole is part of
-/// setting it.
-const fn access_time(value: u64) -> Change {
-    (libc::MOUNT_ATTR__ATIME, value)
-}
-
-/// The attributes by their plain names; a leading `r` makes them recursive.
-const ATTRIBUTES: &[(&str, Change)] = &[
-    ("ro", set(libc::MOUNT_ATTR_RDONLY)),
-    ("rw", clear(libc::MOUNT_ATTR_RDONLY)),
-    ("nosuid", set(libc::MOUNT_ATTR_NOSUID)),
-    ("suid", clear(libc::MOUNT_ATTR_NOSUID)),
-    ("nodev", set(libc::MOUNT_ATTR_NODEV)),
-    ("dev", clear(libc::MOUNT_ATTR_NODEV)),
-    ("noexec", set(libc::MOUNT_ATTR_NOEXEC)),
-    ("exec", clear(libc::MOUNT_ATTR_NOEXEC)),
-    ("nodiratime", set(libc::MOUNT_ATTR_NODIRATIME)),
-    ("diratime", clear(libc::MOUNT_ATTR_NODIRATIME)),
-    ("relatime", access_time(libc::MOUNT_ATTR_RELATIME)),
-    ("norelatime", access_time(libc::MOUNT_ATTR_RELATIME)),
-    ("noatime", access_time(libc::MOUNT_ATTR_NOATIME)),
-    ("atime", access_time(libc::MOUNT_ATTR_RELATIME)),
-    ("strictatime", access_time(libc::MOUNT_ATTR_STRICTATIME)),
-    ("nostrictatime", access_time(libc::MOUNT_ATTR_RELATIME)),
-    ("nosymfollow", set(libc::MOUNT_ATTR_NOSYMFOLLOW)),
-    ("symfollow", clear(libc::MOUNT_ATTR_NOSYMFOLLOW)),
-];
-
-/// The superblock flags of mount(2), set and cleared.
-const SUPERBLOCK: &[(&str, Change)] = &[
-    ("acl", set(MsFlags::MS_POSIXACL.bits())),
-    ("noacl", clear(MsFlags::MS_POSIXACL.bits())),
-    ("sync", set(MsFlags::MS_SYNCHRONOUS.bits())),
-    ("async", clear(MsFlags::MS_SYNCHRONOUS.bits())),
-    ("dirsync", set(MsFlags::MS_DIRSYNC.bits())),
-    ("mand", set(MsFlags::MS_MANDLOCK.bits())),
-    ("nomand", clear(MsFlags::MS_MANDLOCK.bits())),
-    ("iversion", set(MsFlags::MS_I_VERSION.bits())),
-    ("noiversion", clear(MsFlags::MS_I_VERSION.bits())),
-    ("lazytime", set(MsFlags::MS_LAZYTIME.bits())),
-    ("nolazytime", clear(MsFlags::MS_LAZYTIME.bits())),
-    ("silent", set(MsFlags::MS_SILENT.bits())),
-    ("loud", clear(MsFlags::MS_SILENT.bits())),
-];
-
-/// The propagation types; a leading `r` makes them recursive.
-const PROPAGATION: &[(&str, u64)] = &[
-    ("private", MsFlags::MS_PRIVATE.bits()),
-    ("shared", MsFlags::MS_SHARED.bits()),
-    ("slave", MsFlags::MS_SLAVE.bits()),
-    ("unbindable", MsFlags::MS_UNBINDABLE.bits()),
-];
-
-type Bits = u64;
-
-fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
-    table
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, value)| *value)
-}
-
-fn apply(attributes: &mut MountAttributes, (clear, set): Change) {
-    attributes.set = attributes.set & !clear | set;
-    attributes.clear = attributes.clear & !set | clear;
-}
-
-/// The propagation type of a name like `rslave`, and whether it is recursive.
-pub(crate) fn propagation(name: &str) -> Option<(Bits, bool)> {
-    if let Some(bits) = find(PROPAGATION, name) {
-        return Some((bits, false));
-    }
-    find(PROPAGATION, name.strip_prefix('r')?).map(|bits| (bits, true))
 }
 
 impl MountOptions {
@@ -123,33 +37,31 @@ impl MountOptions {
         parsed
     }
 
-    fn add(&mut self, option: &str) {
-        match option {
-            "" | "defaults" => {}
-            "bind" => self.bind = true,
-            "rbind" => (self.bind, self.recursive) = (true, true),
-            // The host has mapped the ids.
-            "idmap" | "ridmap" => {}
-            "remount" => self.remount = true,
-            "tmpcopyup" => self.copy_up = true,
-            _ => self.add_from_tables(option),
-        }
-    }
-
-    fn add_from_tables(&mut self, option: &str) {
-        if let Some(change) = find(ATTRIBUTES, option) {
-            apply(&mut self.attributes, change);
-        } else if let Some((clear, set)) = find(SUPERBLOCK, option) {
-            self.superblock = self.superblock & !clear | set;
-        } else if let Some(propagation) = propagation(option) {
-            self.propagation.push(propagation);
-        } else if let Some(change) = option.strip_prefix('r').and_then(|o| find(ATTRIBUTES, o)) {
-            apply(&mut self.recursive_attributes, change);
-        } else {
-            if !self.data.is_empty() {
-                self.data.push(',');
+    fn add(&mut self, name: &str) {
+        match MountOption::of(name) {
+            Some(MountOption::Nothing) => {}
+            Some(MountOption::Bind(reach)) => {
+                self.bind = true;
+                self.recursive |= reach == Reach::Tree;
             }
-            self.data.push_str(option);
+            // The host has mapped the ids.
+            Some(MountOption::IdMap(_)) => {}
+            Some(MountOption::Remount) => self.remount = true,
+            Some(MountOption::CopyUp) => self.copy_up = true,
+            Some(MountOption::Attributes(change, Reach::Mount)) => self.attributes.apply(change),
+            Some(MountOption::Attributes(change, Reach::Tree)) => {
+                self.recursive_attributes.apply(change);
+            }
+            Some(MountOption::Superblock(change)) => self.superblock.apply(change),
+            Some(MountOption::Propagation(kind, reach)) => {
+                self.propagation.push((kind, reach == Reach::Tree));
+            }
+            None => {
+                if !self.data.is_empty() {
+                    self.data.push(',');
+                }
+                self.data.push_str(name);
+            }
         }
     }
 
@@ -164,7 +76,7 @@ impl MountOptions {
             (libc::MOUNT_ATTR_NOATIME, MsFlags::MS_NOATIME),
             (libc::MOUNT_ATTR_STRICTATIME, MsFlags::MS_STRICTATIME),
         ];
-        let mut flags = MsFlags::from_bits_retain(self.superblock);
+        let mut flags = MsFlags::from_bits_retain(self.superblock.set);
         for (attribute, flag) in SAME {
             flags.set(*flag, self.attributes.set & attribute != 0);
         }
@@ -211,16 +123,16 @@ mod tests {
         let expected = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME;
         assert_eq!(all.attributes.set, expected);
         assert_eq!(all.attributes.clear, libc::MOUNT_ATTR__ATIME);
-        assert_eq!(all.recursive_attributes, MountAttributes::default());
+        assert_eq!(all.recursive_attributes, Change::default());
     }
 
     #[test]
     fn recursive_attributes_are_not_taken_for_plain_ones() {
         let parsed = parse("rbind,rro,rnosuid,rnoatime");
-        assert_eq!(parsed.attributes, MountAttributes::default());
+        assert_eq!(parsed.attributes, Change::default());
         let expected = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOATIME;
         assert_eq!(parsed.recursive_attributes.set, expected);
-        assert!(parse("relatime").recursive_attributes == MountAttributes::default());
+        assert!(parse("relatime").recursive_attributes == Change::default());
         assert_eq!(
             parse("rrelatime").recursive_attributes.clear,
             libc::MOUNT_ATTR__ATIME
@@ -235,7 +147,7 @@ mod tests {
         assert_eq!(parse("rw,ro").attributes.clear, 0);
         let times = parse("noatime,strictatime").attributes;
         assert_eq!(times.set, libc::MOUNT_ATTR_STRICTATIME);
-        assert_eq!(parse("sync,async").superblock, 0);
+        assert_eq!(parse("sync,async").superblock.set, 0);
     }
 
     #[test]

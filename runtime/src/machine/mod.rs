@@ -59,7 +59,7 @@ pub(crate) use control::{
 pub(crate) use disk::Disk;
 pub(crate) use journal::{Entry, JOURNAL, read_journal};
 pub(crate) use process::end_as;
-pub(crate) use share::{Attributes, IdMap, IdRange, Share};
+pub(crate) use share::{IdMap, IdRange, Share};
 pub(crate) use sys::{Cloned, clone_process, close_all_but, exit_now};
 pub(crate) use timeline::now;
 

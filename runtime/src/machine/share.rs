@@ -14,6 +14,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use specification::mount::Change;
 
 use super::jail::{Error, Step};
 use super::sys::{self, Cloned, MountChange};
@@ -31,31 +32,16 @@ pub(crate) struct Share {
     pub(crate) recursive: bool,
     /// Whether the mount itself is to differ from those below in what it allows, here or in the guest.
     pub(crate) apart: bool,
-    /// What is changed on the mount itself.
-    pub(crate) own: Attributes,
+    /// `MOUNT_ATTR_*` that are changed on the mount itself.
+    pub(crate) own: Change,
     /// What is changed before on the mount and all that are below it.
-    pub(crate) below: Attributes,
+    pub(crate) below: Change,
     /// Whether mounts that the host makes or takes away below `source` later appear and disappear here.
     pub(crate) follows: bool,
     /// How the ids of the files are mapped.
     pub(crate) id_map: Option<IdMap>,
     /// Whether it becomes read-only once the guest has prepared the container ([`seal`]).
     pub(crate) sealed: bool,
-}
-
-/// `MOUNT_ATTR_*` bits (linux/mount.h) to be cleared, and then set.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub(crate) set: u64,
-    pub(crate) clear: u64,
-}
-
-impl Attributes {
-    /// Adds a change that comes after this one.
-    pub(crate) fn apply(&mut self, change: Attributes) {
-        self.set = self.set & !change.clear | change.set;
-        self.clear = self.clear & !change.set | change.clear;
-    }
 }
 
 /// How a mount shows the ids of its files (mount_setattr(2), ID-mapped mounts).
@@ -112,7 +98,7 @@ impl Share {
             user_namespace: None,
         };
         self.step(sys::mount_setattr(mount.as_fd(), &below, self.recursive))?;
-        if self.own != Attributes::default() {
+        if self.own != Change::default() {
             let own = MountChange {
                 set: self.own.set,
                 clear: self.own.clear,

@@ -25,8 +25,10 @@ use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Linux, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
 use protocol::{Device, Overlay, Seccomp};
 use serde_json::{Value, json};
+use specification::MountOption;
 
 pub(crate) use ledger::{Entry, Ledger, Refused};
+pub(crate) use mounts::mount_options;
 pub(crate) use namespaces::Owner;
 pub(crate) use size::ANNOTATIONS;
 pub(crate) use update::{MachineSize, update};
@@ -374,9 +376,10 @@ fn check_linux(linux: &Linux, value: &Value, facts: &Facts<'_>, ledger: &mut Led
         check_rdt(rdt, value, facts, ledger);
     }
     if let Some(propagation) = linux.rootfs_propagation().as_deref()
+        && !propagation.is_empty()
         && !matches!(
-            propagation.strip_prefix('r').unwrap_or(propagation),
-            "" | "private" | "shared" | "slave" | "unbindable"
+            MountOption::of(propagation),
+            Some(MountOption::Propagation(..))
         )
     {
         let problem = format!("{propagation:?} is no type of propagation");

@@ -11,10 +11,12 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount};
 use protocol::Device;
+use specification::MountOption;
+use specification::mount::{Change, Reach, is_bind, options};
 
 use super::ledger::{Ledger, Place};
 use super::{Facts, FileKind, devices};
-use crate::machine::{Attributes, IdMap, IdRange, Share};
+use crate::machine::{IdMap, IdRange, Share};
 
 /// File systems that the guest mounts.
 const GUEST_TYPES: [&str; 10] = [
@@ -64,7 +66,7 @@ pub(super) fn mounts(
             ledger.refuse(property(name), problem);
             None
         });
-        if has(mount, &["remount"]) {
+        if has(mount, |option| option == MountOption::Remount) {
             // What it changes is there already.
             continue;
         }
@@ -127,11 +129,15 @@ impl Mounts {
         self.shares.push(Share {
             name,
             source,
-            recursive: has(mount, &["rbind"]),
-            apart: options(mount).any(is_attribute),
+            recursive: has(mount, |option| option == MountOption::Bind(Reach::Tree)),
+            apart: has(mount, |option| {
+                matches!(option, MountOption::Attributes(_, Reach::Mount))
+            }),
             own,
             below,
-            follows: has(mount, &["slave", "rslave"]),
+            follows: has(mount, |option| {
+                matches!(option, MountOption::Propagation(libc::MS_SLAVE, _))
+            }),
             id_map,
             ..Share::default()
         });
@@ -141,7 +147,7 @@ impl Mounts {
     fn overlay(&mut self, mount: &Mount, index: usize) -> Result<(), Problem> {
         let name = self.name(index);
         let mut data = Vec::new();
-        for option in options(mount).filter(|option| !is_known(option)) {
+        for option in options(mount).filter(|option| MountOption::of(option).is_none()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             let layers = matches!(key, "lowerdir" | "upperdir" | "workdir");
             if layers && !value.starts_with('/') {
@@ -170,128 +176,61 @@ impl Mounts {
     }
 }
 
-fn options(mount: &Mount) -> impl Iterator<Item = &str> {
-    mount.options().iter().flatten().map(String::as_str)
-}
-
-fn has(mount: &Mount, names: &[&str]) -> bool {
-    options(mount).any(|option| names.contains(&option))
-}
-
-/// As with runc the type or an option says that a mount is a bind mount.
-fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind") || has(mount, &["bind", "rbind"])
+/// Whether one of the options is like that.
+fn has(mount: &Mount, like: impl Fn(MountOption) -> bool) -> bool {
+    options(mount).filter_map(MountOption::of).any(like)
 }
 
 /// What no side can apply.
 fn unsupported_options(mount: &Mount) -> impl Iterator<Item = String> {
     let bind = is_bind(mount);
     options(mount).filter_map(move |option| {
-        let why = match option {
-            "shared" | "rshared" if bind => "what the container mounts cannot appear on the host",
-            "idmap" | "ridmap" if !bind => "is not a bind mount",
-            option if bind && !is_known(option) => "is unknown to bind mounts",
-            _ => return None,
-        };
+        let why = refusal(option, bind)?;
         Some(format!("{option}: {why}"))
     })
 }
 
-/// The attributes of mounts. With a leading `r` they are those of all mounts below too.
-const ATTRIBUTES: [&str; 18] = [
-    "atime",
-    "dev",
-    "diratime",
-    "exec",
-    "noatime",
-    "nodev",
-    "nodiratime",
-    "noexec",
-    "norelatime",
-    "nostrictatime",
-    "nosuid",
-    "nosymfollow",
-    "relatime",
-    "ro",
-    "rw",
-    "strictatime",
-    "suid",
-    "symfollow",
-];
-
-/// Kinds of propagation, which likewise take an `r`.
-const PROPAGATION: [&str; 4] = ["private", "shared", "slave", "unbindable"];
-
-fn is_attribute(option: &str) -> bool {
-    ATTRIBUTES.contains(&option)
+/// Why no mount of that sort can have an option.
+fn refusal(option: &str, bind: bool) -> Option<&'static str> {
+    match MountOption::of(option) {
+        Some(MountOption::Propagation(libc::MS_SHARED, _)) if bind => {
+            Some("what the container mounts cannot appear on the host")
+        }
+        Some(MountOption::IdMap(_)) if !bind => Some("is not a bind mount"),
+        None if bind => Some("is unknown to bind mounts"),
+        _ => None,
+    }
 }
 
-/// Whether an option is one of the specification's, in whatever form, and not one for the file system itself. Those of them that mean
-/// something to the host are in [`attributes`].
-fn is_known(option: &str) -> bool {
-    const OTHERS: [&str; 21] = [
-        "",
-        "acl",
-        "async",
-        "bind",
-        "defaults",
-        "dirsync",
-        "idmap",
-        "iversion",
-        "lazytime",
-        "loud",
-        "mand",
-        "noacl",
-        "noiversion",
-        "nolazytime",
-        "nomand",
-        "rbind",
-        "remount",
-        "ridmap",
-        "silent",
-        "sync",
-        "tmpcopyup",
-    ];
-    let of_mounts = |option| is_attribute(option) || PROPAGATION.contains(&option);
-    OTHERS.contains(&option) || of_mounts(option) || option.strip_prefix('r').is_some_and(of_mounts)
+/// The options of the specification that bind mounts can have, which are all that any mount can have, in order.
+pub(crate) fn mount_options() -> Vec<String> {
+    let mut names: Vec<String> = MountOption::names()
+        .filter(|name| refusal(name, true).is_none())
+        .collect();
+    names.sort();
+    names
 }
 
-/// What is changed on the host's clone: of the mount itself, and of it and all mounts below. Access times are the host's to keep; all
-/// else that a mount can forbid is forbidden there anyway.
-fn attributes(mount: &Mount) -> (Attributes, Attributes) {
-    let (mut own, mut below) = (Attributes::default(), Attributes::default());
+/// What a mount allows that is the host's to keep. All else that a mount can forbid is forbidden on the host's clone
+/// anyway.
+const HOSTS: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODIRATIME | libc::MOUNT_ATTR__ATIME;
+
+/// What is changed on the host's clone: of the mount itself, and of it and all mounts below.
+fn attributes(mount: &Mount) -> (Change, Change) {
+    let (mut own, mut below) = (Change::default(), Change::default());
     for option in options(mount) {
-        if let Some(change) = host_attribute(option) {
-            own.apply(change);
-            if option == "rw" {
-                // As runc: nothing is read-only by this mount, and what is read-only already stays so.
-                own.clear &= !libc::MOUNT_ATTR_RDONLY;
-            }
-        } else if let Some(change) = option.strip_prefix('r').and_then(host_attribute) {
-            below.apply(change);
+        let Some(MountOption::Attributes(change, reach)) = MountOption::of(option) else {
+            continue;
+        };
+        let change = change.within(HOSTS);
+        match reach {
+            Reach::Mount => own.apply(change),
+            Reach::Tree => below.apply(change),
         }
     }
+    // rw, as runc: nothing is read-only by this mount, and what is read-only already stays so.
+    own.clear &= !libc::MOUNT_ATTR_RDONLY;
     (own, below)
-}
-
-fn host_attribute(option: &str) -> Option<Attributes> {
-    let set = |set| Attributes { set, clear: 0 };
-    let clear = |clear| Attributes { set: 0, clear };
-    // One field (mount_setattr(2)), which is cleared whole to be set.
-    let time = |set| Attributes {
-        set,
-        clear: libc::MOUNT_ATTR__ATIME,
-    };
-    Some(match option {
-        "ro" => set(libc::MOUNT_ATTR_RDONLY),
-        "rw" => clear(libc::MOUNT_ATTR_RDONLY),
-        "nodiratime" => set(libc::MOUNT_ATTR_NODIRATIME),
-        "diratime" => clear(libc::MOUNT_ATTR_NODIRATIME),
-        "noatime" => time(libc::MOUNT_ATTR_NOATIME),
-        "strictatime" => time(libc::MOUNT_ATTR_STRICTATIME),
-        "relatime" | "norelatime" | "atime" | "nostrictatime" => time(libc::MOUNT_ATTR_RELATIME),
-        _ => return None,
-    })
 }
 
 /// How ids are mapped between the files and the mount (config.md, Mounts): by mappings of its own or, where only the option is
@@ -299,8 +238,8 @@ fn host_attribute(option: &str) -> Option<Attributes> {
 fn id_map(mount: &Mount, linux: &Linux) -> Result<Option<IdMap>, Problem> {
     let given = |list: &Option<Vec<LinuxIdMapping>>| list.clone().filter(|list| !list.is_empty());
     let (uids, gids) = (given(mount.uid_mappings()), given(mount.gid_mappings()));
-    let recursive = has(mount, &["ridmap"]);
-    let asked = recursive || has(mount, &["idmap"]);
+    let recursive = has(mount, |option| option == MountOption::IdMap(Reach::Tree));
+    let asked = has(mount, |option| matches!(option, MountOption::IdMap(_)));
     let (uids, gids) = match (uids, gids) {
         (Some(_), None) => return Err(("gidMappings", "must be specified too".into())),
         (None, Some(_)) => return Err(("uidMappings", "must be specified too".into())),
