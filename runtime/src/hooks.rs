@@ -10,7 +10,6 @@
 //! The first that fails is the last. Only after the container is gone the others still run, and failures are warnings. startContainer is
 //! the guest's.
 
-use std::fmt::{self, Display, Formatter};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
@@ -30,6 +29,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Spec};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::json;
+pub(crate) use specification::HookKind as Kind;
 
 use crate::config::Config;
 use crate::report::Report;
@@ -73,75 +73,9 @@ fn ending(status: &ExitStatus) -> String {
     }
 }
 
-/// When a hook runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Prestart,
-    CreateRuntime,
-    CreateContainer,
-    StartContainer,
-    Poststart,
-    Poststop,
-}
-
-/// All of them, in the order of a container's life.
-pub(crate) const KINDS: [Kind; 6] = [
-    Kind::Prestart,
-    Kind::CreateRuntime,
-    Kind::CreateContainer,
-    Kind::StartContainer,
-    Kind::Poststart,
-    Kind::Poststop,
-];
-
-/// The property's name.
-impl Display for Kind {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Prestart => "prestart",
-            Kind::CreateRuntime => "createRuntime",
-            Kind::CreateContainer => "createContainer",
-            Kind::StartContainer => "startContainer",
-            Kind::Poststart => "poststart",
-            Kind::Poststop => "poststop",
-        })
-    }
-}
-
-impl Kind {
-    /// The hooks of this kind.
-    pub(crate) fn of(self, spec: &Spec) -> &[Hook] {
-        let hooks = spec.hooks().as_ref().and_then(|hooks| {
-            // Deprecated by the specification, and still used by callers.
-            #[allow(deprecated)]
-            let prestart = hooks.prestart();
-            match self {
-                Kind::Prestart => prestart,
-                Kind::CreateRuntime => hooks.create_runtime(),
-                Kind::CreateContainer => hooks.create_container(),
-                Kind::StartContainer => hooks.start_container(),
-                Kind::Poststart => hooks.poststart(),
-                Kind::Poststop => hooks.poststop(),
-            }
-            .as_deref()
-        });
-        hooks.unwrap_or_default()
-    }
-
-    /// The container's status while hooks of this kind run (runtime.md, State).
-    fn status(self) -> &'static str {
-        match self {
-            Kind::Prestart | Kind::CreateRuntime | Kind::CreateContainer => "creating",
-            Kind::StartContainer => "created",
-            Kind::Poststart => "running",
-            Kind::Poststop => "stopped",
-        }
-    }
-}
-
 /// The hooks of a container.
 pub(crate) struct Hooks {
-    kinds: [(Kind, Vec<Hook>); KINDS.len()],
+    kinds: [(Kind, Vec<Hook>); Kind::ALL.len()],
     version: String,
     id: String,
     bundle: PathBuf,
@@ -152,7 +86,7 @@ impl Hooks {
     /// Those of a container that is being created.
     pub(crate) fn of(spec: &Spec, record: &Record) -> Hooks {
         Hooks {
-            kinds: KINDS.map(|kind| (kind, kind.of(spec).to_vec())),
+            kinds: Kind::ALL.map(|kind| (kind, kind.of(spec).to_vec())),
             version: record.oci_version.clone(),
             id: record.id.clone(),
             bundle: record.bundle.clone(),

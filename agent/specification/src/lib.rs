@@ -3,10 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+mod capability;
 mod cgroup;
 mod cpus;
+mod hook;
 pub mod mount;
 
+pub use capability::{CAPABILITIES, capability_number};
 pub use cgroup::{CPU_PERIOD, cpu_weight};
 pub use cpus::CpuList;
+pub use hook::HookKind;
 pub use mount::MountOption;

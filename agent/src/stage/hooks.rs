@@ -17,9 +17,13 @@ use nix::unistd::{getpid, pipe2};
 use oci_spec::runtime::{Hook, Spec};
 use protocol::Create;
 use serde_json::json;
+use specification::HookKind;
 
 use crate::error::{During, Result};
 use crate::sys;
+
+/// The hooks that run here.
+const KIND: HookKind = HookKind::StartContainer;
 
 /// What is kept of a hook's output, from its end, in bytes.
 const TAIL: usize = 4 << 10;
@@ -27,11 +31,9 @@ const TAIL: usize = 4 << 10;
 /// Runs the hooks one after the other. The first that fails is the last. `env` is the program's environment, for those without one of
 /// their own, as with runc.
 pub(super) fn run(spec: &Spec, create: &Create, env: &[CString]) -> Result<()> {
-    let hooks = spec.hooks().as_ref();
-    let hooks = hooks.and_then(|hooks| hooks.start_container().as_ref());
-    for (index, hook) in hooks.into_iter().flatten().enumerate() {
+    for (index, hook) in KIND.of(spec).iter().enumerate() {
         run_one(hook, &state(spec, create), env)
-            .during(|| format!("error running startContainer hook #{index}"))?;
+            .during(|| format!("error running {KIND} hook #{index}"))?;
     }
     Ok(())
 }
@@ -41,7 +43,7 @@ fn state(spec: &Spec, create: &Create) -> String {
     let mut state = json!({
         "ociVersion": spec.version(),
         "id": create.id,
-        "status": "created",
+        "status": KIND.status(),
         "pid": getpid().as_raw(),
         "bundle": create.bundle,
     });

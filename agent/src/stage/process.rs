@@ -21,7 +21,7 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, Spec,
 };
 use protocol::Seccomp;
-use specification::CpuList;
+use specification::{CpuList, capability_number};
 
 use super::devices::Terminal;
 use super::tree::c_path;
@@ -29,51 +29,6 @@ use super::{Report, Wire};
 use super::{extra, seccomp};
 use crate::error::{During, Error, Result};
 use crate::sys::{self, CapabilitySets, SchedulerAttributes};
-
-/// The capabilities by number (linux/capability.h).
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// The default umask, as runc's.
 const UMASK: u32 = 0o022;
@@ -87,9 +42,9 @@ const NR_OPEN_MAX: &str = "2147483584";
 fn mask(set: Option<&Capabilities>) -> Result<u64> {
     let mut mask = 0;
     for capability in set.into_iter().flatten() {
-        let name = capability.to_string();
-        let number = CAPABILITIES.iter().position(|known| *known == name);
-        mask |= 1 << number.ok_or_else(|| Error::Config(format!("unknown capability {name}")))?;
+        let number = capability_number(*capability);
+        let unknown = || Error::Config(format!("unknown capability {capability}"));
+        mask |= 1 << number.ok_or_else(unknown)?;
     }
     Ok(mask)
 }

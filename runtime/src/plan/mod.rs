@@ -25,7 +25,7 @@ use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Linux, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
 use protocol::{Device, Overlay, Seccomp};
 use serde_json::{Value, json};
-use specification::MountOption;
+use specification::{HookKind, MountOption};
 
 pub(crate) use ledger::{Entry, Ledger, Refused};
 pub(crate) use mounts::mount_options;
@@ -37,7 +37,7 @@ use crate::cgroup::Limit;
 use crate::cgroup::systemd::{self, Scope};
 use crate::machine::{Disk, MemoryPolicy, Network, Share};
 use crate::network::NetDevice;
-use crate::{hooks, seccomp};
+use crate::seccomp;
 
 /// Name of the root filesystem's share.
 const ROOTFS: &str = "rootfs";
@@ -294,7 +294,7 @@ fn check_cgroup(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledg
 
 /// What the specification demands of hooks (config.md, POSIX-platform Hooks).
 fn check_hooks(spec: &Spec, ledger: &mut Ledger) {
-    for kind in hooks::KINDS {
+    for kind in HookKind::ALL {
         for (index, hook) in kind.of(spec).iter().enumerate() {
             let property = |name| format!("hooks.{kind}[{index}].{name}");
             if !hook.path().is_absolute() {

@@ -6,22 +6,13 @@ use oci_spec::runtime::{
     Apparmor, Arch, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, LinuxNamespaceType,
     LinuxSeccompAction, MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
 };
+use specification::{CAPABILITIES, HookKind};
 
 use crate::plan::{ANNOTATIONS, mount_options};
 use crate::{SPEC_VERSION, seccomp};
 
 /// The lowest version of the specification whose configurations are accepted.
 const SPEC_VERSION_MIN: &str = "1.0.0";
-
-/// Hooks of all kinds, in the order in which they run.
-const HOOKS: [&str; 6] = [
-    "prestart",
-    "createRuntime",
-    "createContainer",
-    "startContainer",
-    "poststart",
-    "poststop",
-];
 
 const NAMESPACES: [LinuxNamespaceType; 8] = [
     LinuxNamespaceType::Cgroup,
@@ -32,51 +23,6 @@ const NAMESPACES: [LinuxNamespaceType; 8] = [
     LinuxNamespaceType::Time,
     LinuxNamespaceType::User,
     LinuxNamespaceType::Uts,
-];
-
-/// Capabilities by number (linux/capability.h); the guest's kernel has them all.
-const CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
 ];
 
 const SECCOMP_ACTIONS: [LinuxSeccompAction; 8] = [
@@ -178,7 +124,7 @@ fn supported() -> Features {
     features
         .set_oci_version_min(SPEC_VERSION_MIN.to_owned())
         .set_oci_version_max(SPEC_VERSION.to_owned())
-        .set_hooks(names(&HOOKS))
+        .set_hooks(texts(HookKind::ALL))
         .set_mount_options(Some(mount_options()))
         .set_linux(Some(linux()))
         .set_annotations(Some(annotations.collect()))
@@ -216,7 +162,7 @@ fn linux() -> LinuxFeature {
     let mut linux = LinuxFeature::default();
     linux
         .set_namespaces(Some(NAMESPACES.to_vec()))
-        .set_capabilities(names(&CAPABILITIES))
+        .set_capabilities(texts(CAPABILITIES.map(|name| format!("CAP_{name}"))))
         .set_cgroup(Some(cgroup))
         .set_seccomp(Some(seccomp_features()))
         .set_apparmor(Some(apparmor))
@@ -240,6 +186,14 @@ fn seccomp_features() -> Seccomp {
         .set_known_flags(names(&SECCOMP_FLAGS))
         .set_supported_flags(names(&SECCOMP_FLAGS[..SECCOMP_FLAGS_SUPPORTED]));
     features
+}
+
+fn texts<T: ToString>(list: impl IntoIterator<Item = T>) -> Option<Vec<String>> {
+    Some(
+        list.into_iter()
+            .map(|element| element.to_string())
+            .collect(),
+    )
 }
 
 fn names(names: &[&str]) -> Option<Vec<String>> {
@@ -348,9 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_different_ones_of_the_specification() {
-        let parsed = CAPABILITIES.map(|name| Capability::deserialize(json!(name)).unwrap());
-        assert_eq!(BTreeSet::from(parsed.map(|c| c.to_string())).len(), 41);
+    fn capabilities_have_the_names_of_the_specification() {
+        let features = serde_json::to_value(linux()).unwrap();
+        let names = features["capabilities"].as_array().unwrap().iter();
+        let parsed: Vec<_> = names.map(|c| Capability::deserialize(c).unwrap()).collect();
+        assert_eq!(parsed, CAPABILITIES);
     }
 
     #[test]
