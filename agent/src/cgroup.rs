@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use crate::container;
 use crate::error::{During, Error, Result};
 use crate::stage;
-use crate::unsupported::unsupported_resources;
 
 /// The most of one file of a cgroup that is reported, in bytes. The longest, `memory.stat`, has 2 KiB.
 const MAX_FILE: u64 = 64 << 10;
@@ -192,17 +191,11 @@ impl Update {
     pub(crate) fn apply(&self) -> Result<()> {
         let resources: LinuxResources = serde_json::from_str(&self.json)
             .map_err(|error| Error::Config(format!("linux.resources: {error}")))?;
-        let mut refused = unsupported_resources(&resources);
         let devices = resources.devices().as_ref();
         let devices = devices.filter(|rules| !rules.is_empty());
         if devices.is_some() && devices != self.devices()?.as_ref() {
-            refused.push("linux.resources.devices (differs from the container's)".to_owned());
-        }
-        if !refused.is_empty() {
-            return Err(Error::Config(format!(
-                "cannot be updated: {}",
-                refused.join(", ")
-            )));
+            let text = "cannot be updated: linux.resources.devices (differs from the container's)";
+            return Err(Error::Config(text.into()));
         }
         stage::cgroup_update(resources, &self.directory)
     }
@@ -431,7 +424,6 @@ mod tests {
         cgroup.config = r#"{"ociVersion":"1.0.2"}"#.to_owned();
         let update = |cgroup: &Cgroup, json: &str| cgroup.update(json.to_owned()).apply();
         let text = |json| update(&cgroup, json).unwrap_err().to_string();
-        assert!(text(r#"{"rdma":{"a":{"hcaHandles":1}}}"#).contains("linux.resources.rdma"));
         let devices = r#"{"devices":[{"allow":true,"access":"rwm"}]}"#;
         assert!(text(devices).contains("linux.resources.devices"));
         cgroup.config = format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{devices}}}}}"#);

@@ -18,7 +18,6 @@ mod process;
 mod stage;
 mod stream;
 mod sys;
-mod unsupported;
 
 use std::process::ExitCode;
 

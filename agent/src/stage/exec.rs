@@ -15,10 +15,9 @@ use nix::unistd::{chdir, chroot, fchdir, setsid};
 use oci_spec::runtime::{ExecCPUAffinity, Process, Spec};
 
 use super::tree::Tree;
-use super::{Born, Join, Plan, Wire, cgroup, clone, devices, give_stdio, init, process, refuse};
+use super::{Born, Join, Plan, Wire, cgroup, clone, devices, give_stdio, init, process};
 use crate::error::{During, Error, Result};
 use crate::sys;
-use crate::unsupported::unsupported_process;
 
 /// The namespaces by their names in /proc/<pid>/ns. All but that of pids are the process's own
 /// doing: that one is for children only (setns(2)).
@@ -48,7 +47,6 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
     let plan = Plan::new(create)?;
     let process: Process = serde_json::from_str(&exec.config)
         .map_err(|e| Error::Config(format!("process is not valid: {e}")))?;
-    refuse(&unsupported_process(&process))?;
     if !process.cwd().is_absolute() {
         return Err(Error::Config("process.cwd is not an absolute path".into()));
     }

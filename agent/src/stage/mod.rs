@@ -60,7 +60,6 @@ use crate::cgroup::{Processes, Update};
 use crate::error::{self, During, Error, Result};
 use crate::names;
 use crate::sys;
-use crate::unsupported::unsupported;
 
 /// What the agent asks of a stage process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -182,7 +181,7 @@ fn adopt(number: Option<&String>) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The container to be made, as read and checked.
+/// The container to be made. The host has refused what cannot be had, before there was a machine.
 struct Plan {
     create: Create,
     spec: Spec,
@@ -196,44 +195,6 @@ impl Plan {
             process.set_env(Some(env.cloned().collect()));
         }
         Ok(Plan { create, spec })
-    }
-
-    fn checked(create: Create) -> Result<Plan> {
-        let plan = Plan::new(create)?;
-        refuse(&unsupported(&plan.spec, &plan.create.overlay))?;
-        plan.check()?;
-        Ok(plan)
-    }
-
-    /// What makes no sense, as runc's validator says.
-    fn check(&self) -> Result<()> {
-        let bad = |text: &str| Err(Error::Config(text.to_owned()));
-        let Some(process) = self.spec.process() else {
-            return bad("process is missing");
-        };
-        if !process.cwd().is_absolute() {
-            return bad("process.cwd is not an absolute path");
-        }
-        let has = |namespace| self.namespaces().any(|known| known == namespace);
-        let Some(linux) = self.spec.linux() else {
-            return Ok(());
-        };
-        let some = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|p| !p.is_empty());
-        let protects = some(linux.masked_paths()) || some(linux.readonly_paths());
-        if protects && !has(LinuxNamespaceType::Mount) {
-            return bad("linux.maskedPaths and linux.readonlyPaths need a new mount namespace");
-        }
-        let named = self.spec.hostname().is_some() || self.spec.domainname().is_some();
-        if named && !has(LinuxNamespaceType::Uts) {
-            return bad("hostname and domainname need a new uts namespace");
-        }
-        if linux.uid_mappings().is_some() && !has(LinuxNamespaceType::User) {
-            return bad("linux.uidMappings needs a new user namespace");
-        }
-        if linux.time_offsets().is_some() && !has(LinuxNamespaceType::Time) {
-            return bad("linux.timeOffsets needs a new time namespace");
-        }
-        Ok(())
     }
 
     /// The new namespaces that are asked for.
@@ -266,14 +227,6 @@ impl Plan {
                 }
         })
     }
-}
-
-fn refuse(unsupported: &[String]) -> Result<()> {
-    if unsupported.is_empty() {
-        return Ok(());
-    }
-    let text = format!("not supported: {}", unsupported.join(", "));
-    Err(Error::Config(text))
 }
 
 /// The descriptors that a process may have unless it is configured, which PID 1 has more of:
@@ -316,7 +269,7 @@ fn answer(wire: &Wire, result: Result<Reply>) -> Result<()> {
 }
 
 fn set_up(create: Create, wire: &Wire) -> Result<()> {
-    let plan = Plan::checked(create)?;
+    let plan = Plan::new(create)?;
     let process = plan.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
     let directory = cgroup::directory(&plan.spec, &plan.create.id)?;

@@ -56,14 +56,8 @@ pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .during(|| format!("set process.oomScoreAdj to {score}"))?;
     }
-    let mut seen = HashSet::new();
     for rlimit in process.rlimits().iter().flatten() {
         let name = rlimit.typ();
-        if !seen.insert(resource(name)) {
-            return Err(Error::Config(format!(
-                "process.rlimits: {name} is there twice"
-            )));
-        }
         let set = || sys::set_rlimit(resource(name), rlimit.soft(), rlimit.hard());
         let result = match set() {
             // More files than the kernel allows any process: it is the guest's own kernel, so it can allow more.
@@ -99,15 +93,6 @@ pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
         .as_ref()
         .and_then(|linux| linux.personality().as_ref())
     {
-        if wanted
-            .flags()
-            .as_ref()
-            .is_some_and(|flags| !flags.is_empty())
-        {
-            return Err(Error::Config(
-                "linux.personality.flags is not supported".into(),
-            ));
-        }
         // PER_LINUX and PER_LINUX32 of linux/personality.h.
         let persona = match wanted.domain() {
             LinuxPersonalityDomain::PerLinux => 0x0,

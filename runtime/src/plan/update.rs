@@ -323,6 +323,10 @@ mod tests {
                 "linux.resources.cpu.realtimeRuntime: cgroup v2 has no limits of real-time scheduling; linux.resources.memory.kernel: cgroup v2 has no limit of the kernel's memory alone",
             ),
             (
+                r#"{"rdma":{"a":{"hcaHandles":1}},"memory":{"useHierarchy":false}}"#,
+                "linux.resources.memory.useHierarchy: cgroup v2 is always hierarchical; linux.resources.rdma: the guest has no RDMA devices",
+            ),
+            (
                 r#"{"unified":{"misc.max":"1"}}"#,
                 "linux.resources.unified[misc.max]: is of no controller that can be limited",
             ),
