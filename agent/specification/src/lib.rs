@@ -8,9 +8,12 @@ mod cgroup;
 mod cpus;
 mod hook;
 pub mod mount;
+pub mod namespace;
+mod process;
 
 pub use capability::{CAPABILITIES, capability_number};
 pub use cgroup::{CPU_PERIOD, cpu_weight};
 pub use cpus::CpuList;
 pub use hook::HookKind;
 pub use mount::MountOption;
+pub use process::{IO_PRIORITIES, NO_ID, scheduler_flags, scheduler_policy, scheduler_problems};

@@ -12,24 +12,13 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{chdir, chroot, fchdir, setsid};
-use oci_spec::runtime::{ExecCPUAffinity, Process, Spec};
+use oci_spec::runtime::{ExecCPUAffinity, LinuxNamespaceType as Kind, Process, Spec};
+use specification::namespace;
 
 use super::tree::Tree;
 use super::{Born, Join, Plan, Wire, cgroup, clone, devices, give_stdio, init, process};
 use crate::error::{During, Error, Result};
 use crate::sys;
-
-/// The namespaces by their names in /proc/<pid>/ns. All but that of pids are the process's own
-/// doing: that one is for children only (setns(2)).
-const NAMESPACES: [(&str, i32); 7] = [
-    ("user", libc::CLONE_NEWUSER),
-    ("mnt", libc::CLONE_NEWNS),
-    ("uts", libc::CLONE_NEWUTS),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("net", libc::CLONE_NEWNET),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("time", libc::CLONE_NEWTIME),
-];
 
 /// What leads into the container.
 struct Door {
@@ -69,7 +58,7 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
     if let Some(cpus) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
         process::run_on(cpus).during(|| "set process.execCPUAffinity.initial")?;
     }
-    if differs("pid", init)? {
+    if differs(Kind::Pid, init)? {
         setns(&door.init, CloneFlags::CLONE_NEWPID).during(|| "join the pid namespace")?;
     }
     let extra = exec.extra.len();
@@ -125,9 +114,9 @@ fn cgroup_of(pid: i32) -> Result<PathBuf> {
     Ok(Path::new(cgroup::ROOT).join(path))
 }
 
-fn differs(name: &str, init: i32) -> Result<bool> {
+fn differs(kind: Kind, init: i32) -> Result<bool> {
     let identity = |pid: &str| {
-        let path = format!("/proc/{pid}/ns/{name}");
+        let path = format!("/proc/{pid}/ns/{}", namespace::file(kind));
         stat(path.as_str())
             .during(|| format!("look at {path}"))
             .map(|stat| (stat.st_dev, stat.st_ino))
@@ -135,12 +124,13 @@ fn differs(name: &str, init: i32) -> Result<bool> {
     Ok(identity("self")? != identity(&init.to_string())?)
 }
 
-/// The namespaces of the init that are not the guest's own.
+/// The namespaces of the init that are not the guest's own, and that a process enters itself: all
+/// but that of pids, which is for children only (setns(2)).
 fn different(init: i32) -> Result<i32> {
     let mut flags = 0;
-    for (name, flag) in NAMESPACES {
-        if differs(name, init)? {
-            flags |= flag;
+    for kind in namespace::ALL {
+        if kind != Kind::Pid && differs(kind, init)? {
+            flags |= namespace::flag(kind);
         }
     }
     Ok(flags)

@@ -48,6 +48,7 @@ use nix::unistd::{Gid, Uid, fchown, pipe2};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Process, Spec};
 use protocol::{Create, Exec, Failure, Reply, Stdio};
 use serde::{Deserialize, Serialize};
+use specification::namespace;
 
 pub(crate) use cgroup::{
     ROOT as CGROUP_ROOT, delegate, directory as cgroup_directory, update as cgroup_update,
@@ -214,18 +215,9 @@ impl Plan {
     /// The flags of clone3: all but the time namespace, which comes first, and the cgroup
     /// namespace, which comes when init is in its cgroup.
     fn clone_flags(&self) -> i32 {
-        self.namespaces().fold(0, |flags, namespace| {
-            flags
-                | match namespace {
-                    LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
-                    LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
-                    LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
-                    LinuxNamespaceType::User => libc::CLONE_NEWUSER,
-                    LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
-                    LinuxNamespaceType::Network => libc::CLONE_NEWNET,
-                    LinuxNamespaceType::Cgroup | LinuxNamespaceType::Time => 0,
-                }
-        })
+        let later = [LinuxNamespaceType::Cgroup, LinuxNamespaceType::Time];
+        let at_once = self.namespaces().filter(|kind| !later.contains(kind));
+        at_once.fold(0, |flags, kind| flags | namespace::flag(kind))
     }
 }
 

@@ -17,11 +17,13 @@ use nix::sys::prctl;
 use nix::sys::stat::{Mode, fstat, stat, umask};
 use nix::unistd::{Gid, Pid, Uid, chdir, fchown, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{
-    Capabilities, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag,
-    LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, Spec,
+    Capabilities, IOPriorityClass, LinuxPersonalityDomain, PosixRlimitType, Process, Scheduler,
+    Spec,
 };
 use protocol::Seccomp;
-use specification::{CpuList, capability_number};
+use specification::{
+    CpuList, IO_PRIORITIES, NO_ID, capability_number, scheduler_flags, scheduler_policy,
+};
 
 use super::devices::Terminal;
 use super::tree::c_path;
@@ -32,9 +34,6 @@ use crate::sys::{self, CapabilitySets, SchedulerAttributes};
 
 /// The default umask, as runc's.
 const UMASK: u32 = 0o022;
-
-/// What setresuid(2) and its like understand as "leave it as it is".
-const NO_ID: u32 = u32::MAX;
 
 /// The greatest `fs.nr_open` (Linux, fs/file.c, sysctl_nr_open_max, for 64 bits).
 const NR_OPEN_MAX: &str = "2147483584";
@@ -81,9 +80,8 @@ pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
             IOPriorityClass::IoprioClassBe => 2,
             IOPriorityClass::IoprioClassIdle => 3,
         };
-        let level = u16::try_from(priority.priority())
-            .ok()
-            .filter(|level| *level < 8);
+        let level = Some(priority.priority()).filter(|level| IO_PRIORITIES.contains(level));
+        let level = level.and_then(|level| u16::try_from(level).ok());
         let level = level
             .ok_or_else(|| Error::Config("process.ioPriority.priority is not 0 to 7".into()))?;
         sys::set_io_priority(class, level).during(|| "set process.ioPriority")?;
@@ -136,34 +134,12 @@ fn resource(name: PosixRlimitType) -> u32 {
     }
 }
 
-/// SCHED_* and SCHED_FLAG_* of linux/sched.h.
 fn attributes(scheduler: &Scheduler) -> Result<SchedulerAttributes> {
-    let policy = match scheduler.policy() {
-        LinuxSchedulerPolicy::SchedOther => 0,
-        LinuxSchedulerPolicy::SchedFifo => 1,
-        LinuxSchedulerPolicy::SchedRr => 2,
-        LinuxSchedulerPolicy::SchedBatch => 3,
-        LinuxSchedulerPolicy::SchedIso => 4,
-        LinuxSchedulerPolicy::SchedIdle => 5,
-        LinuxSchedulerPolicy::SchedDeadline => 6,
-    };
-    let flags = scheduler.flags().iter().flatten().fold(0, |flags, flag| {
-        flags
-            | match flag {
-                LinuxSchedulerFlag::SchedResetOnFork => 0x01,
-                LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
-                LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
-                LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
-                LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
-                LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
-                LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
-            }
-    });
     let priority = u32::try_from(scheduler.priority().unwrap_or(0))
         .map_err(|_| Error::Config("process.scheduler.priority is negative".into()))?;
     Ok(SchedulerAttributes {
-        policy,
-        flags,
+        policy: scheduler_policy(scheduler),
+        flags: scheduler_flags(scheduler),
         nice: scheduler.nice().unwrap_or(0),
         priority,
         runtime: scheduler.runtime().unwrap_or(0),

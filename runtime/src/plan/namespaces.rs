@@ -5,6 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{
     Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType as Kind, LinuxTimeOffset, Spec,
 };
+use specification::namespace;
 
 use super::Facts;
 use super::ledger::{Ledger, Place};
@@ -31,7 +32,7 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
     for (index, namespace) in namespaces.iter().enumerate() {
         let (kind, property) = (namespace.typ(), format!("linux.namespaces[{index}]"));
         if namespaces[..index].iter().any(|other| other.typ() == kind) {
-            let problem = format!("there is another one of type {}", name(kind));
+            let problem = format!("there is another one of type {}", namespace::name(kind));
             ledger.refuse(format!("{property}.type"), problem);
         }
         if kind == Kind::Network {
@@ -126,20 +127,6 @@ fn is_interface_name(name: &str) -> bool {
 fn path(namespace: &LinuxNamespace) -> Option<&Path> {
     let path = namespace.path().as_deref();
     path.filter(|path| !path.as_os_str().is_empty())
-}
-
-/// A namespace's name in the configuration.
-fn name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Mount => "mount",
-        Kind::Cgroup => "cgroup",
-        Kind::Uts => "uts",
-        Kind::Ipc => "ipc",
-        Kind::User => "user",
-        Kind::Pid => "pid",
-        Kind::Network => "network",
-        Kind::Time => "time",
-    }
 }
 
 /// Why the namespace of a path cannot be joined.
@@ -277,7 +264,7 @@ fn sysctl(name: &str, value: &str, has: &impl Fn(Kind) -> bool) -> Result<(), St
     match needed {
         Some(kind) if !has(kind) => Err(format!(
             "cannot be without a private {} namespace",
-            self::name(kind)
+            namespace::name(kind)
         )),
         _ => Ok(()),
     }

@@ -2,15 +2,10 @@
 
 use std::collections::HashSet;
 
-use oci_spec::runtime::{
-    ExecCPUAffinity, LinuxSchedulerPolicy, PosixRlimit, Process, Scheduler, User,
-};
-use specification::CpuList;
+use oci_spec::runtime::{ExecCPUAffinity, PosixRlimit, Process, User};
+use specification::{CpuList, IO_PRIORITIES, NO_ID, scheduler_problems};
 
 use super::ledger::Ledger;
-
-/// What `setresuid(2)` and its like understand as "leave it as it is".
-const NO_ID: u32 = u32::MAX;
 
 /// `oom_score_adj` (proc(5)).
 const OOM_SCORES: std::ops::RangeInclusive<i32> = -1000..=1000;
@@ -58,10 +53,12 @@ pub(super) fn check(process: &Process, vcpus: u8, ledger: &mut Ledger) {
         ledger.refuse("process.consoleSize", "must be less than 65536 by 65536");
     }
     if let Some(scheduler) = process.scheduler() {
-        self::scheduler(scheduler, ledger);
+        for (part, problem) in scheduler_problems(scheduler) {
+            ledger.refuse(format!("process.scheduler.{part}"), problem);
+        }
     }
     if let Some(priority) = process.io_priority()
-        && !(0..8).contains(&priority.priority())
+        && !IO_PRIORITIES.contains(&priority.priority())
     {
         let problem = format!("{} is not 0 to 7", priority.priority());
         ledger.refuse("process.ioPriority.priority", problem);
@@ -102,54 +99,6 @@ fn rlimits(rlimits: &[PosixRlimit], ledger: &mut Ledger) {
         if !seen.insert(name.clone()) {
             ledger.refuse(property, format!("{name} is there twice"));
         }
-    }
-}
-
-/// The rules of sched_setattr(2).
-fn scheduler(scheduler: &Scheduler, ledger: &mut Ledger) {
-    use LinuxSchedulerPolicy::{
-        SchedBatch, SchedDeadline, SchedFifo, SchedIso, SchedOther, SchedRr,
-    };
-    let policy = *scheduler.policy();
-    let mut refuse = |part: &str, problem: String| {
-        ledger.refuse(format!("process.scheduler.{part}"), problem);
-    };
-    let nice = scheduler.nice().unwrap_or(0);
-    let priority = scheduler.priority().unwrap_or(0);
-    if policy == SchedIso {
-        refuse("policy", "Linux has no SCHED_ISO".into());
-    }
-    if matches!(policy, SchedOther | SchedBatch) && !(-20..=19).contains(&nice) {
-        refuse("nice", format!("{nice} is not -20 to 19"));
-    }
-    if matches!(policy, SchedFifo | SchedRr) {
-        if !(1..=99).contains(&priority) {
-            refuse("priority", format!("{priority} is not 1 to 99"));
-        }
-    } else if priority != 0 {
-        refuse("priority", "is for SCHED_FIFO and SCHED_RR only".into());
-    }
-    let (runtime, deadline, period) = (
-        scheduler.runtime().unwrap_or(0),
-        scheduler.deadline().unwrap_or(0),
-        scheduler.period().unwrap_or(0),
-    );
-    if policy != SchedDeadline {
-        for (part, value) in [
-            ("runtime", runtime),
-            ("deadline", deadline),
-            ("period", period),
-        ] {
-            if value != 0 {
-                refuse(part, "is for SCHED_DEADLINE only".into());
-            }
-        }
-    } else if !(1024 <= runtime && runtime <= deadline && (period == 0 || deadline <= period)) {
-        // Linux, kernel/sched/deadline.c, __checkparam_dl.
-        refuse(
-            "deadline",
-            "needs 1024 <= runtime <= deadline <= period".into(),
-        );
     }
 }
 

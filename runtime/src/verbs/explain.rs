@@ -9,6 +9,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 use protocol::to_hex;
 use serde_json::{Value, json};
+use specification::namespace;
 
 use super::Context;
 use crate::cli;
@@ -109,20 +110,6 @@ pub(super) fn decide(
     Ok(plan::decide(&config.spec, &config.value, &facts))
 }
 
-/// The name of a namespace's type in `/proc/<pid>/ns`.
-fn file_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Mount => "mnt",
-        Kind::Cgroup => "cgroup",
-        Kind::Uts => "uts",
-        Kind::Ipc => "ipc",
-        Kind::User => "user",
-        Kind::Pid => "pid",
-        Kind::Network => "net",
-        Kind::Time => "time",
-    }
-}
-
 /// Whose namespace a path leads to. A machine process shares some namespaces with this host; who names one of them by that process
 /// nevertheless means the container.
 fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
@@ -140,7 +127,7 @@ fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
             .map(|found| (found.dev(), found.ino()))
             .ok()
     };
-    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{}", file_name(kind)));
+    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{}", namespace::file(kind)));
     let found = Some((found.dev(), found.ino()));
     let hosts = identity(&of("self")) == found;
     for dir in StateDir::all(root).map_err(|e| e.to_string())? {

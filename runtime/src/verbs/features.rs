@@ -3,27 +3,16 @@
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
-    Apparmor, Arch, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, LinuxNamespaceType,
-    LinuxSeccompAction, MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
+    Apparmor, Arch, Cgroup, Features, IDMap, IntelRdt, LinuxFeature, LinuxSeccompAction,
+    MemoryPolicy, MountExtensions, NetDevices, Seccomp, Selinux,
 };
-use specification::{CAPABILITIES, HookKind};
+use specification::{CAPABILITIES, HookKind, namespace};
 
 use crate::plan::{ANNOTATIONS, mount_options};
 use crate::{SPEC_VERSION, seccomp};
 
 /// The lowest version of the specification whose configurations are accepted.
 const SPEC_VERSION_MIN: &str = "1.0.0";
-
-const NAMESPACES: [LinuxNamespaceType; 8] = [
-    LinuxNamespaceType::Cgroup,
-    LinuxNamespaceType::Ipc,
-    LinuxNamespaceType::Mount,
-    LinuxNamespaceType::Network,
-    LinuxNamespaceType::Pid,
-    LinuxNamespaceType::Time,
-    LinuxNamespaceType::User,
-    LinuxNamespaceType::Uts,
-];
 
 const SECCOMP_ACTIONS: [LinuxSeccompAction; 8] = [
     LinuxSeccompAction::ScmpActAllow,
@@ -161,7 +150,7 @@ fn linux() -> LinuxFeature {
     net_devices.set_enabled(Some(true));
     let mut linux = LinuxFeature::default();
     linux
-        .set_namespaces(Some(NAMESPACES.to_vec()))
+        .set_namespaces(Some(namespace::ALL.to_vec()))
         .set_capabilities(texts(CAPABILITIES.map(|name| format!("CAP_{name}"))))
         .set_cgroup(Some(cgroup))
         .set_seccomp(Some(seccomp_features()))
