@@ -1,12 +1,59 @@
-//! Limits of cgroup v1, which the specification speaks of, as those of cgroup v2.
+//! Limits: those of cgroup v1, which the specification speaks of, as those of cgroup v2, and who applies them.
 
-/// The period in microseconds of a quota of CPU time that comes without one, the kernel's default (cgroup-v2.rst, cpu.max).
+/// Where a property is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// By the agent inside the machine.
+    Guest,
+    /// By the verbs or the machine process.
+    Host,
+    /// On both sides.
+    Both,
+}
+
+impl Place {
+    /// Where a file of a cgroup is written, by its controller; `None` if no controller that can be limited has it. The
+    /// host does the machine's I/O and has the CPUs and memory nodes; memory, processes and huge pages are the guest's
+    /// own; CPU time is limited among the container's processes and for the machine as a whole.
+    #[must_use]
+    pub fn of_file(file: &str) -> Option<Place> {
+        match file.split_once('.')?.0 {
+            "memory" | "pids" | "hugetlb" => Some(Place::Guest),
+            "cpu" => Some(Place::Both),
+            "cpuset" | "io" => Some(Place::Host),
+            _ => None,
+        }
+    }
+}
+
+/// `memory.swap.max` for `limit` and `swap` of `linux.resources.memory`, in bytes: the specification limits the sum of
+/// memory and swap, the kernel swap alone. 0 is as if nothing was said, -1 is no limit. The rules are runc's
+/// (ConvertMemorySwapToCgroupV2Value in github.com/opencontainers/cgroups).
+///
+/// # Errors
+/// What is wrong with `swap`.
+pub fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>, &'static str> {
+    match (limit.unwrap_or(0), swap.unwrap_or(0)) {
+        (..=-1, 0) => Ok(Some(-1)),
+        (_, 0) => Ok(None),
+        (_, ..=-2) => Err("is less than -1, which means without limit"),
+        (_, -1) => Ok(Some(-1)),
+        (0, _) => Err("needs linux.resources.memory.limit"),
+        (..=-1, swap) => Ok(Some(swap)),
+        (limit, swap) if swap < limit => Err("is less than the memory limit that it includes"),
+        (limit, swap) => Ok(Some(swap - limit)),
+    }
+}
+
+/// The period in microseconds of a quota of CPU time that comes without one, the kernel's default (cgroup-v2.rst,
+/// cpu.max).
 pub const CPU_PERIOD: u64 = 100_000;
 
-/// `linux.resources.cpu.shares` (of cgroup v1: 2 to 262144, 1024 by default) as `cpu.weight` of cgroup v2 (1 to 10000, 100 by default).
+/// `linux.resources.cpu.shares` (of cgroup v1: 2 to 262144, 1024 by default) as `cpu.weight` of cgroup v2 (1 to 10000,
+/// 100 by default).
 ///
-/// The curve of runc 1.4 and crun 1.23 (ConvertCPUSharesToCgroupV2Value in github.com/opencontainers/cgroups): it meets both
-/// ends and both defaults.
+/// The curve of runc 1.4 and crun 1.23 (ConvertCPUSharesToCgroupV2Value in github.com/opencontainers/cgroups): it meets
+/// both ends and both defaults.
 #[must_use]
 pub fn cpu_weight(shares: u64) -> u64 {
     match shares {
@@ -25,7 +72,48 @@ pub fn cpu_weight(shares: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::cpu_weight;
+    use super::{Place, cpu_weight, swap_max};
+
+    #[test]
+    fn swap_is_what_goes_beyond_memory() {
+        for (limit, swap, expected) in [
+            (None, None, Ok(None)),
+            (Some(1000), Some(0), Ok(None)),
+            (Some(1000), Some(1500), Ok(Some(500))),
+            (Some(1000), Some(1000), Ok(Some(0))),
+            (Some(1000), Some(-1), Ok(Some(-1))),
+            (Some(-1), None, Ok(Some(-1))),
+            (Some(-1), Some(999), Ok(Some(999))),
+            (None, Some(-1), Ok(Some(-1))),
+            (
+                Some(0),
+                Some(999),
+                Err("needs linux.resources.memory.limit"),
+            ),
+            (
+                Some(1000),
+                Some(999),
+                Err("is less than the memory limit that it includes"),
+            ),
+            (
+                Some(1000),
+                Some(-2),
+                Err("is less than -1, which means without limit"),
+            ),
+        ] {
+            assert_eq!(swap_max(limit, swap), expected, "{limit:?} {swap:?}");
+        }
+    }
+
+    #[test]
+    fn files_have_a_place_by_their_controller() {
+        assert_eq!(Place::of_file("memory.high"), Some(Place::Guest));
+        assert_eq!(Place::of_file("cpu.max"), Some(Place::Both));
+        assert_eq!(Place::of_file("cpuset.cpus"), Some(Place::Host));
+        for other in ["misc.max", "cgroup.freeze", "memory", "", "cpuset/x.y"] {
+            assert_eq!(Place::of_file(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn shares_become_weights_as_with_runc() {

@@ -6,14 +6,17 @@
 mod capability;
 mod cgroup;
 mod cpus;
+pub mod device;
 mod hook;
 pub mod mount;
 pub mod namespace;
 mod process;
+pub mod sysctl;
 
 pub use capability::{CAPABILITIES, capability_number};
-pub use cgroup::{CPU_PERIOD, cpu_weight};
+pub use cgroup::{CPU_PERIOD, Place, cpu_weight, swap_max};
 pub use cpus::CpuList;
+pub use device::DeviceRule;
 pub use hook::HookKind;
 pub use mount::MountOption;
 pub use process::{IO_PRIORITIES, NO_ID, scheduler_flags, scheduler_policy, scheduler_problems};

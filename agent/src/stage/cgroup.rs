@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
-use specification::{CPU_PERIOD, cpu_weight};
+use specification::{CPU_PERIOD, Place, cpu_weight, swap_max};
 
 use super::device_filter;
 use super::devices::Disks;
@@ -244,12 +244,9 @@ fn settings(resources: &LinuxResources) -> Result<Vec<Setting>> {
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
     unified.sort();
     for (file, value) in unified {
-        // As runc: a file name, of a controller or of the core.
-        let controller = file.split_once('.').filter(|_| !file.contains('/'));
-        match controller {
-            // The host does the I/O, and its are the CPUs and memory nodes that have numbers.
-            Some(("io" | "cpuset", _)) => {}
-            Some(_) => add(file, value.clone()),
+        match Place::of_file(file).filter(|_| !file.contains('/')) {
+            Some(Place::Host) => {}
+            Some(Place::Guest | Place::Both) => add(file, value.clone()),
             None => {
                 return Err(Error::Config(format!(
                     "linux.resources.unified: bad name {file:?}"
@@ -261,26 +258,12 @@ fn settings(resources: &LinuxResources) -> Result<Vec<Setting>> {
 }
 
 fn of_memory(memory: &LinuxMemory, add: &mut impl FnMut(&str, String)) -> Result<()> {
-    let max = memory.limit().filter(|limit| *limit != 0);
-    // As runc (ConvertMemorySwapToCgroupV2Value in github.com/opencontainers/cgroups).
-    match (max, memory.swap().filter(|swap| *swap != 0)) {
-        (Some(max), None) if max < 0 => add("memory.swap.max", "max".to_owned()),
-        (_, None) => {}
-        (_, Some(swap)) if swap < 0 => add("memory.swap.max", "max".to_owned()),
-        (Some(max), Some(swap)) if max < 0 => add("memory.swap.max", swap.to_string()),
-        (Some(max), Some(swap)) if max > 0 && swap >= max => {
-            // The specification limits the sum of memory and swap, the kernel swap alone.
-            add("memory.swap.max", (swap - max).to_string());
-        }
-        (Some(_), Some(_)) => {
-            let text = "linux.resources.memory.swap is less than the memory limit that it includes";
-            return Err(Error::Config(text.into()));
-        }
-        (None, Some(_)) => {
-            let text = "linux.resources.memory.swap needs linux.resources.memory.limit";
-            return Err(Error::Config(text.into()));
-        }
+    let swap = swap_max(memory.limit(), memory.swap())
+        .map_err(|problem| Error::Config(format!("linux.resources.memory.swap {problem}")))?;
+    if let Some(swap) = swap {
+        add("memory.swap.max", limit(swap));
     }
+    let max = memory.limit().filter(|limit| *limit != 0);
     if let Some(max) = max {
         add("memory.max", limit(max));
     }

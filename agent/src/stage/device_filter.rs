@@ -3,34 +3,16 @@
 //! For each kind of access the last rule that covers the device and the access decides; what no
 //! rule covers is denied. The defaults that every container gets are appended, as runc does.
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::LinuxDeviceCgroup;
+use specification::DeviceRule;
+use specification::device::{ALL, BLOCK, CHARACTER, MKNOD};
 
 use super::devices::Disks;
 use crate::error::{Error, Result};
 use crate::sys::Instruction;
 
-/// BPF_DEVCG_DEV_BLOCK and BPF_DEVCG_DEV_CHAR of linux/bpf.h.
-const BLOCK: i32 = 1;
-const CHARACTER: i32 = 2;
-
-/// BPF_DEVCG_ACC_MKNOD, _READ and _WRITE of linux/bpf.h.
-const MKNOD: i32 = 1;
-const READ: i32 = 2;
-const WRITE: i32 = 4;
-const ALL: i32 = MKNOD | READ | WRITE;
-
-/// One rule; None stands for any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rule {
-    allow: bool,
-    kind: Option<i32>,
-    major: Option<i32>,
-    minor: Option<i32>,
-    access: i32,
-}
-
-const fn allow(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32) -> Rule {
-    Rule {
+const fn allow(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32) -> DeviceRule {
+    DeviceRule {
         allow: true,
         kind: Some(kind),
         major,
@@ -41,7 +23,7 @@ const fn allow(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32) -
 
 /// What runc allows every container: nodes may be made, and the harmless devices used
 /// (libcontainer/specconv, AllowedDevices).
-const DEFAULTS: &[Rule] = &[
+const DEFAULTS: &[DeviceRule] = &[
     allow(CHARACTER, None, None, MKNOD),
     allow(BLOCK, None, None, MKNOD),
     allow(CHARACTER, Some(1), Some(3), ALL),
@@ -54,69 +36,13 @@ const DEFAULTS: &[Rule] = &[
     allow(CHARACTER, Some(136), None, ALL),
 ];
 
-fn number(value: Option<i64>, what: &str) -> Result<Option<i32>> {
-    match value {
-        None | Some(-1) => Ok(None),
-        Some(value) => i32::try_from(value)
-            .ok()
-            .filter(|value| *value >= 0)
-            .map(Some)
-            .ok_or_else(|| Error::Config(format!("linux.resources.devices: bad {what} {value}"))),
-    }
-}
-
-fn rule(from: &LinuxDeviceCgroup) -> Result<Rule> {
-    let kind = match from.typ() {
-        None | Some(LinuxDeviceType::A) => None,
-        Some(LinuxDeviceType::B) => Some(BLOCK),
-        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(CHARACTER),
-        Some(LinuxDeviceType::P) => {
-            return Err(Error::Config(
-                "linux.resources.devices: a FIFO is no device".into(),
-            ));
-        }
-    };
-    let mut access = 0;
-    for letter in from.access().iter().flat_map(|access| access.chars()) {
-        access |= match letter {
-            'm' => MKNOD,
-            'r' => READ,
-            'w' => WRITE,
-            _ => {
-                let text = format!("linux.resources.devices: unknown access {letter:?}");
-                return Err(Error::Config(text));
-            }
-        };
-    }
-    let (major, minor) = (
-        number(from.major(), "major")?,
-        number(from.minor(), "minor")?,
-    );
-    if kind.is_none() {
-        // `a` stands for every device and every access, whatever else is said (devices.rst).
-        return Ok(Rule {
-            allow: from.allow(),
-            kind: None,
-            major: None,
-            minor: None,
-            access: ALL,
-        });
-    }
-    Ok(Rule {
-        allow: from.allow(),
-        kind,
-        major,
-        minor,
-        access,
-    })
-}
-
 /// The program that applies `rules` and the defaults after them. Block devices have other numbers here than on the host, which the rules
 /// have: each rule that names numbers becomes one for each of `disks` that it covers.
 pub(crate) fn compile(rules: &[LinuxDeviceCgroup], disks: &Disks) -> Result<Vec<Instruction>> {
     let mut all = Vec::new();
     for rule in rules {
-        let rule = self::rule(rule)?;
+        let rule = DeviceRule::read(rule)
+            .map_err(|problem| Error::Config(format!("linux.resources.devices: {problem}")))?;
         if rule.kind != Some(BLOCK) || (rule.major, rule.minor) == (None, None) {
             all.push(rule);
             continue;
@@ -127,7 +53,7 @@ pub(crate) fn compile(rules: &[LinuxDeviceCgroup], disks: &Disks) -> Result<Vec<
         for (host, here) in disks.iter() {
             if is(rule.major, host.major) && is(rule.minor, host.minor) {
                 let number = |number: u32| i32::try_from(number).ok();
-                all.push(Rule {
+                all.push(DeviceRule {
                     major: number(here.major),
                     minor: number(here.minor),
                     ..rule
@@ -179,7 +105,7 @@ fn verdict(program: &mut Vec<Instruction>, allow: bool) {
     program.push(op(code::EXIT, 0, 0, 0, 0));
 }
 
-fn assemble(rules: &[Rule]) -> Vec<Instruction> {
+fn assemble(rules: &[DeviceRule]) -> Vec<Instruction> {
     // struct bpf_cgroup_dev_ctx of linux/bpf.h: access << 16 | type, major, minor.
     let mut program = vec![
         op(code::LOAD, OPEN, CONTEXT, 0, 0),
@@ -222,6 +148,7 @@ fn assemble(rules: &[Rule]) -> Vec<Instruction> {
 mod tests {
     use super::*;
     use protocol::Device;
+    use specification::device::{READ, WRITE};
 
     /// Runs a program on one access: the few instructions that it can consist of.
     fn run(program: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {

@@ -2,8 +2,10 @@
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use protocol::Device;
+use specification::device::{BLOCK, WRITE};
+use specification::{DeviceRule, Place};
 
-use super::ledger::{Ledger, Place};
+use super::ledger::Ledger;
 use crate::machine::Disk;
 
 /// Most block devices of a machine, which has places for so many and for network interfaces together.
@@ -100,21 +102,18 @@ pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<Disk> {
 
 /// Whether the device rules let the container write to a block device: the last one that says something about it decides.
 fn may_write(rules: &[LinuxDeviceCgroup], device: Device) -> bool {
-    let is = |rule: Option<i64>, number: u32| {
-        rule.is_none_or(|rule| rule == -1 || rule == i64::from(number))
-    };
-    let decides = |rule: &&LinuxDeviceCgroup| match rule.typ() {
-        None | Some(LinuxDeviceType::A) => true,
-        Some(LinuxDeviceType::B) => {
-            let access = rule.access().as_deref().unwrap_or_default();
-            is(rule.major(), device.major) && is(rule.minor(), device.minor) && access.contains('w')
+    let is =
+        |rule: Option<i32>, number: u32| rule.is_none_or(|rule| u32::try_from(rule) == Ok(number));
+    let decides = |rule: &DeviceRule| match rule.kind {
+        None => true,
+        Some(kind) => {
+            let numbers = is(rule.major, device.major) && is(rule.minor, device.minor);
+            kind == BLOCK && numbers && rule.access & WRITE != 0
         }
-        Some(_) => false,
     };
-    rules
-        .iter()
-        .rfind(decides)
-        .is_some_and(LinuxDeviceCgroup::allow)
+    // Bad rules are refused elsewhere.
+    let rules = rules.iter().filter_map(|rule| DeviceRule::read(rule).ok());
+    rules.rev().find(decides).is_some_and(|rule| rule.allow)
 }
 
 #[cfg(test)]

@@ -4,20 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value;
+use specification::Place;
 
 use super::properties::{Rule, rule};
-
-/// Where a property is applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Place {
-    /// By the agent inside the machine.
-    Guest,
-    /// By the verbs or the machine process.
-    Host,
-    /// On both sides.
-    Both,
-}
 
 /// What becomes of a property.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount};
 use protocol::Device;
-use specification::MountOption;
 use specification::mount::{Change, Reach, is_bind, options};
+use specification::{MountOption, Place};
 
-use super::ledger::{Ledger, Place};
+use super::ledger::Ledger;
 use super::{Facts, FileKind, devices};
 use crate::machine::{IdMap, IdRange, Share};
 

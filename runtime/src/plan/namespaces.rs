@@ -5,10 +5,10 @@ use std::path::Path;
 use oci_spec::runtime::{
     Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType as Kind, LinuxTimeOffset, Spec,
 };
-use specification::namespace;
+use specification::{Place, namespace, sysctl};
 
 use super::Facts;
-use super::ledger::{Ledger, Place};
+use super::ledger::Ledger;
 use crate::machine::Network;
 use crate::network::{self, NetDevice};
 
@@ -213,55 +213,17 @@ fn offsets(linux: &Linux, time: bool, ledger: &mut Ledger) {
     }
 }
 
-/// A parameter's name with dots as separators. The first of `.` and `/` in it is the separator; the other one stands for itself (sysctl(8)).
-fn dotted(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(at) if name.as_bytes()[at] == b'/' => name
-            .chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                c => c,
-            })
-            .collect(),
-        _ => name.to_owned(),
-    }
-}
-
 /// Parameters of a namespace need that namespace, so that a configuration means the same with runc. All others are those of the guest's own
 /// kernel, which serves this container alone: there is nobody else whom they could harm.
 fn sysctl(name: &str, value: &str, has: &impl Fn(Kind) -> bool) -> Result<(), String> {
-    const IPC: [&str; 9] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.msg_next_id",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
-    let name = dotted(name);
-    let parts: Vec<&str> = name.split('.').collect();
-    // A slash within a part stands for a dot in a file's name, as in net.ipv4.conf.eth0/100.
-    if parts.len() < 2 || parts.iter().any(|part| part.is_empty() || *part == "/") {
-        return Err("is not the name of a kernel parameter".into());
-    }
+    let path = sysctl::path(name).ok_or("is not the name of a kernel parameter")?;
     if value.contains('\0') || name.contains('\0') {
         return Err("contains a NUL".into());
     }
-    let needed = match name.as_str() {
-        "kernel.hostname" => {
-            return Err("is set by the property hostname".into());
-        }
-        "kernel.domainname" => Some(Kind::Uts),
-        name if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(Kind::Ipc),
-        name if name.starts_with("net.") => Some(Kind::Network),
-        name if name.starts_with("user.") => Some(Kind::User),
-        _ => None,
-    };
-    match needed {
+    if path == "kernel/hostname" {
+        return Err("is set by the property hostname".into());
+    }
+    match sysctl::namespace(&path) {
         Some(kind) if !has(kind) => Err(format!(
             "cannot be without a private {} namespace",
             namespace::name(kind)
@@ -284,6 +246,7 @@ mod tests {
         }
         for (name, kind) in [
             ("kernel.sem", "ipc"),
+            ("kernel/sem_next_id", "ipc"),
             ("fs.mqueue.msg_max", "ipc"),
             ("user.max_user_namespaces", "user"),
             ("kernel.domainname", "uts"),
@@ -311,11 +274,5 @@ mod tests {
             assert!(sysctl(name, "1", &all).is_err(), "{name:?}");
         }
         assert!(sysctl("vm.x", "\0", &all).is_err());
-    }
-
-    #[test]
-    fn separators() {
-        assert_eq!(dotted("net/ipv4/conf/eno2.100"), "net.ipv4.conf.eno2/100");
-        assert_eq!(dotted("net.ipv4.conf.eno2/100"), "net.ipv4.conf.eno2/100");
     }
 }

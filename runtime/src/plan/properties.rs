@@ -1,6 +1,6 @@
 //! Every property of the specification (runtime-spec 1.3, config.md, config-linux.md, config-vm.md), and where it is applied.
 
-use super::ledger::Place;
+use specification::Place;
 
 /// What the ledger says of a property before its value is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{
-    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources,
-    LinuxThrottleDevice,
-};
-use specification::CpuList;
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use specification::{CpuList, DeviceRule, Place, swap_max};
 
 use super::RESOURCES;
-use super::ledger::{Ledger, Place};
+use super::ledger::Ledger;
 use crate::cgroup::Limit;
 
 /// Sizes of huge pages on x86_64, as the kernel names them in files of the hugetlb controller.
@@ -47,13 +44,13 @@ pub(super) fn check(resources: &LinuxResources, ledger: &mut Ledger) {
         }
     }
     for (index, rule) in resources.devices().iter().flatten().enumerate() {
-        if let Err(problem) = device_rule(rule) {
+        if let Err(problem) = DeviceRule::read(rule) {
             ledger.refuse(format!("{RESOURCES}.devices[{index}]"), problem);
         }
     }
     for (file, value) in unified(resources) {
         let property = format!("{RESOURCES}.unified[{file}]");
-        match side(file) {
+        match Place::of_file(file) {
             Some(place) => ledger.place(&property, place),
             None => ledger.refuse(property.as_str(), "is of no controller that can be limited"),
         }
@@ -71,32 +68,12 @@ pub(super) fn unified(resources: &LinuxResources) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// Where a file of a cgroup is written, by its controller. The host does the machine's I/O and has the CPUs and memory nodes; memory,
-/// processes and huge pages are the guest's own; CPU time is limited among the container's processes and for the machine as a whole.
-fn side(file: &str) -> Option<Place> {
-    match file.split_once('.')?.0 {
-        "memory" | "pids" | "hugetlb" => Some(Place::Guest),
-        "cpu" => Some(Place::Both),
-        "cpuset" | "io" => Some(Place::Host),
-        _ => None,
-    }
-}
-
 fn memory(memory: &LinuxMemory, ledger: &mut Ledger) {
-    let limit = memory.limit().unwrap_or(0);
     let mut refuse = |name: &str, problem: &str| {
         ledger.refuse(format!("{RESOURCES}.memory.{name}"), problem);
     };
-    // The rules of ConvertMemorySwapToCgroupV2Value in github.com/opencontainers/cgroups.
-    match memory.swap() {
-        None | Some(0) => {}
-        Some(swap) if swap < -1 => refuse("swap", "is less than -1, which means without limit"),
-        Some(-1) => {}
-        Some(_) if limit == 0 => refuse("swap", "needs linux.resources.memory.limit"),
-        Some(swap) if limit > 0 && swap < limit => {
-            refuse("swap", "is less than the memory limit that it includes");
-        }
-        Some(_) => {}
+    if let Err(problem) = swap_max(memory.limit(), memory.swap()) {
+        refuse("swap", problem);
     }
     for (name, value) in [
         ("limit", memory.limit()),
@@ -211,27 +188,6 @@ fn throttles(block: &LinuxBlockIo) -> [(&'static str, &'static str, &[LinuxThrot
     ]
 }
 
-/// As the guest's filter reads it.
-fn device_rule(rule: &LinuxDeviceCgroup) -> Result<(), String> {
-    if rule.typ() == Some(LinuxDeviceType::P) {
-        return Err("a FIFO is no device".into());
-    }
-    if let Some(letter) = rule
-        .access()
-        .iter()
-        .flat_map(|access| access.chars())
-        .find(|letter| !matches!(letter, 'r' | 'w' | 'm'))
-    {
-        return Err(format!("unknown access {letter:?}"));
-    }
-    for (what, number) in [("major", rule.major()), ("minor", rule.minor())] {
-        if number.is_some_and(|number| number < -1 || i32::try_from(number).is_err()) {
-            return Err(format!("{what} is no device number"));
-        }
-    }
-    Ok(())
-}
-
 /// What the host does about I/O: it is the host that reads and writes the container's files.
 pub(super) fn io_limits(resources: &LinuxResources) -> Vec<Limit> {
     let mut limits = Vec::new();
@@ -271,7 +227,7 @@ pub(super) fn io_limits(resources: &LinuxResources) -> Vec<Limit> {
     }
     for (file, value) in unified(resources) {
         let property = format!("{RESOURCES}.unified[{file}]");
-        if side(file) == Some(Place::Host) && file.starts_with("io.") {
+        if Place::of_file(file) == Some(Place::Host) && file.starts_with("io.") {
             for line in value.lines() {
                 limits.push(Limit::asked(file.to_owned(), line, property.clone()));
             }
