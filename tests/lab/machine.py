@@ -8,6 +8,7 @@ this process whatever kills it, so nothing can be left behind.
 import base64
 import ctypes
 import os
+import resource
 import selectors
 import shlex
 import signal
@@ -50,8 +51,17 @@ class Options:
 def run(options, command, say):
     """Runs `command` in a fresh lab; returns its exit code (128 + N for a signal, 124 for the timeout)."""
     files = image.prepare(say, options.count)
+    start, used = time.monotonic(), _processor_time()
     with Machine(options, files) as machine:
-        return machine.run_job(command)
+        code = machine.run_job(command)
+    say(f"took {time.monotonic() - start:.0f} s, {_processor_time() - used:.0f} s of a processor")
+    return code
+
+
+def _processor_time():
+    """Seconds that the processes which this one has started and seen end have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _pair():
