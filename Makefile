@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 AGENT_TARGET := x86_64-unknown-linux-gnu
-AGENT := target/agent/$(AGENT_TARGET)/agent/agent
+AGENT := target/$(AGENT_TARGET)/release/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
 # 1: lint fails for circles of imports, files and functions that are too long; otherwise it reports them.
@@ -23,12 +23,14 @@ FREESTANDING := gcc -Wall -static -no-pie -fno-pie -nostdlib -ffreestanding -fno
 build: guest  ## The one binary, target/release/chiton
 	cargo build --locked --release --package runtime
 
-# A file that has not changed keeps its time stamp, so that cargo has nothing to do.
+# A file that has not changed keeps its time stamp, so that cargo has nothing to do. The agent is copied into guest memory at every
+# start: size is time, so it differs from the release profile in opt-level. It is built in that profile's directory all the same: what
+# macros and build scripts are made of is compiled once for it and the runtime.
 guest: tools  ## What the binary embeds: the guest's kernel and its initramfs
 	mkdir -p target/guest
 	kernel=$$(guest-kernel/build.sh); cmp -s "$$kernel" target/guest/vmlinux || cp "$$kernel" target/guest/vmlinux
-	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --locked --profile agent --package agent \
-		--target $(AGENT_TARGET) --target-dir target/agent
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=s RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
+		cargo build --locked --release --package agent --target $(AGENT_TARGET)
 	agent/initramfs.sh $(AGENT) target/guest/initramfs
 
 tools:  ## The compilers and libraries of this list, if they are not there
@@ -47,8 +49,8 @@ quick: tools  ## What a change is tried with: lint, unit tests, and every verb o
 unit: tools  ## What needs no guest: devices, file server, planning, state
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked --workspace; else cargo test --locked --workspace; fi
 
-verbs: guest  ## Every verb once, of a binary that is built without optimization
-	cargo build --locked --package runtime
+verbs: guest  ## Every verb once, of the binary that the unit tests are built with
+	cargo test --locked --workspace --no-run
 	rootfs=$$(tests/rootfs/build.sh --variant demo); \
 	tests/e2e/run $(CURDIR)/target/debug/chiton "$$rootfs" $(CURDIR)/$(REPORTS) tests/e2e/test_quick.py
 
