@@ -14,6 +14,9 @@ pub(crate) const CONFIG: &str = "config.json";
 /// Largest configuration in bytes: it travels to the guest in one frame, as a JSON string, which can double its size.
 const SIZE_MAX: usize = protocol::MAX_FRAME / 2 - (64 << 10);
 
+/// The version of the OCI runtime specification.
+pub(crate) const SPEC_VERSION: &str = "1.3.0";
+
 /// The specification versions accepted: 1.0 to 1.3.
 const MINOR_MAX: u64 = 3;
 

@@ -1,30 +1,16 @@
 //! The chiton binary: OCI verbs, state, and the process that is a container's machine.
 
-mod cgroup;
-mod check;
 mod cli;
 mod clock;
 mod config;
-mod error;
+mod control;
 mod guest;
-mod hooks;
-mod id;
+mod host;
 mod machine;
-mod network;
-mod notify;
 mod plan;
-mod preserved;
-mod process;
-mod relay;
 mod report;
-mod resctrl;
-mod seccomp;
-mod signals;
 mod state;
-mod statistics;
-mod stub;
 mod sys;
-mod terminal;
 mod verbs;
 
 use std::io::Write;
@@ -35,11 +21,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use cli::{Cli, Rootless, Stop, Verb};
+use config::SPEC_VERSION;
 use report::Report;
 use verbs::Context;
-
-/// The version of the OCI runtime specification.
-const SPEC_VERSION: &str = "1.3.0";
 
 fn main() -> ExitCode {
     let begun = machine::now();
@@ -67,7 +51,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             report.error(&format!("{e:#}"));
-            ExitCode::from(e.downcast_ref().map_or(1, error::Error::exit_code))
+            ExitCode::from(e.downcast_ref().map_or(1, verbs::error::Error::exit_code))
         }
     }
 }
@@ -89,7 +73,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
     let root = cli.root.clone().unwrap_or_else(state::default_root);
     let root = root.as_path();
     if root.as_os_str().is_empty() || root == Path::new("/") {
-        return Err(error::Error::Root(root.to_owned()).into());
+        return Err(verbs::error::Error::Root(root.to_owned()).into());
     }
     let context = Context {
         root,
@@ -127,7 +111,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Restore(args) => verbs::restore(args)?,
         Verb::Spec(args) => verbs::spec(args)?,
         Verb::Check => {
-            let missing = check::check();
+            let missing = verbs::check();
             let text = missing
                 .iter()
                 .map(|line| format!("{line}\n"))

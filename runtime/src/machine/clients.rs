@@ -19,8 +19,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use protocol::{ContainerId, Decoder};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
-use super::control::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl, Request};
 use super::execs::{EXECS_MAX, Target};
+use crate::control::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl, Request};
 
 /// Most connections at once; more are closed as they come.
 const CLIENTS_MAX: usize = EXECS_MAX + 64;

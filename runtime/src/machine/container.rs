@@ -19,7 +19,7 @@ use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
 
 use super::execs::Execs;
-use super::journal::{Entry, Journal};
+use crate::state::{Entry, Journal};
 
 /// The file in the bundle that says that the guest's kernel has killed because memory ran out, as conmon makes it.
 const OOM_FILE: &str = "oom";

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use protocol::{ContainerId, Exit, INIT, ProcessId};
 use vmm::vsock::Port;
 
-use crate::preserved::Direction;
+use crate::control::Direction;
 
 /// Maximum number of processes of a container at once, init not counted.
 pub(super) const EXECS_MAX: usize = 256;

@@ -34,8 +34,9 @@ use rustix::thread::{
 };
 
 use super::share::SAFE;
-use super::sys::{self, MountChange};
-use super::{Network, Share, mountinfo};
+use super::{Share, mountinfo};
+use crate::state::Network;
+use crate::sys::{self, MountChange};
 
 /// RLIMIT_NOFILE; less where the caller's own limit is lower and may not be raised.
 const DESCRIPTOR_LIMIT: u64 = 65536;

@@ -15,11 +15,9 @@
 mod agent;
 mod clients;
 mod container;
-mod control;
 mod disk;
 mod execs;
 mod jail;
-mod journal;
 mod life;
 mod log;
 mod mountinfo;
@@ -29,13 +27,11 @@ mod requests;
 mod share;
 mod streams;
 mod sync;
-mod sys;
 mod timeline;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -45,22 +41,15 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use protocol::Overlay;
-use serde::{Deserialize, Serialize};
 use sync::{FromMachine, SyncSocket, ToMachine};
-use vmm::MAX_NET_SLOTS;
 
-use crate::preserved::Preserved;
+use crate::control::Preserved;
 use crate::report::Report;
+use crate::state::Network;
+use crate::sys::{self, Cloned, MemoryPolicy};
 
-pub(crate) use control::{
-    Connection, Control, ControlReply, ExecControl, ExecRequest, Extra, Stream, control, exec,
-    start,
-};
 pub(crate) use disk::Disk;
-pub(crate) use journal::{Entry, JOURNAL, read_journal};
-pub(crate) use process::end_as;
 pub(crate) use share::{IdMap, IdRange, Share};
-pub(crate) use sys::{Cloned, clone_process, close_all_but, exit_now};
 pub(crate) use timeline::now;
 
 /// All that a machine is made from.
@@ -103,38 +92,6 @@ pub(crate) struct Launch<'a> {
     pub(crate) begun: Duration,
 }
 
-/// What set_mempolicy(2) takes.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct MemoryPolicy {
-    /// MPOL_* and MPOL_F_* of linux/mempolicy.h.
-    pub(crate) mode: i32,
-    /// The nodes as bits, node 0 being the lowest of the first word.
-    pub(crate) nodes: Vec<u64>,
-}
-
-/// Which network namespace the machine process lives in.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Network {
-    /// A new one that stays empty: the container shares the guest's.
-    #[default]
-    Guests,
-    /// A new one.
-    New,
-    /// An existing one, by path.
-    Path(PathBuf),
-}
-
-impl Network {
-    /// How many network interfaces the machine has room for. Each costs a little at the machine's start.
-    pub(crate) fn slots(&self) -> usize {
-        match self {
-            Network::Guests => 0,
-            Network::New | Network::Path(_) => MAX_NET_SLOTS,
-        }
-    }
-}
-
 /// What goes wrong while a machine starts or is spoken to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -165,7 +122,7 @@ pub(crate) enum Error {
 }
 
 /// Adds what was being done to a system call's error.
-trait Doing<T> {
+pub(crate) trait Doing<T> {
     fn doing(self, doing: &'static str) -> Result<T, Error>;
 }
 
@@ -217,11 +174,11 @@ pub(crate) fn spawn(
     let (ours, theirs) = SyncSocket::pair().doing("create a socket pair")?;
     let devices = Devices::open()?;
     match sys::clone_process(launch.cgroup).doing("clone the machine process")? {
-        sys::Cloned::Child => {
+        Cloned::Child => {
             drop(ours);
             process::main(launch, devices, theirs)
         }
-        sys::Cloned::Parent(pid) => {
+        Cloned::Parent(pid) => {
             drop((theirs, devices));
             let spawned = Spawned {
                 pid: Pid::from_raw(pid),

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use vmm::vsock::HostStream;
 
 use super::streams;
-use crate::preserved::Direction;
+use crate::control::Direction;
 
 /// Connects to it. `None` where that is not possible: the guest's connection is refused then.
 pub(super) fn connected(kind: SockType) -> Option<HostStream> {

@@ -7,22 +7,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use protocol::{CONTROL_PORTS, Create, Exit};
+use protocol::{CONTROL_PORTS, Create};
 use vmm::vsock::Key;
 use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 
 use super::agent::Agent;
 use super::clients::Clients;
 use super::container::{self, Container};
-use super::journal::Journal;
 use super::life::{Life, Parts};
 use super::log::Log;
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
-use super::{Devices, Doing, Launch, control, disk, jail, streams, sys};
-use crate::guest;
+use super::{Devices, Doing, Launch, disk, jail, streams};
+use crate::state::Journal;
+use crate::{control, guest, sys};
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
 const FS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! 
         Ok(Life::new(parts, container, &sync)?)
     });
     match life {
-        Ok(life) => end_as(life.live(sync)),
+        Ok(life) => sys::end_as(life.live(sync)),
         Err(e) => give_up(&sync, one_line(&e)),
     }
 }
@@ -131,32 +131,6 @@ pub(super) fn give_up(sync: &SyncSocket, reason: String) -> ! {
     // When the verb is gone, nobody is left to be told.
     let _ = sync.send(&FromMachine::Failed(reason));
     sys::exit_now(1)
-}
-
-/// Ends the process the way another one ended, for the caller that waits for it: with its exit code or by its signal.
-pub(crate) fn end_as(exit: Exit) -> ! {
-    match exit {
-        Exit::Code(code) => sys::exit_now(code),
-        Exit::Signal(number) => {
-            // The number may be a guest's word.
-            if let Some(signal) = Signal::try_from(number).ok().filter(|s| ends(*s)) {
-                sys::default_action(signal);
-                let _ = raise(signal);
-                let _ = SigSet::from(signal).thread_unblock();
-            }
-            // A signal that ends no process here, for instance a real-time one.
-            sys::exit_now(u8::try_from(number).map_or(MACHINE_LOST, |n| n.saturating_add(128)))
-        }
-    }
-}
-
-/// Whether the default action of a signal is to end the process (signal(7)).
-fn ends(signal: Signal) -> bool {
-    use Signal::{SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH};
-    !matches!(
-        signal,
-        SIGCHLD | SIGCONT | SIGSTOP | SIGTSTP | SIGTTIN | SIGTTOU | SIGURG | SIGWINCH
-    )
 }
 
 /// Into the jail and up to the first KVM_RUN.
@@ -274,20 +248,4 @@ fn leave_the_caller() -> Result<SignalFd, super::Error> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).doing("block signals")?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("create a signalfd")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_does_not_end_by_signals_that_end_nothing() {
-        let others = [
-            "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "WINCH",
-        ];
-        for signal in Signal::iterator() {
-            let name = signal.as_str().trim_start_matches("SIG");
-            assert_eq!(ends(signal), !others.contains(&name), "{signal}");
-        }
-    }
 }

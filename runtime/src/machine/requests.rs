@@ -13,12 +13,12 @@ use vmm::vsock::{self, Port};
 
 use super::clients::ClientEvent;
 use super::container::Phase;
-use super::control::{Control, ControlReply, ExecControl, ExecRequest, Request};
 use super::execs::{EXECS_MAX, Finished, Target};
 use super::life::{Life, Waiting};
 use super::process::one_line;
 use super::timeline::now;
 use super::{names, streams};
+use crate::control::{Control, ControlReply, ExecControl, ExecRequest, Request};
 
 /// Maximum number of characters of an error text that are taken from the guest.
 const WORDS_MAX: usize = 4096;

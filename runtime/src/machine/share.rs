@@ -17,7 +17,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
 use super::jail::{Error, Step};
-use super::sys::{self, Cloned, MountChange};
+use crate::sys::{self, Cloned, MountChange};
 
 /// One tree or file of the host that the guest sees.
 #[derive(Debug, Default)]

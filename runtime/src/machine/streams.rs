@@ -8,8 +8,7 @@ use protocol::{Ports, Stdio};
 use serde::Deserialize;
 use vmm::vsock::{self, HostStream, Sink, Source, Vsock};
 
-use super::control::{ExecRequest, Stream};
-use crate::preserved::Direction;
+use crate::control::{Direction, ExecRequest, Stream};
 
 /// Standard input, output and error; `None` stands for /dev/null.
 pub(super) type Streams = [Option<HostStream>; 3];

@@ -4,7 +4,7 @@ use oci_spec::runtime::{LinuxMemoryPolicy, MemoryPolicyFlagType, MemoryPolicyMod
 use specification::CpuList;
 
 use super::ledger::Ledger;
-use crate::machine::MemoryPolicy;
+use crate::sys::MemoryPolicy;
 
 /// Most memory nodes that Linux is built for (MAX_NUMNODES).
 const NODES_MAX: u32 = 1024;

@@ -12,6 +12,7 @@ mod namespaces;
 mod process;
 mod properties;
 mod resources;
+pub(crate) mod seccomp;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -33,11 +34,12 @@ pub(crate) use namespaces::Owner;
 pub(crate) use size::ANNOTATIONS;
 pub(crate) use update::{MachineSize, update};
 
-use crate::cgroup::Limit;
-use crate::cgroup::systemd::{self, Scope};
-use crate::machine::{Disk, MemoryPolicy, Network, Share};
-use crate::network::NetDevice;
-use crate::seccomp;
+use crate::host::cgroup::Limit;
+use crate::host::cgroup::systemd::{self, Scope};
+use crate::host::network::NetDevice;
+use crate::machine::{Disk, Share};
+use crate::state::Network;
+use crate::sys::MemoryPolicy;
 
 /// Name of the root filesystem's share.
 const ROOTFS: &str = "rootfs";

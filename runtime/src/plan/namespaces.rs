@@ -9,8 +9,8 @@ use specification::{Place, namespace, sysctl};
 
 use super::Facts;
 use super::ledger::Ledger;
-use crate::machine::Network;
-use crate::network::{self, NetDevice};
+use crate::host::network::{self, NetDevice};
+use crate::state::Network;
 
 /// Most lines of an id map (user_namespaces(7)).
 const MAPPINGS_MAX: usize = 340;

@@ -7,7 +7,7 @@ use specification::{CpuList, DeviceRule, Place, swap_max};
 
 use super::RESOURCES;
 use super::ledger::Ledger;
-use crate::cgroup::Limit;
+use crate::host::cgroup::Limit;
 
 /// Sizes of huge pages on x86_64, as the kernel names them in files of the hugetlb controller.
 const PAGE_SIZES: [&str; 2] = ["2MB", "1GB"];

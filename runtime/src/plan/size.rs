@@ -12,7 +12,7 @@ use specification::{CPU_PERIOD, CpuList, cpu_weight};
 use super::ledger::Ledger;
 use super::resources::{io_limits, unified};
 use super::{Facts, MachineSize, RESOURCES};
-use crate::cgroup::Limit;
+use crate::host::cgroup::Limit;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

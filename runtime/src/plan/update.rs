@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::ledger::{Ledger, Refusal};
 use super::{RESOURCES, Refused, Spec, resources, size};
-use crate::cgroup::Limit;
+use crate::host::cgroup::Limit;
 
 /// Properties for which 0 and "" say something. For the others it means not to change them, as with runc.
 const SAYING_ZERO: [&str; 3] = [

@@ -13,10 +13,10 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::stat::Mode;
 
+use super::id::ContainerId;
+use super::journal::{JOURNAL, read_journal};
 use super::{Record, Status};
-use crate::error::{Error, FileContext};
-use crate::id::ContainerId;
-use crate::machine;
+use crate::verbs::error::{Error, FileContext};
 
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
@@ -196,8 +196,8 @@ impl StateDir {
             .map(|machine| machine.is_alive());
         // Only a machine that runs has something to tell: the others' status is known.
         let journal = if alive == Some(true) {
-            let journal = machine::read_journal(&self.path);
-            journal.file("read", self.path.join(machine::JOURNAL))?
+            let journal = read_journal(&self.path);
+            journal.file("read", self.path.join(JOURNAL))?
         } else {
             Vec::new()
         };
@@ -248,7 +248,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::process::Identity;
+    use crate::state::Identity;
 
     fn make(root: &Path, id: &str) -> StateDir {
         StateDir::create(root, &id.parse().unwrap()).unwrap()
@@ -295,13 +295,9 @@ mod tests {
         record.machine = Some(me);
         dir.write_record(&record).unwrap();
         assert_eq!(status(), Status::Created);
-        fs::write(dir.path().join(machine::JOURNAL), "\"started\"\n").unwrap();
+        fs::write(dir.path().join(JOURNAL), "\"started\"\n").unwrap();
         assert_eq!(status(), Status::Running);
-        fs::write(
-            dir.path().join(machine::JOURNAL),
-            "\"started\"\n\"paused\"\n",
-        )
-        .unwrap();
+        fs::write(dir.path().join(JOURNAL), "\"started\"\n\"paused\"\n").unwrap();
         assert_eq!(status(), Status::Paused);
         record.machine = Some(Identity {
             start_time: me.start_time + 1,

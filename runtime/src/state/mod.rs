@@ -5,11 +5,15 @@
 //! | `lock` | held exclusively by create, start, run, update and delete | |
 //! | `config.json` | atomically, the configuration that is in force | create, update |
 //! | `state.json` | atomically, before and after the machine is started | create |
-//! | `journal`, `control.sock` | see [`crate::machine`] | the machine process |
+//! | `journal` | see [`Entry`] | the machine process |
+//! | `control.sock` | see [`crate::control`] | the machine process |
 //!
 //! Making the directory is what makes an id unique. Readers take no lock: every file is whole or absent.
 
 mod dir;
+mod id;
+mod journal;
+pub(crate) mod process;
 mod record;
 mod status;
 
@@ -18,7 +22,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(crate) use dir::{Lock, StateDir, write_atomically};
-pub(crate) use record::Record;
+pub(crate) use id::ContainerId;
+pub(crate) use journal::{Entry, Journal, read_journal};
+pub(crate) use process::Identity;
+pub(crate) use record::{Groups, Network, Record};
 pub(crate) use status::{Status, Verb};
 
 /// Where the state of containers is unless `--root` says otherwise.

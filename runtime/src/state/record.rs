@@ -4,13 +4,46 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vmm::MAX_NET_SLOTS;
 
-use crate::machine::Network;
-use crate::process::Identity;
-use crate::resctrl::Groups;
+use super::process::Identity;
 
 /// The version of the record that this program writes and the only one it reads.
 const VERSION: u32 = 1;
+
+/// Which network namespace the machine process lives in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Network {
+    /// A new one that stays empty: the container shares the guest's.
+    #[default]
+    Guests,
+    /// A new one.
+    New,
+    /// An existing one, by path.
+    Path(PathBuf),
+}
+
+impl Network {
+    /// How many network interfaces the machine has room for. Each costs a little at the machine's start.
+    pub(crate) fn slots(&self) -> usize {
+        match self {
+            Network::Guests => 0,
+            Network::New | Network::Path(_) => MAX_NET_SLOTS,
+        }
+    }
+}
+
+/// The groups of resctrl that a machine belongs to, as paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Groups {
+    /// Of its class of service.
+    pub(crate) class: PathBuf,
+    /// Of its own monitoring.
+    pub(crate) monitor: Option<PathBuf>,
+    /// The class is the container's alone, and goes with it.
+    pub(crate) own: bool,
+}
 
 /// What create knows of a container and the later verbs need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,8 +14,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::error::Error;
-use crate::machine::Entry;
+use super::journal::Entry;
+use crate::verbs::error::Error;
 
 /// The status of a container, as the OCI runtime specification names it (runtime.md, State).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::open;
 use crate::cli;
-use crate::error::Error;
-use crate::id::ContainerId;
+use crate::state::ContainerId;
+use crate::verbs::error::Error;
 
 /// Refuses.
 pub(crate) fn checkpoint(root: &Path, args: &cli::Checkpoint) -> Result<(), Error> {

@@ -8,24 +8,24 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 
 use super::explain;
-use crate::cgroup::systemd::{self, Scope};
-use crate::cgroup::{self, Cgroup, Layout};
 use crate::cli;
 use crate::clock::{self, Precision};
 use crate::config::Config;
-use crate::error::{Error, FileContext, SystemContext};
-use crate::hooks::{Hooks, Kind};
-use crate::id::ContainerId;
+use crate::host::cgroup::systemd::{self, Scope};
+use crate::host::cgroup::{self, Cgroup, Layout};
+use crate::host::hooks::{Hooks, Kind};
+use crate::host::network::Moved;
+use crate::host::notify::Manager;
+use crate::host::preserved::Asked;
+use crate::host::resctrl;
+use crate::host::terminal::{self, DescriptorSocket};
 use crate::machine::{self, Launch};
-use crate::network::Moved;
-use crate::notify::Manager;
 use crate::plan::Plan;
-use crate::preserved::Asked;
-use crate::process::Identity;
 use crate::report::Report;
-use crate::resctrl::{self, Groups};
-use crate::state::{Lock, Record, StateDir, write_atomically};
-use crate::terminal::{self, DescriptorSocket};
+use crate::state::ContainerId;
+use crate::state::Identity;
+use crate::state::{Groups, Lock, Record, StateDir, write_atomically};
+use crate::verbs::error::{Error, FileContext, SystemContext};
 
 /// What the global flags say.
 pub(crate) struct Context<'a> {

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::open;
-use crate::cgroup::{self, Cgroup};
 use crate::cli;
-use crate::error::{Error, SystemContext};
-use crate::hooks::Hooks;
-use crate::machine::Network;
-use crate::network;
-use crate::process::{self, Identity};
+use crate::host::cgroup::{self, Cgroup};
+use crate::host::hooks::Hooks;
+use crate::host::network;
 use crate::report::Report;
+use crate::state::Network;
+use crate::state::{Identity, process};
 use crate::state::{Lock, Record, StateDir, Verb};
+use crate::verbs::error::{Error, SystemContext};
 
 /// How long the kernel may take to end a process after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -3,6 +3,8 @@
 //! The kills come over a connection of their own, so that a guest that is slow with its statistics does not hold them up. There is one
 //! request for statistics at a time: what is due meanwhile is left out.
 
+pub(super) mod statistics;
+
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -13,12 +15,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{ask, invalid_reply, open};
 use crate::cli;
-use crate::error::{Error, SystemContext};
-use crate::machine::{self, Connection, Control, ControlReply};
-use crate::process;
+use crate::control::{Connection, Control, ControlReply};
+use crate::machine;
 use crate::report::Report;
+use crate::state::process;
 use crate::state::{Record, StateDir, Verb};
-use crate::statistics::{Event, Statistics, host_files};
+use crate::verbs::error::{Error, SystemContext};
+use statistics::{Event, Statistics, host_files};
 
 /// Longest time between two statistics; with a longer one the clock would overflow before anybody saw the second.
 const INTERVAL_MAX: Duration = Duration::from_secs(u32::MAX as u64);

@@ -14,17 +14,18 @@ use serde_json::Value;
 use vmm::vsock::reopen;
 
 use super::{Context, open};
-use crate::cgroup::Cgroup;
 use crate::cli;
 use crate::config::{self, Config};
-use crate::error::{Error, FileContext, SystemContext};
-use crate::machine::{self, Connection, ControlReply, ExecRequest, Extra, Stream};
-use crate::preserved::{Asked, Preserved};
-use crate::relay::Relay;
-use crate::signals;
+use crate::control::Preserved;
+use crate::control::{self, Connection, ControlReply, ExecRequest, Extra, Stream};
+use crate::host::cgroup::Cgroup;
+use crate::host::preserved::Asked;
+use crate::host::relay::Relay;
+use crate::host::signals;
+use crate::host::stub::{self, Stub};
+use crate::host::terminal::{self, DescriptorSocket, Terminal};
 use crate::state::{StateDir, Verb, write_atomically};
-use crate::stub::{self, Stub};
-use crate::terminal::{self, DescriptorSocket, Terminal};
+use crate::verbs::error::{Error, FileContext, SystemContext};
 use process::{Wanted, sub_cgroup, wanted};
 
 /// Largest file of `--process` in bytes: it travels to the guest in one request.
@@ -194,7 +195,7 @@ fn request(
         extra: streams.extra,
     };
     let descriptors: Vec<_> = streams.descriptors.iter().map(AsFd::as_fd).collect();
-    let connection = machine::exec(dir.path(), &request, &descriptors)?;
+    let connection = control::exec(dir.path(), &request, &descriptors)?;
     match connection.receive()? {
         Some(ControlReply::Executed) => Ok(connection),
         Some(ControlReply::Paused) => Err(Error::ExecPaused),

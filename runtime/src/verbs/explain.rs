@@ -14,10 +14,10 @@ use specification::namespace;
 use super::Context;
 use crate::cli;
 use crate::config::{CONFIG, Config};
-use crate::error::{Error, FileContext, SystemContext};
+use crate::host::resctrl;
 use crate::plan::{self, Decision, Entry, Facts, FileKind, Ledger, Owner, Plan};
-use crate::resctrl;
 use crate::state::StateDir;
+use crate::verbs::error::{Error, FileContext, SystemContext};
 
 /// The decision as text, and whether there is anything that `create` would refuse.
 pub(crate) fn explain(context: &Context<'_>, args: &cli::Explain) -> Result<(String, bool), Error> {
@@ -136,7 +136,7 @@ fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
             .ok()
             .flatten()
             .and_then(|record| record.machine);
-        let Some(machine) = machine.filter(crate::process::Identity::is_alive) else {
+        let Some(machine) = machine.filter(crate::state::Identity::is_alive) else {
             continue;
         };
         let own = of(&machine.pid.to_string());

@@ -8,8 +8,8 @@ use oci_spec::runtime::{
 };
 use specification::{CAPABILITIES, HookKind, namespace};
 
-use crate::plan::{ANNOTATIONS, mount_options};
-use crate::{SPEC_VERSION, seccomp};
+use crate::config::SPEC_VERSION;
+use crate::plan::{ANNOTATIONS, mount_options, seccomp};
 
 /// The lowest version of the specification whose configurations are accepted.
 const SPEC_VERSION_MIN: &str = "1.0.0";

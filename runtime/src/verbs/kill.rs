@@ -10,10 +10,11 @@ use nix::sys::signal::Signal;
 
 use super::{done, open};
 use crate::cli;
-use crate::error::{Error, SystemContext};
-use crate::machine::{self, Control, ControlReply, control};
-use crate::process::{self, Identity};
+use crate::control::{Control, ControlReply, control};
+use crate::machine;
+use crate::state::{Identity, process};
 use crate::state::{StateDir, Verb};
+use crate::verbs::error::{Error, SystemContext};
 
 /// How long a guest may take to obey SIGKILL before its machine is killed.
 const GRACE: Duration = Duration::from_secs(10);

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::state::{self, State};
 use crate::cli::{self, ListFormat};
-use crate::error::{Error, FileContext};
 use crate::report::Report;
 use crate::state::StateDir;
+use crate::verbs::error::{Error, FileContext};
 
 /// The columns of the table, and runc's least width of one with the space behind it.
 const HEADER: [&str; 6] = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];

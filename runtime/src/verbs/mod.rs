@@ -1,8 +1,10 @@
 //! The verbs, one file each.
 
+mod check;
 mod checkpoint;
 mod create;
 mod delete;
+pub(crate) mod error;
 mod events;
 mod exec;
 mod explain;
@@ -24,10 +26,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+pub(crate) use check::check;
 pub(crate) use checkpoint::{checkpoint, restore};
 pub(crate) use create::{Context, create};
 pub(crate) use delete::delete;
 pub(crate) use events::events;
+use events::statistics;
 pub(crate) use exec::exec;
 pub(crate) use explain::explain;
 pub(crate) use features::features;
@@ -41,9 +45,10 @@ pub(crate) use start::start;
 pub(crate) use state::state;
 pub(crate) use update::update;
 
-use crate::error::{Error, SystemContext};
-use crate::machine::{self, Connection, Control, ControlReply};
+use crate::control::{Connection, Control, ControlReply};
+use crate::machine;
 use crate::state::StateDir;
+use crate::verbs::error::{Error, SystemContext};
 
 /// How long the guest may take with an answer that something on the host waits for.
 const PATIENCE: Duration = Duration::from_secs(30);

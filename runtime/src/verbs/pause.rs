@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::{done, open};
-use crate::error::Error;
-use crate::machine::{Control, control};
+use crate::control::{Control, control};
 use crate::state::Verb;
+use crate::verbs::error::Error;
 
 /// Suspends a container.
 pub(crate) fn pause(root: &Path, id: &str) -> Result<(), Error> {

@@ -9,11 +9,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::{done, open};
-use crate::cgroup::Cgroup;
 use crate::cli::{self, ListFormat};
-use crate::error::{Error, SystemContext};
-use crate::machine::{Control, ControlReply, control};
+use crate::control::{Control, ControlReply, control};
+use crate::host::cgroup::Cgroup;
 use crate::state::{Record, StateDir, Status, Verb};
+use crate::verbs::error::{Error, SystemContext};
 use columns::View;
 use layout::Layout;
 use process::Process;

@@ -14,15 +14,15 @@ use super::create::{Context, Created, created};
 use super::delete::destroy;
 use super::start::start_created;
 use crate::cli;
-use crate::error::{Error, SystemContext};
-use crate::machine::{Entry, read_journal};
-use crate::notify::Manager;
-use crate::process::Identity;
-use crate::relay::Relay;
+use crate::host::notify::Manager;
+use crate::host::relay::Relay;
+use crate::host::signals;
 use crate::report::Report;
-use crate::signals;
+use crate::state::Identity;
+use crate::state::{Entry, read_journal};
 use crate::state::{Record, StateDir};
 use crate::sys;
+use crate::verbs::error::{Error, SystemContext};
 
 /// Runs a container; the exit code for the caller.
 pub(crate) fn run(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {

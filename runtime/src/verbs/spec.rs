@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 
 use crate::cli;
-use crate::error::{Error, FileContext};
+use crate::verbs::error::{Error, FileContext};
 
 /// A configuration to start from: runc's.
 const TEMPLATE: &str = include_str!("spec.json");

@@ -4,14 +4,14 @@ use super::create::Context;
 use super::delete::destroy;
 use super::{done, open};
 use crate::config::Config;
-use crate::error::{Error, SystemContext};
-use crate::hooks::{Hooks, Kind};
-use crate::machine;
-use crate::network::{self, Joined};
-use crate::notify::Manager;
-use crate::process;
+use crate::control;
+use crate::host::hooks::{Hooks, Kind};
+use crate::host::network::{self, Joined};
+use crate::host::notify::Manager;
 use crate::report::Report;
+use crate::state::process;
 use crate::state::{Record, StateDir, Verb};
+use crate::verbs::error::{Error, SystemContext};
 
 /// Executes the program of a created container.
 pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
@@ -62,7 +62,7 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
     for interface in &network.interfaces {
         report.debug(&format!("network interface {} joined", interface.name));
     }
-    done(machine::start(dir.path(), network, &taps)?)?;
+    done(control::start(dir.path(), network, &taps)?)?;
     report.debug("container started");
     hooks.run(Kind::Poststart, machine.pid).map_err(|e| {
         // As with runc the container does not outlive it.

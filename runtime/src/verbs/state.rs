@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::open;
-use crate::error::Error;
 use crate::state::{StateDir, Status};
+use crate::verbs::error::Error;
 
 /// The state as the specification has it (runtime.md, State), and runc's additions to it.
 #[derive(Debug, Serialize)]

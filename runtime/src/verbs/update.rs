@@ -9,14 +9,14 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{ask, done, open};
-use crate::cgroup::Cgroup;
 use crate::cli;
 use crate::config::Config;
-use crate::error::{Error, FileContext};
-use crate::machine::Control;
+use crate::control::Control;
+use crate::host::cgroup::Cgroup;
 use crate::plan::{self, MachineSize};
 use crate::report::Report;
 use crate::state::Verb;
+use crate::verbs::error::{Error, FileContext};
 
 /// Largest file of resources in bytes: as JSON in JSON it still fits into a request.
 const RESOURCES_MAX: u64 = 256 << 10;

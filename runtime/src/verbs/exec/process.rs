@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::cli;
 use crate::config;
-use crate::error::Error;
 use crate::plan;
+use crate::verbs::error::Error;
 
 /// The process to execute.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde_json::{Value, json};
 
 use crate::cli;
-use crate::error::Error;
+use crate::verbs::error::Error;
 
 /// What the flags say. Like in a file, what is null says nothing.
 pub(super) fn resources(args: &cli::Update) -> Result<Value, Error> {

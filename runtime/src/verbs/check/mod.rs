@@ -8,8 +8,8 @@ use nix::unistd::geteuid;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::cgroup::{self, Layout};
-use crate::network;
+use crate::host::cgroup::{self, Layout};
+use crate::host::network;
 
 /// Oldest kernel whose interfaces suffice: clone3 into a cgroup (5.7), mount_setattr (5.12), cgroup.kill (5.14).
 const KERNEL_MIN: (u32, u32) = (5, 14);

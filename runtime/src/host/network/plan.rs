@@ -40,20 +40,21 @@ pub(super) const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 /// Attributes and flags of an address (linux/if_addr.h).
 pub(super) mod ifa {
-    pub(in crate::network) const ADDRESS: u16 = 1;
-    pub(in crate::network) const LOCAL: u16 = 2;
-    pub(in crate::network) const LABEL: u16 = 3;
-    pub(in crate::network) const BROADCAST: u16 = 4;
-    pub(in crate::network) const CACHEINFO: u16 = 6;
-    pub(in crate::network) const FLAGS: u16 = 8;
+    pub(in crate::host::network) const ADDRESS: u16 = 1;
+    pub(in crate::host::network) const LOCAL: u16 = 2;
+    pub(in crate::host::network) const LABEL: u16 = 3;
+    pub(in crate::host::network) const BROADCAST: u16 = 4;
+    pub(in crate::host::network) const CACHEINFO: u16 = 6;
+    pub(in crate::host::network) const FLAGS: u16 = 8;
     /// With the priority of its route, and its protocol.
-    pub(in crate::network) const KEPT: [u16; 6] = [ADDRESS, LOCAL, LABEL, BROADCAST, 9, 11];
-    pub(in crate::network) const F_NODAD: u32 = 0x02;
+    pub(in crate::host::network) const KEPT: [u16; 6] = [ADDRESS, LOCAL, LABEL, BROADCAST, 9, 11];
+    pub(in crate::host::network) const F_NODAD: u32 = 0x02;
     /// Nobody but who has set the address takes it away again.
-    pub(in crate::network) const F_PERMANENT: u32 = 0x80;
-    pub(in crate::network) const F_NOPREFIXROUTE: u32 = 0x200;
+    pub(in crate::host::network) const F_PERMANENT: u32 = 0x80;
+    pub(in crate::host::network) const F_NOPREFIXROUTE: u32 = 0x200;
     /// NODAD, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN.
-    pub(in crate::network) const F_KEPT: u32 = F_NODAD | 0x10 | 0x100 | F_NOPREFIXROUTE | 0x400;
+    pub(in crate::host::network) const F_KEPT: u32 =
+        F_NODAD | 0x10 | 0x100 | F_NOPREFIXROUTE | 0x400;
 }
 
 /// Attributes, flags and values of a route (linux/rtnetlink.h).

@@ -18,7 +18,7 @@ use protocol::TerminalSize;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
-use crate::error::{Error, FileContext, SystemContext};
+use crate::verbs::error::{Error, FileContext, SystemContext};
 
 /// A pseudo-terminal, raw.
 pub(crate) struct Pty {

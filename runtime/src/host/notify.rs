@@ -17,8 +17,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::error::{Error, SystemContext};
-use crate::machine::{self, Connection, Control, ControlReply};
+use crate::control::{Connection, Control, ControlReply};
+use crate::machine;
+use crate::verbs::error::{Error, SystemContext};
 
 /// Where the container finds its socket, as with runc.
 const IN_CONTAINER: &str = "NOTIFY_SOCKET=/run/notify/notify.sock";

@@ -42,7 +42,7 @@ pub(crate) enum Entry {
 }
 
 /// The journal as its writer sees it.
-pub(super) struct Journal {
+pub(crate) struct Journal {
     file: File,
     /// The journal's length without the `Paused` at its end, if that is there.
     before_pause: Option<u64>,
@@ -59,7 +59,7 @@ impl Journal {
     ///
     /// # Errors
     /// Those of openat(2); `EEXIST` if there is one.
-    pub(super) fn create(state_dir: BorrowedFd<'_>) -> io::Result<Journal> {
+    pub(crate) fn create(state_dir: BorrowedFd<'_>) -> io::Result<Journal> {
         let flags =
             OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o600);
@@ -74,7 +74,7 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be written; the journal is what it was before.
-    pub(super) fn append(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(crate) fn append(&mut self, entry: &Entry) -> io::Result<()> {
         self.resume()?;
         let before = self.file.metadata()?.len();
         let mut line = serde_json::to_vec(entry)?;
@@ -92,7 +92,7 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be cut; `Paused` is still there then.
-    pub(super) fn resume(&mut self) -> io::Result<()> {
+    pub(crate) fn resume(&mut self) -> io::Result<()> {
         if let Some(length) = self.before_pause {
             self.file.set_len(length)?;
             self.before_pause = None;

@@ -19,24 +19,52 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use protocol::{ContainerId, EXTRA_MAX, Exit, FIRST, Network, Process, TerminalSize};
+use protocol::{ContainerId, EXTRA_MAX, Exit, FIRST, Network, Ports, Process, TerminalSize};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
 use vmm::MAX_NET_SLOTS;
 
-use super::{Doing, Error};
-use crate::preserved::Direction;
+use crate::machine::{Doing, Error};
 
 /// Name of the socket in the state directory.
 const SOCKET: &str = "control.sock";
 
 /// Most descriptors that come with a request: the standard streams and those beside them, or the taps of all network interfaces.
-pub(super) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
+pub(crate) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
     3 + EXTRA_MAX
 } else {
     MAX_NET_SLOTS
 };
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Direction {
+    /// Into the guest.
+    In,
+    /// Out of the guest.
+    Out,
+    /// Both at once.
+    Both,
+}
+
+impl Direction {
+    /// What the guest is told of a descriptor that has a stream between these ports.
+    pub(crate) fn to_guest(self, ports: Ports) -> protocol::Extra {
+        match self {
+            Direction::In => protocol::Extra::In(ports),
+            Direction::Out => protocol::Extra::Out(ports),
+            Direction::Both => protocol::Extra::Both(ports),
+        }
+    }
+}
+
+/// A descriptor that is passed on, and that nobody else of this process has any more.
+#[derive(Debug)]
+pub(crate) struct Preserved {
+    pub(crate) fd: OwnedFd,
+    pub(crate) direction: Direction,
+}
 
 /// A request to the machine process, and the container of the machine that it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,7 +330,7 @@ fn is_gone(e: &io::Error) -> bool {
 }
 
 /// Listens in the state directory. Never blocks.
-pub(super) fn listen(state_dir: BorrowedFd<'_>) -> io::Result<UnixListener> {
+pub(crate) fn listen(state_dir: BorrowedFd<'_>) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(address(state_dir))?;
     listener.set_nonblocking(true)?;
     Ok(listener)

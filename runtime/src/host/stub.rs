@@ -33,10 +33,9 @@ use protocol::{Exit, TerminalSize};
 use rustix::process::ioctl_tiocsctty;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-use crate::machine::{
-    Cloned, Connection, ControlReply, ExecControl, clone_process, close_all_but, end_as, exit_now,
-};
-use crate::terminal;
+use super::terminal;
+use crate::control::{Connection, ControlReply, ExecControl};
+use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
 
 /// What a stub says when it is ready. Anything else is the text of an error.
 const READY: &[u8] = b"ready";

@@ -6,7 +6,7 @@
 //! be cloned ([`clone_process`]); `rustbus` would be fifteen, with majors of nix, syn, thiserror and bitflags that everything else has left
 //! behind. Here what is read and the time of the whole exchange are bounded.
 //!
-//! [`clone_process`]: crate::machine::clone_process
+//! [`clone_process`]: crate::sys::clone_process
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};

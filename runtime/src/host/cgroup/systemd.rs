@@ -26,7 +26,7 @@ use specification::CpuList;
 
 use super::dbus::{self, Call, Connection, Message, Value, Writer};
 use super::{Limit, property};
-use crate::machine::{Cloned, clone_process, exit_now};
+use crate::sys::{Cloned, clone_process, exit_now};
 
 /// systemd's own socket, for root only; it works without a message bus.
 const PRIVATE_SOCKET: &str = "/run/systemd/private";

@@ -4,10 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::host::{cgroup, hooks, network, resctrl};
 use crate::plan::Refused;
 use crate::state::Status;
 use crate::verbs::PsError;
-use crate::{cgroup, config, hooks, machine, network, resctrl, statistics};
+use crate::verbs::statistics;
+use crate::{config, machine};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::statfs;
 use oci_spec::runtime::LinuxIntelRdt;
-use serde::{Deserialize, Serialize};
+
+use crate::state::Groups;
 
 /// Where it is mounted.
 pub(crate) const ROOT: &str = "/sys/fs/resctrl";
@@ -41,17 +42,6 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 /// Whether resctrl is there.
 pub(crate) fn is_mounted() -> bool {
     statfs(ROOT).is_ok_and(|fs| fs.filesystem_type().0 == RDTGROUP_SUPER_MAGIC)
-}
-
-/// The groups that a machine belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Groups {
-    /// Of its class of service.
-    class: PathBuf,
-    /// Of its own monitoring.
-    monitor: Option<PathBuf>,
-    /// The class is the container's alone, and goes with it.
-    own: bool,
 }
 
 impl Groups {

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::TerminalSize;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-use crate::terminal;
+use crate::host::terminal;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 16 << 10;
@@ -178,7 +178,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::terminal::Pty;
+    use crate::host::terminal::Pty;
 
     #[test]
     fn all_output_is_delivered_before_the_end() {

@@ -12,7 +12,7 @@
 //! connections or carry datagrams; and what stands for something in this host's kernel.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::{env, process};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -22,44 +22,15 @@ use nix::sys::socket::{
     sockopt::{self, AcceptConn},
 };
 use nix::sys::stat::{SFlag, fstat, major, minor};
-use protocol::{EXTRA_MAX, Extra, Ports};
+use protocol::EXTRA_MAX;
 use rustix::termios::isatty;
-use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, SystemContext};
+use crate::control::{Direction, Preserved};
 use crate::sys;
+use crate::verbs::error::{Error, SystemContext};
 
 /// The first number.
 const FIRST: RawFd = 3;
-
-/// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Direction {
-    /// Into the guest.
-    In,
-    /// Out of the guest.
-    Out,
-    /// Both at once.
-    Both,
-}
-
-impl Direction {
-    /// What the guest is told of a descriptor that has a stream between these ports.
-    pub(crate) fn to_guest(self, ports: Ports) -> Extra {
-        match self {
-            Direction::In => Extra::In(ports),
-            Direction::Out => Extra::Out(ports),
-            Direction::Both => Extra::Both(ports),
-        }
-    }
-}
-
-/// A descriptor that is passed on, and that nobody else of this process has any more.
-#[derive(Debug)]
-pub(crate) struct Preserved {
-    pub(crate) fd: OwnedFd,
-    pub(crate) direction: Direction,
-}
 
 /// What the caller asks to be passed on, as descriptors from number 3 on.
 #[derive(Debug, Clone, Copy, Default)]
@@ -218,7 +189,7 @@ mod tests {
         let device = |path| File::options().read(true).write(true).open(path).unwrap();
         assert_eq!(of(device("/dev/null")), Ok(Direction::Both));
         assert_eq!(of(File::open("/dev/zero").unwrap()), Ok(Direction::In));
-        let pty = crate::terminal::Pty::open(None).unwrap();
+        let pty = crate::host::terminal::Pty::open(None).unwrap();
         assert_eq!(of(pty.slave), Ok(Direction::Both));
 
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
