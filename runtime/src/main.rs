@@ -4,6 +4,7 @@ mod cli;
 mod clock;
 mod config;
 mod control;
+mod error;
 mod guest;
 mod host;
 mod machine;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             report.error(&format!("{e:#}"));
-            ExitCode::from(e.downcast_ref().map_or(1, verbs::error::Error::exit_code))
+            ExitCode::from(e.downcast_ref().map_or(1, verbs::Error::exit_code))
         }
     }
 }
@@ -73,7 +74,7 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
     let root = cli.root.clone().unwrap_or_else(state::default_root);
     let root = root.as_path();
     if root.as_os_str().is_empty() || root == Path::new("/") {
-        return Err(verbs::error::Error::Root(root.to_owned()).into());
+        return Err(verbs::Error::Root(root.to_owned()).into());
     }
     let context = Context {
         root,

@@ -31,9 +31,8 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::json;
 pub(crate) use specification::HookKind as Kind;
 
-use crate::config::Config;
 use crate::report::Report;
-use crate::state::{Record, StateDir};
+use crate::state::Record;
 
 /// Most bytes of a failed hook's last output that are reported.
 const TAIL: usize = 4 << 10;
@@ -48,9 +47,6 @@ pub(crate) enum Error {
         path: PathBuf,
         problem: Problem,
     },
-    /// The configuration that create has stored.
-    #[error("read the container's hooks: {0}")]
-    Config(#[from] crate::config::Error),
     #[error("enter the container's network namespace: {0}")]
     Network(io::Error),
 }
@@ -83,7 +79,7 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    /// Those of a container that is being created.
+    /// Those of a container with this configuration.
     pub(crate) fn of(spec: &Spec, record: &Record) -> Hooks {
         Hooks {
             kinds: Kind::ALL.map(|kind| (kind, kind.of(spec).to_vec())),
@@ -92,11 +88,6 @@ impl Hooks {
             bundle: record.bundle.clone(),
             annotations: record.annotations.clone(),
         }
-    }
-
-    /// Those that create has stored.
-    pub(crate) fn stored(dir: &StateDir, record: &Record) -> Result<Hooks, Error> {
-        Ok(Hooks::of(&Config::load(dir.path())?.spec, record))
     }
 
     /// Runs the hooks of one kind up to the first that fails; `pid` is the machine process's.

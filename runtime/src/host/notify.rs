@@ -17,9 +17,17 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::control::{Connection, Control, ControlReply};
-use crate::machine;
-use crate::verbs::error::{Error, SystemContext};
+use crate::control::{self, Connection, Control, ControlReply};
+use crate::error::{Doing, SystemError};
+
+/// Why nobody was told.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    #[error(transparent)]
+    System(#[from] SystemError),
+}
 
 /// Where the container finds its socket, as with runc.
 const IN_CONTAINER: &str = "NOTIFY_SOCKET=/run/notify/notify.sock";
@@ -29,13 +37,13 @@ const BARRIER: Duration = Duration::from_secs(30);
 
 /// Whoever waits for a container's readiness, by the address of its socket.
 #[derive(Debug)]
-pub(crate) struct Manager(OsString);
+pub(crate) struct NotifySocket(OsString);
 
-impl Manager {
+impl NotifySocket {
     /// The one that NOTIFY_SOCKET names, if it does.
-    pub(crate) fn of_environment() -> Option<Manager> {
+    pub(crate) fn of_environment() -> Option<NotifySocket> {
         let name = env::var_os("NOTIFY_SOCKET")?;
-        (!name.is_empty()).then_some(Manager(name))
+        (!name.is_empty()).then_some(NotifySocket(name))
     }
 
     /// What the container's process is told.
@@ -47,17 +55,17 @@ impl Manager {
     /// container ends before.
     pub(crate) fn attend(&self, state_dir: &Path, pid: i32) -> Result<(), Error> {
         let connection = match Connection::open(state_dir) {
-            Err(machine::Error::NotRunning) => return Ok(()),
+            Err(control::Error::NotRunning) => return Ok(()),
             connection => connection?,
         };
         match connection
             .ask(&Control::Ready)
             .and_then(|()| connection.receive())
         {
-            Ok(Some(ControlReply::Done)) => {
-                self.tell(pid).system("tell NOTIFY_SOCKET of the readiness")
-            }
-            Ok(_) | Err(machine::Error::NotRunning) => Ok(()),
+            Ok(Some(ControlReply::Done)) => Ok(self
+                .tell(pid)
+                .doing("tell NOTIFY_SOCKET of the readiness")?),
+            Ok(_) | Err(control::Error::NotRunning) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
@@ -115,7 +123,7 @@ mod tests {
                 format!("@{name}").into(),
             ),
         ] {
-            let telling = thread::spawn(move || Manager(address).tell(42).unwrap());
+            let telling = thread::spawn(move || NotifySocket(address).tell(42).unwrap());
             let mut text = [0; 64];
             for expected in ["READY=1\n", "MAINPID=42\n"] {
                 let length = socket.recv(&mut text).unwrap();

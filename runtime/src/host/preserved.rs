@@ -12,6 +12,7 @@
 //! connections or carry datagrams; and what stands for something in this host's kernel.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::{env, process};
 
@@ -26,35 +27,60 @@ use protocol::EXTRA_MAX;
 use rustix::termios::isatty;
 
 use crate::control::{Direction, Preserved};
+use crate::error::{Doing, SystemError};
 use crate::sys;
-use crate::verbs::error::{Error, SystemContext};
 
 /// The first number.
 const FIRST: RawFd = 3;
 
+/// Why descriptors are not passed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{0} descriptors are to be preserved, where {EXTRA_MAX} can be at most")]
+    TooMany(usize),
+    /// runc's words.
+    #[error("unable to stat preserved-fd {index} (of {of})")]
+    NotOpen {
+        index: usize,
+        of: usize,
+        source: io::Error,
+    },
+    #[error(
+        "{by}: descriptor {number} is {what}; into a machine only pipes, connected stream sockets, terminals and /dev/null can be passed"
+    )]
+    Kind {
+        /// What asks for it.
+        by: &'static str,
+        number: RawFd,
+        what: String,
+    },
+    #[error(transparent)]
+    System(#[from] SystemError),
+}
+
 /// What the caller asks to be passed on, as descriptors from number 3 on.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Asked {
+pub(crate) struct Inherited {
     /// Of socket activation; they come first.
     pub(crate) listen: usize,
     /// Of `--preserve-fds`.
     pub(crate) preserve: usize,
 }
 
-impl Asked {
+impl Inherited {
     /// With socket activation, if it is meant for this process (sd_listen_fds(3)).
-    pub(crate) fn with_environment(preserve: u32) -> Asked {
+    pub(crate) fn with_environment(preserve: u32) -> Inherited {
         let number = |name| env::var(name).ok().and_then(|text| text.parse().ok());
         let own = number("LISTEN_PID") == Some(process::id() as usize);
-        Asked {
+        Inherited {
             listen: number("LISTEN_FDS").filter(|_| own).unwrap_or(0),
             preserve: preserve as usize,
         }
     }
 
     /// Of `--preserve-fds` alone.
-    pub(crate) fn preserved(preserve: u32) -> Asked {
-        Asked {
+    pub(crate) fn preserved(preserve: u32) -> Inherited {
+        Inherited {
             listen: 0,
             preserve: preserve as usize,
         }
@@ -75,9 +101,7 @@ impl Asked {
     pub(crate) fn take(self) -> Result<Vec<Preserved>, Error> {
         let all = self.listen.saturating_add(self.preserve);
         if all > EXTRA_MAX {
-            return Err(Error::Invalid(format!(
-                "{all} descriptors are to be preserved, where {EXTRA_MAX} can be at most"
-            )));
+            return Err(Error::TooMany(all));
         }
         let name = |index| match index < self.listen {
             true => "LISTEN_FDS",
@@ -93,13 +117,11 @@ impl Asked {
                 }
             })?;
             let kind = kind(fd.as_fd(), number)?;
-            let refused = |what| {
-                Error::Invalid(format!(
-                    "{}: descriptor {number} is {what}; into a machine only pipes, connected stream sockets, terminals and /dev/null can be passed",
-                    name(index)
-                ))
-            };
-            let direction = kind.map_err(refused)?;
+            let direction = kind.map_err(|what| Error::Kind {
+                by: name(index),
+                number,
+                what,
+            })?;
             Ok(Preserved { fd, direction })
         };
         (FIRST..).take(all).enumerate().map(one).collect()
@@ -109,7 +131,7 @@ impl Asked {
 /// The direction of a descriptor, or what it is that cannot be passed on.
 fn kind(fd: BorrowedFd<'_>, number: RawFd) -> Result<Result<Direction, String>, Error> {
     const WHAT: &str = "inspect a descriptor";
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).system(WHAT)?);
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).doing(WHAT)?);
     if flags.contains(OFlag::O_PATH) {
         return Ok(Err("one of a path only (O_PATH)".to_owned()));
     }
@@ -118,7 +140,7 @@ fn kind(fd: BorrowedFd<'_>, number: RawFd) -> Result<Result<Direction, String>, 
         OFlag::O_WRONLY => Direction::Out,
         _ => Direction::Both,
     };
-    let stat = fstat(fd).system(WHAT)?;
+    let stat = fstat(fd).doing(WHAT)?;
     let what = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFIFO if by_mode == Direction::Both => "a FIFO that is open for both directions",
         SFlag::S_IFIFO => return Ok(Ok(by_mode)),
@@ -217,12 +239,12 @@ mod tests {
 
     #[test]
     fn there_is_a_limit() {
-        let asked = Asked {
+        let asked = Inherited {
             listen: 1,
             preserve: EXTRA_MAX,
         };
         let error = asked.take().unwrap_err().to_string();
         assert!(error.starts_with("17 descriptors"), "{error}");
-        assert!(Asked::default().take().unwrap().is_empty());
+        assert!(Inherited::default().take().unwrap().is_empty());
     }
 }

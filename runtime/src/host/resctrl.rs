@@ -1,6 +1,7 @@
 //! `linux.intelRdt`: the machine's share of the host's caches and memory bandwidth, and their monitoring (Linux,
 //! Documentation/arch/x86/resctrl.rst). The rules are those of the specification (config-linux.md, IntelRdt).
 
+use std::borrow::Cow;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::statfs;
 use oci_spec::runtime::LinuxIntelRdt;
 
+use crate::error::{Doing, SystemError};
 use crate::state::Groups;
 
 /// Where it is mounted.
@@ -19,10 +21,9 @@ const RDTGROUP_SUPER_MAGIC: i64 = 0x0765_5821;
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("linux.intelRdt: {doing} {}", path.display())]
-    File {
-        doing: &'static str,
-        path: PathBuf,
+    #[error("linux.intelRdt: {doing}")]
+    System {
+        doing: Cow<'static, str>,
         source: io::Error,
     },
     #[error("linux.intelRdt.closID: {} is not there, and nothing says what it is to be", .0.display())]
@@ -31,11 +32,9 @@ pub(crate) enum Error {
     Differs { wanted: String, path: PathBuf },
 }
 
-fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::File {
-        doing,
-        path: path.to_owned(),
-        source,
+impl From<SystemError> for Error {
+    fn from(SystemError { doing, source }: SystemError) -> Error {
+        Error::System { doing, source }
     }
 }
 
@@ -71,7 +70,7 @@ impl Groups {
         let made = match fs::create_dir(&self.class) {
             Ok(()) => true,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !self.own => false,
-            Err(e) => return Err(file("create", &self.class)(e)),
+            Err(e) => return Ok(Err(e).doing_to("create", &self.class)?),
         };
         let filled = if made {
             let write = |line: &&str| write(&path, &format!("{line}\n"));
@@ -80,7 +79,7 @@ impl Groups {
             agrees(&path, &schemata)
         };
         let monitored = filled.and_then(|()| match &self.monitor {
-            Some(monitor) => fs::create_dir(monitor).map_err(file("create", monitor)),
+            Some(monitor) => Ok(fs::create_dir(monitor).doing_to("create", monitor)?),
             None => Ok(()),
         });
         if monitored.is_err() && made {
@@ -94,8 +93,8 @@ impl Groups {
         // The first of them creates the others: of those that it creates from now on none is missed, and the others are listed.
         self.add_task(&pid.to_string())?;
         let tasks = PathBuf::from(format!("/proc/{pid}/task"));
-        for task in fs::read_dir(&tasks).map_err(file("list", &tasks))? {
-            let task = task.map_err(file("list", &tasks))?;
+        for task in fs::read_dir(&tasks).doing_to("list", &tasks)? {
+            let task = task.doing_to("list", &tasks)?;
             self.add_task(&task.file_name().to_string_lossy())?;
         }
         Ok(())
@@ -116,7 +115,7 @@ impl Groups {
         for path in self.monitor.iter().chain(own) {
             match fs::remove_dir(path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(file("remove", path))?,
+                result => result.doing_to("remove", path)?,
             }
         }
         Ok(())
@@ -150,7 +149,7 @@ fn agrees(path: &Path, wanted: &[&str]) -> Result<(), Error> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let text = fs::read_to_string(path).map_err(file("read", path))?;
+    let text = fs::read_to_string(path).doing_to("read", path)?;
     let there: Vec<_> = text.lines().filter_map(parts).collect();
     let holds = |line: &str| {
         let (resource, pairs) = parts(line)?;
@@ -168,8 +167,8 @@ fn agrees(path: &Path, wanted: &[&str]) -> Result<(), Error> {
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let file = OpenOptions::new().append(true).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(self::file("write", path))
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    Ok(written.doing_to("write", path)?)
 }
 
 #[cfg(test)]

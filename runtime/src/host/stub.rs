@@ -35,6 +35,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new
 
 use super::terminal;
 use crate::control::{Connection, ControlReply, ExecControl};
+use crate::error::{Doing, SystemError};
 use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
 
 /// What a stub says when it is ready. Anything else is the text of an error.
@@ -188,7 +189,7 @@ fn main(
         Ok(signals) => signals,
         Err(e) => {
             // Long enough to be told from the word for readiness.
-            let _ = write!(sync, "cannot {e}");
+            let _ = write!(sync, "cannot {e}: {}", e.source);
             exit_now(1)
         }
     };
@@ -208,17 +209,6 @@ fn main(
     }
 }
 
-/// Adds what was being done to an error.
-trait Doing<T> {
-    fn doing(self, doing: &str) -> Result<T, String>;
-}
-
-impl<T, E: std::fmt::Display> Doing<T> for Result<T, E> {
-    fn doing(self, doing: &str) -> Result<T, String> {
-        self.map_err(|e| format!("{doing}: {e}"))
-    }
-}
-
 /// Leaves the caller: its session, directory, network, descriptors and privileges. Every signal that can be caught is an event from now on.
 fn settle(
     connection: &Connection,
@@ -227,7 +217,7 @@ fn settle(
     machine: BorrowedFd<'_>,
     oom_score_adj: Option<i32>,
     sync: &UnixStream,
-) -> Result<SignalFd, String> {
+) -> Result<SignalFd, SystemError> {
     setsid().doing("start a session")?;
     chdir("/").doing("leave the directory")?;
     setns(machine, CloneFlags::CLONE_NEWNET).doing("enter the container's network namespace")?;

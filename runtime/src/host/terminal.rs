@@ -18,7 +18,20 @@ use protocol::TerminalSize;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
-use crate::verbs::error::{Error, FileContext, SystemContext};
+use crate::error::{Doing, SystemError};
+
+/// Why a process gets no terminal, or its caller no descriptor.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot use console socket if chiton will not detach or allocate tty")]
+    ConsoleSocket,
+    #[error("cannot allocate tty if chiton will detach without setting console socket")]
+    NoConsoleSocket,
+    #[error("process.consoleSize: must be less than 65536 by 65536")]
+    ConsoleSize,
+    #[error(transparent)]
+    System(#[from] SystemError),
+}
 
 /// A pseudo-terminal, raw.
 pub(crate) struct Pty {
@@ -75,7 +88,7 @@ pub(crate) fn prepare(
         return Ok(None);
     }
     let socket = console_socket.map(DescriptorSocket::connect).transpose()?;
-    let pty = Pty::open(console_size(process)?).system("make a pseudo-terminal")?;
+    let pty = Pty::open(console_size(process)?).doing("make a pseudo-terminal")?;
     let Some(socket) = socket else {
         return Ok(Some(Terminal {
             slave: pty.slave,
@@ -142,7 +155,7 @@ pub(crate) struct DescriptorSocket {
 impl DescriptorSocket {
     /// Connects to the listener at `path`.
     pub(crate) fn connect(path: &Path) -> Result<DescriptorSocket, Error> {
-        let stream = UnixStream::connect(path).file("connect to", path)?;
+        let stream = UnixStream::connect(path).doing_to("connect to", path)?;
         Ok(DescriptorSocket {
             stream,
             path: path.to_owned(),
@@ -157,7 +170,8 @@ impl DescriptorSocket {
         let flags = MsgFlags::MSG_NOSIGNAL;
         let socket = self.stream.as_raw_fd();
         let sent = sendmsg::<()>(socket, &bytes, &message, flags, None);
-        sent.map(drop).file("send a descriptor to", self.path)
+        sent.doing_to("send a descriptor to", self.path)?;
+        Ok(())
     }
 }
 

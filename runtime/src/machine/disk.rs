@@ -9,7 +9,8 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
 use protocol::Device;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::jail::{Error, Step};
+use super::jail::Error;
+use crate::error::Doing;
 
 /// A block device of the host.
 #[derive(Debug, Clone)]
@@ -51,11 +52,11 @@ pub(super) fn open(disks: &[Disk]) -> Result<Vec<Arc<vmm::virtio::Disk>>, Error>
     if disks.is_empty() {
         return Ok(Vec::new());
     }
-    let nodes = nodes().step(|| "mount a file system for device nodes".into())?;
+    let nodes = nodes().doing("mount a file system for device nodes")?;
     let open = |disk: &Disk| {
         let Device { major, minor } = disk.device;
         let doing = || format!("open the block device {major}:{minor}");
-        disk.open(&nodes).step(doing).map(Arc::new)
+        Ok(Arc::new(disk.open(&nodes).doing_with(doing)?))
     };
     disks.iter().map(open).collect()
 }

@@ -35,6 +35,7 @@ use rustix::thread::{
 
 use super::share::SAFE;
 use super::{Share, mountinfo};
+use crate::error::{Doing, SystemError};
 use crate::state::Network;
 use crate::sys::{self, MountChange};
 
@@ -60,26 +61,8 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
 
 /// A step into the jail that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing}")]
-pub(super) struct Error {
-    doing: String,
-    #[source]
-    source: io::Error,
-}
-
-/// Names the step that an error belongs to.
-pub(super) trait Step<T> {
-    fn step(self, doing: impl FnOnce() -> String) -> Result<T, Error>;
-}
-
-impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
-    fn step(self, doing: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map_err(|e| Error {
-            doing: doing(),
-            source: e.into(),
-        })
-    }
-}
+#[error(transparent)]
+pub(super) struct Error(#[from] SystemError);
 
 /// What of the tree the file server works with.
 pub(super) struct Tree {
@@ -97,19 +80,20 @@ pub(super) struct Tree {
 pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
     match network {
         Network::Guests | Network::New => {
-            unshare(CloneFlags::CLONE_NEWNET).step(|| "create a network namespace".into())
+            Ok(unshare(CloneFlags::CLONE_NEWNET).doing("create a network namespace")?)
         }
         Network::Path(path) => {
             let name = || format!("join the network namespace {}", path.display());
-            let ns = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).step(name)?;
-            let own = stat("/proc/self/ns/net").step(name)?;
-            let there = fstat(&ns).step(name)?;
+            let ns =
+                open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).doing_with(name)?;
+            let own = stat("/proc/self/ns/net").doing_with(name)?;
+            let there = fstat(&ns).doing_with(name)?;
             if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) {
                 // Its interfaces would become the guest's.
                 let text = "it is this host's own, which a container cannot have";
-                return Err(io::Error::other(text)).step(name);
+                return Ok(Err(io::Error::other(text)).doing_with(name)?);
             }
-            setns(ns, CloneFlags::CLONE_NEWNET).step(name)
+            Ok(setns(ns, CloneFlags::CLONE_NEWNET).doing_with(name)?)
         }
     }
 }
@@ -118,13 +102,13 @@ pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
 pub(super) fn confined(directory: &Path) -> Result<OwnedFd, Error> {
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let name = || format!("clone {}", directory.display());
-    let root = open_tree(CWD, directory, clone).step(name)?;
+    let root = open_tree(CWD, directory, clone).doing_with(name)?;
     let change = MountChange {
         set: SAFE,
         propagation: libc::MS_PRIVATE,
         ..MountChange::default()
     };
-    sys::mount_setattr(root.as_fd(), &change, false).step(name)?;
+    sys::mount_setattr(root.as_fd(), &change, false).doing_with(name)?;
     Ok(root)
 }
 
@@ -133,8 +117,8 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
     let proc_self_fd = confined(Path::new("/proc/self/fd"))?;
 
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let own = open("/proc/self", flags, Mode::empty()).step(|| "open /proc/self".into())?;
-    unshare(CloneFlags::CLONE_NEWNS).step(|| "create a mount namespace".into())?;
+    let own = open("/proc/self", flags, Mode::empty()).doing("open /proc/self")?;
+    unshare(CloneFlags::CLONE_NEWNS).doing("create a mount namespace")?;
     let clones = shares
         .iter()
         .map(Share::clone_mount)
@@ -142,11 +126,11 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
     // Nothing done here may travel back to the host.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .step(|| "make the mounts private".into())?;
+        .doing("make the mounts private")?;
 
     let root = root_tmpfs()?;
-    fchdir(&root).step(|| "enter the exported tree".into())?;
-    mkdirat(AT_FDCWD, "mnt", Mode::from_bits_truncate(0o755)).step(|| "create mnt".into())?;
+    fchdir(&root).doing("enter the exported tree")?;
+    mkdirat(AT_FDCWD, "mnt", Mode::from_bits_truncate(0o755)).doing("create mnt")?;
     for (share, clone) in shares.iter().zip(&clones) {
         share.attach(clone.as_ref())?;
     }
@@ -155,12 +139,12 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
         ..MountChange::default()
     };
     sys::mount_setattr(root.as_fd(), &read_only, false)
-        .step(|| "make the exported tree's root read-only".into())?;
+        .doing("make the exported tree's root read-only")?;
 
     // With both arguments the same directory the old root ends up mounted on top of the new one, from where it is removed.
-    pivot_root(".", ".").step(|| "pivot into the exported tree".into())?;
-    umount2(".", MntFlags::MNT_DETACH).step(|| "leave the host's files".into())?;
-    let root = open("/", flags, Mode::empty()).step(|| "open the exported tree".into())?;
+    pivot_root(".", ".").doing("pivot into the exported tree")?;
+    umount2(".", MntFlags::MNT_DETACH).doing("leave the host's files")?;
+    let root = open("/", flags, Mode::empty()).doing("open the exported tree")?;
     let mut tree = Tree {
         root,
         proc_self_fd,
@@ -171,24 +155,24 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
         .iter()
         .any(|share| share.follows || share.differs_below())
     {
-        look_at_mounts(&own, shares, &mut tree).step(|| "read the mounts of the tree".into())?;
+        look_at_mounts(&own, shares, &mut tree).doing("read the mounts of the tree")?;
     }
     Ok(tree)
 }
 
 /// The root of the exported tree: a tmpfs that holds mount points only, mounted over the root directory.
 fn root_tmpfs() -> Result<OwnedFd, Error> {
-    let name = || "mount the exported tree's root".into();
-    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step(name)?;
-    fsconfig_set_string(fs.as_fd(), c"size", c"256k").step(name)?;
-    fsconfig_set_string(fs.as_fd(), c"mode", c"0755").step(name)?;
-    fsconfig_create(fs.as_fd()).step(name)?;
+    let name = "mount the exported tree's root";
+    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(name)?;
+    fsconfig_set_string(fs.as_fd(), c"size", c"256k").doing(name)?;
+    fsconfig_set_string(fs.as_fd(), c"mode", c"0755").doing(name)?;
+    fsconfig_create(fs.as_fd()).doing(name)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).step(name)?;
+    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).doing(name)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(root.as_fd(), c"", CWD, c"/", flags).step(name)?;
+    move_mount(root.as_fd(), c"", CWD, c"/", flags).doing(name)?;
     Ok(root)
 }
 
@@ -222,18 +206,19 @@ fn look_at_mounts(own: &OwnedFd, shares: &[Share], tree: &mut Tree) -> io::Resul
 
 /// Sets the resource limits; how many descriptors the file server may keep open for inodes.
 pub(super) fn set_limits() -> Result<usize, Error> {
-    let descriptors = limit_descriptors().step(|| "set RLIMIT_NOFILE".into())?;
+    let descriptors = limit_descriptors().doing("set RLIMIT_NOFILE")?;
     for resource in [
         Resource::RLIMIT_CORE,
         Resource::RLIMIT_MEMLOCK,
         Resource::RLIMIT_MSGQUEUE,
     ] {
-        setrlimit(resource, 0, 0).step(|| format!("set {resource:?}"))?;
+        setrlimit(resource, 0, 0).doing_with(|| format!("set {resource:?}"))?;
     }
     if u64::from(DESCRIPTOR_TABLE.unsigned_abs()) < descriptors {
-        let name = || "grow the descriptor table".into();
-        let highest = fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).step(name)?;
-        nix::unistd::close(highest).step(name)?;
+        let name = "grow the descriptor table";
+        let highest =
+            fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).doing(name)?;
+        nix::unistd::close(highest).doing(name)?;
     }
     Ok(usize::try_from(descriptors / INODE_SHARE).unwrap_or(usize::MAX))
 }
@@ -251,12 +236,12 @@ fn limit_descriptors() -> nix::Result<u64> {
 
 /// Enters a user namespace. Its ids stand for nothing until the verb has written the maps.
 pub(super) fn enter_user_namespace() -> Result<(), Error> {
-    unshare(CloneFlags::CLONE_NEWUSER).step(|| "create a user namespace".into())
+    Ok(unshare(CloneFlags::CLONE_NEWUSER).doing("create a user namespace")?)
 }
 
 /// The last step, when the ids are mapped: gives up every privilege but those of the file server.
 pub(super) fn drop_privileges() -> Result<(), Error> {
-    setgroups(&[]).step(|| "drop the supplementary groups".into())?;
+    setgroups(&[]).doing("drop the supplementary groups")?;
     // The file server changes its file system ids request by request and keeps its capabilities: the guest's kernel has checked permissions.
     let bits = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
@@ -264,12 +249,12 @@ pub(super) fn drop_privileges() -> Result<(), Error> {
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    set_capabilities_secure_bits(bits).step(|| "set the secure bits".into())?;
+    set_capabilities_secure_bits(bits).doing("set the secure bits")?;
     for capability in CapabilitySet::all().difference(CAPABILITIES).iter() {
         match remove_capability_from_bounding_set(capability) {
             // A capability that this kernel does not know.
             Err(rustix::io::Errno::INVAL) => {}
-            result => result.step(|| "reduce the capability bounding set".into())?,
+            result => result.doing("reduce the capability bounding set")?,
         }
     }
     let sets = CapabilitySets {
@@ -277,7 +262,7 @@ pub(super) fn drop_privileges() -> Result<(), Error> {
         permitted: CAPABILITIES,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).step(|| "drop capabilities".into())?;
-    set_no_new_privs(true).step(|| "set no_new_privs".into())?;
-    nix::sys::prctl::set_dumpable(false).step(|| "become undumpable".into())
+    set_capabilities(None, sets).doing("drop capabilities")?;
+    set_no_new_privs(true).doing("set no_new_privs")?;
+    Ok(nix::sys::prctl::set_dumpable(false).doing("become undumpable")?)
 }

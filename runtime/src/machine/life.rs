@@ -24,14 +24,15 @@ use vmm::{Ended, Event, Machine};
 use super::agent::Agent;
 use super::clients::Clients;
 use super::container::{Container, Phase};
+use super::error::Error;
 use super::execs::{Executed, Target};
 use super::log::Log;
 use super::process::{MACHINE_LOST, give_up, one_line};
 use super::requests::{answer, exec_failure, failed, start_failure};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now, placed};
-use super::{Doing, Error};
 use crate::control::ControlReply;
+use crate::error::Doing;
 use crate::{guest, sys};
 
 /// Maximum number of requests that the agent has not answered.

@@ -16,11 +16,13 @@ use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 use super::agent::Agent;
 use super::clients::Clients;
 use super::container::{self, Container};
+use super::launch::{Devices, Launch};
 use super::life::{Life, Parts};
 use super::log::Log;
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::{Timeline, now};
-use super::{Devices, Doing, Launch, disk, jail, streams};
+use super::{disk, jail, streams};
+use crate::error::{Doing, SystemError};
 use crate::state::Journal;
 use crate::{control, guest, sys};
 
@@ -45,6 +47,12 @@ pub(super) enum Error {
     Streams(#[from] vmm::vsock::Error),
     #[error(transparent)]
     System(#[from] super::Error),
+}
+
+impl From<SystemError> for Error {
+    fn from(e: SystemError) -> Error {
+        super::Error::from(e).into()
+    }
 }
 
 /// What stays of the host's directories when the machine process is in its jail: no descriptor of any of them.
@@ -240,7 +248,7 @@ fn prepare(
 }
 
 /// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not the container's.
-fn leave_the_caller() -> Result<SignalFd, super::Error> {
+fn leave_the_caller() -> Result<SignalFd, SystemError> {
     nix::unistd::setsid().doing("start a session")?;
     let mut signals = SigSet::all();
     signals.remove(Signal::SIGCHLD);

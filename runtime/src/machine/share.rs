@@ -16,7 +16,8 @@ use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
-use super::jail::{Error, Step};
+use super::jail::Error;
+use crate::error::Doing;
 use crate::sys::{self, Cloned, MountChange};
 
 /// One tree or file of the host that the guest sees.
@@ -67,7 +68,7 @@ pub(super) const SAFE: u64 =
 
 impl Share {
     fn step<T, E: Into<io::Error>>(&self, result: Result<T, E>) -> Result<T, Error> {
-        result.step(|| format!("share {}", self.source.display()))
+        Ok(result.doing_to("share", &self.source)?)
     }
 
     /// A detached clone of the share's mount, changed as it says. To be called before the mounts of this namespace are made private:
@@ -113,14 +114,14 @@ impl Share {
                     self.source.display()
                 )
             };
-            let namespace = user_namespace(map).step(doing)?;
+            let namespace = user_namespace(map).doing_with(doing)?;
             let change = MountChange {
                 set: libc::MOUNT_ATTR_IDMAP,
                 user_namespace: Some(namespace.as_fd()),
                 ..MountChange::default()
             };
             let recursive = map.recursive && self.recursive;
-            sys::mount_setattr(mount.as_fd(), &change, recursive).step(doing)?;
+            sys::mount_setattr(mount.as_fd(), &change, recursive).doing_with(doing)?;
         }
         Ok(())
     }

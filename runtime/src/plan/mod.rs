@@ -18,11 +18,8 @@ mod size;
 mod tests;
 mod update;
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Linux, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
 use protocol::{Device, Overlay, Seccomp};
 use serde_json::{Value, json};
@@ -58,32 +55,6 @@ pub(crate) enum FileKind {
     Character(Device),
     /// A block device.
     Block,
-}
-
-impl FileKind {
-    /// Follows symbolic links.
-    pub(crate) fn of(path: &Path) -> Result<FileKind, String> {
-        let metadata = fs::metadata(path).map_err(|e| format!("stat {}: {e}", path.display()))?;
-        let kind = metadata.file_type();
-        Ok(if kind.is_dir() {
-            FileKind::Directory
-        } else if kind.is_socket() {
-            FileKind::Socket
-        } else if kind.is_fifo() {
-            FileKind::Fifo
-        } else if kind.is_block_device() {
-            FileKind::Block
-        } else if kind.is_char_device() {
-            // 12 and 20 bits (linux/kdev_t.h).
-            let number = |of: fn(u64) -> u64| u32::try_from(of(metadata.rdev())).unwrap_or(0);
-            FileKind::Character(Device {
-                major: number(major),
-                minor: number(minor),
-            })
-        } else {
-            FileKind::File
-        })
-    }
 }
 
 /// What a plan depends on beside the configuration.
@@ -284,7 +255,7 @@ fn check_cgroup(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledg
         let annotations = spec.annotations().iter().flatten();
         match Scope::parse(path, "id", annotations) {
             Ok(_) => {}
-            Err(e @ systemd::Error::Annotation { .. }) => {
+            Err(e @ systemd::Error::Annotation(_)) => {
                 ledger.refuse("annotations", e.to_string());
             }
             Err(e) => ledger.refuse("linux.cgroupsPath", e.to_string()),

@@ -2,25 +2,23 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::stat::Mode;
 
+use super::error::Error;
 use super::id::ContainerId;
 use super::journal::{JOURNAL, read_journal};
-use super::{Record, Status};
-use crate::verbs::error::{Error, FileContext};
+use super::record::Record;
+use super::status::Status;
+use crate::error::Doing;
 
 const RECORD: &str = "state.json";
 const CONFIG: &str = "config.json";
-const CONTROL: &str = "control.sock";
 
 /// Longest state.json that is read in bytes: the annotations of a configuration and little else.
 const RECORD_MAX: u64 = 8 << 20;
@@ -50,7 +48,7 @@ impl StateDir {
                 let made = DirBuilder::new().mode(0o700).recursive(true).create(root);
                 // Sticky, so that cleaners of $XDG_RUNTIME_DIR leave it alone (XDG Base Directory Specification).
                 made.and_then(|()| fs::set_permissions(root, Permissions::from_mode(0o1700)))
-                    .file("create", root)?;
+                    .doing_to("create", root)?;
                 builder.create(&path)
             }
             made => made,
@@ -58,7 +56,7 @@ impl StateDir {
         match made {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists),
             made => {
-                made.file("create", &path)?;
+                made.doing_to("create", &path)?;
                 StateDir::open(root, id)
             }
         }
@@ -75,7 +73,7 @@ impl StateDir {
         {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::NotFound),
             file => {
-                let file = file.file("open", &path)?;
+                let file = file.doing_to("open", &path)?;
                 Ok(StateDir {
                     id: id.as_str().to_owned(),
                     path,
@@ -89,11 +87,11 @@ impl StateDir {
     pub(crate) fn all(root: &Path) -> Result<Vec<StateDir>, Error> {
         let entries = match fs::read_dir(root) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.file("read", root)?,
+            entries => entries.doing_to("read", root)?,
         };
         let mut found = Vec::new();
         for entry in entries {
-            let entry = entry.file("read", root)?;
+            let entry = entry.doing_to("read", root)?;
             let Some(id) = entry
                 .file_name()
                 .to_str()
@@ -143,18 +141,18 @@ impl StateDir {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut file = match openat(&self.file, ".", flags, Mode::empty()) {
             Err(Errno::ENOENT) => return Err(Error::NotFound),
-            file => File::from(file.file("open", &self.path)?),
+            file => File::from(file.doing_to("open", &self.path)?),
         };
         let lock = loop {
             match Flock::lock(file, how) {
                 Ok(lock) => break lock,
                 Err((again, Errno::EINTR)) => file = again,
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, e)) => return Err(e).file("lock", &self.path),
+                Err((_, e)) => return Ok(Err(e).doing_to("lock", &self.path)?),
             }
         };
         // Who held the lock before may have deleted the container.
-        if lock.metadata().file("read", &self.path)?.nlink() == 0 {
+        if lock.metadata().doing_to("read", &self.path)?.nlink() == 0 {
             return Err(Error::NotFound);
         }
         Ok(Some(Lock { _file: lock }))
@@ -163,13 +161,13 @@ impl StateDir {
     /// Stores the record, whole or not at all.
     pub(crate) fn write_record(&self, record: &Record) -> Result<(), Error> {
         let path = self.path.join(RECORD);
-        write_atomically(&path, &record.to_json()).file("write", path)
+        Ok(write_atomically(&path, &record.to_json()).doing_to("write", path)?)
     }
 
     /// Stores the configuration that is in force.
     pub(crate) fn write_config(&self, json: &[u8]) -> Result<(), Error> {
         let path = self.path.join(CONFIG);
-        write_atomically(&path, json).file("write", path)
+        Ok(write_atomically(&path, json).doing_to("write", path)?)
     }
 
     /// The record; `None` when create has not come that far.
@@ -197,27 +195,18 @@ impl StateDir {
         // Only a machine that runs has something to tell: the others' status is known.
         let journal = if alive == Some(true) {
             let journal = read_journal(&self.path);
-            journal.file("read", self.path.join(JOURNAL))?
+            journal.doing_to("read", self.path.join(JOURNAL))?
         } else {
             Vec::new()
         };
         Ok(Status::observed(alive, journal.last()))
     }
 
-    /// The process that listens on the control socket, as the kernel knows it; `None` if there is none.
-    pub(crate) fn listener(&self) -> Option<i32> {
-        // By way of the descriptor the path fits into a socket address.
-        let path = format!("/proc/self/fd/{}/{CONTROL}", self.file.as_raw_fd());
-        let connection = UnixStream::connect(path).ok()?;
-        let credentials = getsockopt(&connection, PeerCredentials).ok()?;
-        Some(credentials.pid())
-    }
-
     /// Removes the directory; what is gone already is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         match fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.file("remove", &self.path),
+            result => Ok(result.doing_to("remove", &self.path)?),
         }
     }
 }
@@ -245,8 +234,6 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
     use crate::state::Identity;
 
@@ -318,17 +305,6 @@ mod tests {
                 .to_string()
                 .contains("a/state.json")
         );
-    }
-
-    #[test]
-    fn the_listener_is_the_one_who_listens() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = make(root.path(), "a");
-        assert_eq!(dir.listener(), None);
-        let listener = UnixListener::bind(dir.path().join(CONTROL)).unwrap();
-        assert_eq!(dir.listener(), Some(std::process::id().cast_signed()));
-        drop(listener);
-        assert_eq!(dir.listener(), None);
     }
 
     #[test]

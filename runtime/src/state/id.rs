@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::verbs::error::Error;
+use super::error::Error;
 
 /// Longest id: it is the name of a directory (NAME_MAX, include/uapi/linux/limits.h).
 const LENGTH_MAX: usize = 255;

@@ -11,22 +11,26 @@
 //! Making the directory is what makes an id unique. Readers take no lock: every file is whole or absent.
 
 mod dir;
+mod error;
 mod id;
 mod journal;
 pub(crate) mod process;
 mod record;
 mod status;
+mod verb;
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(crate) use dir::{Lock, StateDir, write_atomically};
+pub(crate) use error::Error;
 pub(crate) use id::ContainerId;
 pub(crate) use journal::{Entry, Journal, read_journal};
 pub(crate) use process::Identity;
 pub(crate) use record::{Groups, Network, Record};
-pub(crate) use status::{Status, Verb};
+pub(crate) use status::Status;
+pub(crate) use verb::Verb;
 
 /// Where the state of containers is unless `--root` says otherwise.
 const DEFAULT_ROOT: &str = "/run/chiton";

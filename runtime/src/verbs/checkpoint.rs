@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::open;
+use super::ask::open;
+use super::error::Error;
 use crate::cli;
 use crate::state::ContainerId;
-use crate::verbs::error::Error;
 
 /// Refuses.
 pub(crate) fn checkpoint(root: &Path, args: &cli::Checkpoint) -> Result<(), Error> {

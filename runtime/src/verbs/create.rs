@@ -1,44 +1,33 @@
-//! `create`: all or nothing. Each step that makes something is undone when a later one fails.
+//! `create`: all or nothing. Each step that makes something is undone when a later one fails ([`Attempt`]).
+//!
+//! prepare (nothing is made) ──> record ──> confine (cgroup, resctrl) ──> launch (the machine, hooks) ──> commit
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::unistd::geteuid;
 
-use super::explain;
+use super::attempt::Attempt;
+use super::context::Context;
+use super::error::Error;
+use super::facts;
 use crate::cli;
 use crate::clock::{self, Precision};
 use crate::config::Config;
-use crate::host::cgroup::systemd::{self, Scope};
+use crate::control::Preserved;
+use crate::error::Doing;
+use crate::host::cgroup::systemd::{self, Placeholder, Scope};
 use crate::host::cgroup::{self, Cgroup, Layout};
 use crate::host::hooks::{Hooks, Kind};
 use crate::host::network::Moved;
-use crate::host::notify::Manager;
-use crate::host::preserved::Asked;
+use crate::host::notify::NotifySocket;
+use crate::host::preserved::Inherited;
 use crate::host::resctrl;
 use crate::host::terminal::{self, DescriptorSocket};
-use crate::machine::{self, Launch};
+use crate::machine::{self, Launch, Spawned};
 use crate::plan::Plan;
-use crate::report::Report;
-use crate::state::ContainerId;
-use crate::state::Identity;
-use crate::state::{Groups, Lock, Record, StateDir, write_atomically};
-use crate::verbs::error::{Error, FileContext, SystemContext};
-
-/// What the global flags say.
-pub(crate) struct Context<'a> {
-    pub(crate) root: &'a Path,
-    pub(crate) report: &'a Report,
-    pub(crate) systemd_cgroup: bool,
-    /// The container is to have no cgroup on this host.
-    pub(crate) no_cgroup: bool,
-    pub(crate) rootless: bool,
-    pub(crate) timeline: Option<&'a Path>,
-    /// CLOCK_MONOTONIC at the start of the program.
-    pub(crate) begun: Duration,
-}
+use crate::state::{ContainerId, Groups, Identity, Lock, Record, StateDir, write_atomically};
 
 /// A container that has been created, still locked.
 pub(super) struct Created {
@@ -49,7 +38,7 @@ pub(super) struct Created {
     /// The master of its terminal, for a verb that stays.
     pub(super) master: Option<OwnedFd>,
     /// Who is to be told when it is ready.
-    pub(super) manager: Option<Manager>,
+    pub(super) notify: Option<NotifySocket>,
 }
 
 /// What runc says of the descriptor that it sends to `--pidfd-socket` for a container.
@@ -57,38 +46,81 @@ const PIDFD_TEXT: &[u8] = b"standard";
 
 /// Creates a container.
 pub(crate) fn create(context: &Context<'_>, args: &cli::Create) -> Result<(), Error> {
-    created(context, args, true)
+    create_locked(context, args, true)
         .map(drop)
         .map_err(|e| Error::Failed("create", Box::new(e)))
 }
 
 /// Creates a container and keeps its lock. `detached`: the verb does not wait for the container's end.
-pub(super) fn created(
+pub(super) fn create_locked(
     context: &Context<'_>,
     args: &cli::Create,
     detached: bool,
 ) -> Result<Created, Error> {
+    let (prepared, caller) = prepare(context, args, detached)?;
+    let mut attempt = Attempt::begin(context.root, &prepared.id)?;
+    attempt
+        .dir()?
+        .write_config(prepared.config.text.as_bytes())?;
+    let root = cgroup_root(context, &prepared.plan)?;
+    let record = record(&prepared, root.as_deref())?;
+    // From here on a create that is killed leaves enough for delete to find everything.
+    attempt.dir()?.write_record(&record)?;
+    let placeholder = confine(context, &mut attempt, &prepared, &record, root.as_deref())?;
+    let launched = launch(context, &mut attempt, prepared, &record)?;
+    drop(placeholder);
+    commit(context, args, attempt, launched, record, caller)
+}
+
+/// A container that can be had, and all that its machine is made from.
+struct Prepared {
+    id: ContainerId,
+    /// Absolute path.
+    bundle: PathBuf,
+    config: Config,
+    plan: Plan,
+    /// For a cgroup that systemd makes.
+    scope: Option<Scope>,
+    timeline: Option<File>,
+    /// The slave of its terminal.
+    slave: Option<OwnedFd>,
+    preserved: Vec<Preserved>,
+}
+
+/// What is left for the caller.
+struct Caller {
+    pidfd_socket: Option<DescriptorSocket>,
+    /// The master of its terminal, for a verb that stays.
+    master: Option<OwnedFd>,
+    notify: Option<NotifySocket>,
+}
+
+/// Decides, and opens what the caller has named. Nothing is made but the timeline's file.
+fn prepare(
+    context: &Context<'_>,
+    args: &cli::Create,
+    detached: bool,
+) -> Result<(Prepared, Caller), Error> {
     let id: ContainerId = args.id.parse()?;
     check_flags(context)?;
-    let bundle = fs::canonicalize(&args.bundle).file("chdir", &args.bundle)?;
+    let bundle = fs::canonicalize(&args.bundle).doing_to("chdir", &args.bundle)?;
     let config = Config::load(&bundle)?;
-    let mut plan = explain::decide(context, &config, &bundle)?.plan?;
-    let debug = |text: String| context.report.debug(&text);
-    debug(format!("configuration of {} loaded", bundle.display()));
+    let mut plan = facts::decide(context, &config, &bundle)?.plan?;
+    let loaded = format!("configuration of {} loaded", bundle.display());
+    context.report.debug(&loaded);
     for warning in &config.warnings {
         context.report.warn(warning);
     }
     for ignored in &plan.warnings {
         context.report.note(ignored);
     }
-    let rootfs = plan.rootfs().to_owned();
-    let asked = Asked::with_environment(args.preserve_fds);
-    let preserved = asked.take()?;
-    let manager = Manager::of_environment();
-    plan.overlay.env = asked.environment();
-    if manager.is_some() {
+    let inherited = Inherited::with_environment(args.preserve_fds);
+    let preserved = inherited.take()?;
+    let notify = NotifySocket::of_environment();
+    plan.overlay.env = inherited.environment();
+    if notify.is_some() {
         plan.overlay.notify = true;
-        plan.overlay.env.push(Manager::environment());
+        plan.overlay.env.push(NotifySocket::environment());
     }
     let scope = if context.systemd_cgroup {
         let annotations = config.spec.annotations().iter().flatten();
@@ -99,7 +131,7 @@ pub(super) fn created(
     };
     let timeline = context
         .timeline
-        .map(|path| File::create(path).file("create", path))
+        .map(|path| File::create(path).doing_to("create", path))
         .transpose()?;
     let pidfd_socket = args.pidfd_socket.as_deref();
     let pidfd_socket = pidfd_socket.map(DescriptorSocket::connect).transpose()?;
@@ -111,74 +143,106 @@ pub(super) fn created(
         Some(terminal) => (Some(terminal.slave), terminal.master),
         None => (None, None),
     };
-
-    let mut attempt = Attempt {
-        dir: Some(StateDir::create(context.root, &id)?),
-        cgroup: None,
-        resctrl: None,
-        pid_file: None,
-        lock: None,
+    let prepared = Prepared {
+        id,
+        bundle,
+        config,
+        plan,
+        scope,
+        timeline,
+        slave,
+        preserved,
     };
-    // The machine process closes its copy of the lock at once.
-    attempt.lock = Some(attempt.dir()?.lock()?);
-    attempt.dir()?.write_config(config.text.as_bytes())?;
-    let bundle_text = bundle.to_string_lossy().into_owned();
-    let mut record = Record::new(id.as_str(), bundle, rootfs);
-    record.oci_version = config.spec.version().clone();
-    record.annotations = config
-        .spec
-        .annotations()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let caller = Caller {
+        pidfd_socket,
+        master,
+        notify,
+    };
+    Ok((prepared, caller))
+}
+
+/// What the later verbs need, but for the machine. `root` is that of the cgroup v2 hierarchy.
+fn record(prepared: &Prepared, root: Option<&Path>) -> Result<Record, Error> {
+    let (spec, plan) = (&prepared.config.spec, &prepared.plan);
+    let id = prepared.id.as_str();
+    let rootfs = plan.rootfs().to_owned();
+    let mut record = Record::new(id, prepared.bundle.clone(), rootfs);
+    record.oci_version = spec.version().clone();
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    record.annotations = annotations.into_iter().collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
     record.notify = plan.overlay.notify;
     (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     record.network = plan.network.clone();
-    record.net_devices = plan
-        .net_devices
-        .iter()
-        .map(|device| device.inside.clone())
-        .collect();
-    let root = cgroup_root(context, &plan)?;
-    record.scope = scope.as_ref().map(|scope| scope.name().to_owned());
-    record.cgroup = match (&root, &scope) {
+    let devices = plan.net_devices.iter();
+    record.net_devices = devices.map(|device| device.inside.clone()).collect();
+    let scope = prepared.scope.as_ref();
+    record.scope = scope.map(|scope| scope.name().to_owned());
+    record.cgroup = match (root, scope) {
         (Some(root), Some(scope)) => Some(scope.directory(root)),
         (Some(root), None) => {
             let (own, path) = (cgroup::own()?, plan.cgroups_path.as_deref());
-            Some(cgroup::locate(root, &own, path, id.as_str())?)
+            Some(cgroup::locate(root, &own, path, id)?)
         }
         (None, Some(_)) => return Err(cgroup::Error::from(systemd::Error::NoHierarchy).into()),
         (None, None) => None,
     };
     let rdt = plan.intel_rdt.as_ref();
-    record.resctrl = rdt.map(|rdt| Groups::of(Path::new(resctrl::ROOT), id.as_str(), rdt));
-    // From here on a create that is killed leaves enough for delete to find everything.
-    attempt.dir()?.write_record(&record)?;
-    if let (Some(groups), Some(rdt)) = (&record.resctrl, rdt) {
+    record.resctrl = rdt.map(|rdt| Groups::of(Path::new(resctrl::ROOT), id, rdt));
+    Ok(record)
+}
+
+/// Makes the groups of resctrl and the cgroup. A scope's cgroup exists while there is a process in it: until the machine is, the
+/// placeholder.
+fn confine(
+    context: &Context<'_>,
+    attempt: &mut Attempt,
+    prepared: &Prepared,
+    record: &Record,
+    root: Option<&Path>,
+) -> Result<Option<Placeholder>, Error> {
+    let plan = &prepared.plan;
+    if let (Some(groups), Some(rdt)) = (&record.resctrl, &plan.intel_rdt) {
         groups.make(rdt)?;
         attempt.resctrl = Some(groups.clone());
     }
-    let mut placeholder = None;
-    if let (Some(root), Some(path)) = (&root, &record.cgroup) {
-        attempt.cgroup = Some(match &scope {
-            Some(scope) => {
-                let (cgroup, process) = Cgroup::of_scope(root, scope, &plan.limits)?;
-                placeholder = Some(process);
-                cgroup
-            }
-            None => Cgroup::create(root, path.clone(), &plan.limits)?,
-        });
-        debug(format!("cgroup {} made", path.display()));
-    }
+    let (Some(root), Some(path)) = (root, &record.cgroup) else {
+        return Ok(None);
+    };
+    let (cgroup, placeholder) = match &prepared.scope {
+        Some(scope) => {
+            let (cgroup, placeholder) = Cgroup::of_scope(root, scope, &plan.limits)?;
+            (cgroup, Some(placeholder))
+        }
+        None => (Cgroup::create(root, path.clone(), &plan.limits)?, None),
+    };
+    attempt.cgroup = Some(cgroup);
+    let made = format!("cgroup {} made", path.display());
+    context.report.debug(&made);
+    Ok(placeholder)
+}
 
+/// A machine whose container is created.
+struct Launched {
+    // Dropped in this order.
+    spawned: Spawned,
+    moved: Option<Moved>,
+}
+
+/// Starts the machine, and runs the hooks while it waits. On an error all of the attempt is undone, and the hooks for that have run.
+fn launch(
+    context: &Context<'_>,
+    attempt: &mut Attempt,
+    prepared: Prepared,
+    record: &Record,
+) -> Result<Launched, Error> {
+    let Prepared { config, plan, .. } = prepared;
     let cgroup = attempt.cgroup.as_ref().map(Cgroup::open).transpose()?;
     let launch = Launch {
-        id: id.as_str(),
+        id: prepared.id.as_str(),
         config: &config.text,
-        bundle: &bundle_text,
+        bundle: &prepared.bundle.to_string_lossy(),
         overlay: plan.overlay,
         memory: plan.memory,
         vcpus: plan.vcpus,
@@ -189,50 +253,61 @@ pub(super) fn created(
         oom_score_adj: plan.oom_score_adj,
         state_dir: attempt.dir()?.as_fd(),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
-        timeline,
-        terminal: slave,
-        preserved,
+        timeline: prepared.timeline,
+        terminal: prepared.slave,
+        preserved: prepared.preserved,
         report: context.report,
         begun: context.begun,
     };
-    let hooks = Hooks::of(&config.spec, &record);
-    let groups = record.resctrl.clone();
+    let hooks = Hooks::of(&config.spec, record);
     let mut moved = None;
     let mut ready = |pid| {
-        debug(format!("machine process {pid} is in its namespaces"));
+        let entered = format!("machine process {pid} is in its namespaces");
+        context.report.debug(&entered);
         if !plan.net_devices.is_empty() {
             moved = Some(Moved::to(pid, &plan.net_devices)?);
         }
-        if let Some(groups) = &groups {
+        if let Some(groups) = &record.resctrl {
             groups.add(pid)?;
         }
         hooks.run(Kind::Prestart, pid)?;
         hooks.run(Kind::CreateRuntime, pid)?;
         Ok(hooks.run(Kind::CreateContainer, pid)?)
     };
-    let spawned = match machine::spawn(launch, &mut ready) {
-        Ok(spawned) => spawned,
+    match machine::spawn(launch, &mut ready) {
+        Ok(spawned) => Ok(Launched { spawned, moved }),
         Err(e) => {
             drop(moved);
             attempt.undo();
             // They undo what the hooks before them have done, of which there may be some.
             hooks.run_poststop(context.report);
-            return Err(e.into());
+            Err(e.into())
         }
-    };
-    drop(placeholder);
-    let machine = Identity::of(spawned.pid()).ok_or(machine::Error::NotRunning)?;
-    debug(format!("container prepared in machine {}", machine.pid));
+    }
+}
+
+/// Puts the machine on record, tells the caller of it, and lets it live.
+fn commit(
+    context: &Context<'_>,
+    args: &cli::Create,
+    mut attempt: Attempt,
+    Launched { spawned, moved }: Launched,
+    mut record: Record,
+    caller: Caller,
+) -> Result<Created, Error> {
+    let machine = Identity::of(spawned.pid()).ok_or(Error::NotRunning)?;
+    let prepared = format!("container prepared in machine {}", machine.pid);
+    context.report.debug(&prepared);
     record.machine = Some(machine);
     attempt.dir()?.write_record(&record)?;
-    debug("container on record".to_owned());
+    context.report.debug("container on record");
     if let Some(path) = &args.pid_file {
-        write_atomically(path, machine.pid.to_string().as_bytes()).file("write", path)?;
+        write_atomically(path, machine.pid.to_string().as_bytes()).doing_to("write", path)?;
         attempt.pid_file = Some(path.clone());
     }
-    if let Some(socket) = pidfd_socket {
-        let pidfd = machine.open().system("open the machine process")?;
-        socket.send(pidfd.ok_or(machine::Error::NotRunning)?, PIDFD_TEXT)?;
+    if let Some(socket) = caller.pidfd_socket {
+        let pidfd = machine.open().doing("open the machine process")?;
+        socket.send(pidfd.ok_or(Error::NotRunning)?, PIDFD_TEXT)?;
     }
     spawned.commit()?;
     if let Some(moved) = moved {
@@ -244,54 +319,9 @@ pub(super) fn created(
         record,
         machine,
         lock,
-        master,
-        manager,
+        master: caller.master,
+        notify: caller.notify,
     })
-}
-
-/// What has been made so far. Undone in reverse when it is dropped before it is kept; the machine, younger than all of it, has ended then.
-struct Attempt {
-    dir: Option<StateDir>,
-    cgroup: Option<Cgroup>,
-    resctrl: Option<Groups>,
-    pid_file: Option<PathBuf>,
-    /// Held until all is undone: the id is free when the lock is.
-    lock: Option<Lock>,
-}
-
-impl Attempt {
-    fn dir(&self) -> Result<&StateDir, Error> {
-        self.dir.as_ref().ok_or(Error::NotFound)
-    }
-
-    fn keep(mut self) -> Result<(StateDir, Lock), Error> {
-        self.pid_file = None;
-        self.resctrl = None;
-        self.cgroup = None;
-        self.dir.take().zip(self.lock.take()).ok_or(Error::NotFound)
-    }
-}
-
-impl Attempt {
-    fn undo(&mut self) {
-        // The error that led here is the one to report. What cannot be removed now is left to `delete --force`.
-        if let Some(path) = self.pid_file.take() {
-            let _ = fs::remove_file(path);
-        }
-        let groups = self.resctrl.take();
-        let groups = groups.as_ref().map_or(Ok(()), Groups::remove);
-        let cgroup = self.cgroup.take();
-        let cgroup = cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
-        if let (Some(dir), Ok(()), Ok(())) = (self.dir.take(), cgroup, groups) {
-            let _ = dir.remove();
-        }
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.undo();
-    }
 }
 
 /// Refuses what flags and environment ask for and is not there.

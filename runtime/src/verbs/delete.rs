@@ -1,18 +1,21 @@
 //! `delete`: works with everything else dead, and again.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use super::open;
+use super::ask::open;
+use super::error::Error;
 use crate::cli;
+use crate::config::{self, Config};
+use crate::control;
+use crate::error::Doing;
 use crate::host::cgroup::{self, Cgroup};
 use crate::host::hooks::Hooks;
 use crate::host::network;
 use crate::report::Report;
 use crate::state::Network;
-use crate::state::{Identity, process};
-use crate::state::{Lock, Record, StateDir, Verb};
-use crate::verbs::error::{Error, SystemContext};
+use crate::state::{self, Identity, Lock, Record, StateDir, Verb, process};
 
 /// How long the kernel may take to end a process after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,7 +28,7 @@ pub(crate) fn delete(root: &Path, args: &cli::Delete, report: &Report) -> Result
         Verb::Delete
     };
     match delete_as(verb, root, args, report) {
-        Err(Error::NotFound) if args.force => Ok(()),
+        Err(Error::State(state::Error::NotFound)) if args.force => Ok(()),
         result => result,
     }
 }
@@ -35,7 +38,7 @@ fn delete_as(verb: Verb, root: &Path, args: &cli::Delete, report: &Report) -> Re
     let lock = lock(&dir, verb)?;
     let force = verb == Verb::DeleteForce;
     let record = match dir.record() {
-        Err(Error::Damaged { .. }) if force => return destroy_unrecorded(&dir, lock),
+        Err(state::Error::Damaged { .. }) if force => return destroy_unrecorded(&dir, lock),
         record => record?,
     };
     match dir.status(record.as_ref()) {
@@ -59,7 +62,7 @@ fn lock(dir: &StateDir, verb: Verb) -> Result<Lock, Error> {
     if let Some(path) = record.and_then(|record| record.cgroup) {
         Cgroup::existing(path).kill()?;
     }
-    dir.lock()
+    Ok(dir.lock()?)
 }
 
 /// Ends the machine, removes all that is left of the container, and runs the hooks for that.
@@ -69,7 +72,10 @@ pub(super) fn destroy(
     _lock: Lock,
     report: &Report,
 ) -> Result<(), Error> {
-    let hooks = record.map(|record| Hooks::stored(dir, record));
+    let hooks = record.map(|record| {
+        let stored = Config::load(dir.path())?;
+        Ok::<_, config::Error>(Hooks::of(&stored.spec, record))
+    });
     if let Some(machine) = record.and_then(|record| record.machine) {
         end(machine)?;
     }
@@ -92,7 +98,9 @@ pub(super) fn destroy(
     dir.remove()?;
     match hooks {
         Some(Ok(hooks)) => hooks.run_poststop(report),
-        Some(Err(e)) => report.warn(&format!("no poststop hooks are run: {e}")),
+        Some(Err(e)) => report.warn(&format!(
+            "no poststop hooks are run: read the container's hooks: {e}"
+        )),
         None => {}
     }
     Ok(())
@@ -101,23 +109,23 @@ pub(super) fn destroy(
 /// The same without a record. The machine is the process that listens on the control socket; its cgroup is removed if it is empty
 /// then, for it may be one that the container shares with others.
 fn destroy_unrecorded(dir: &StateDir, _lock: Lock) -> Result<(), Error> {
-    if let Some(pid) = dir.listener()
+    if let Some(pid) = control::listener(dir.as_fd())
         && let Some(machine) = Identity::of(pid)
     {
         let cgroup = cgroup::of(machine.pid);
         end(machine)?;
         let _ = cgroup.map(std::fs::remove_dir);
     }
-    dir.remove()
+    Ok(dir.remove()?)
 }
 
 /// Kills a machine and waits until it has ended.
 fn end(machine: Identity) -> Result<(), Error> {
-    let Some(pidfd) = machine.open().system("open the machine process")? else {
+    let Some(pidfd) = machine.open().doing("open the machine process")? else {
         return Ok(());
     };
-    process::kill(&pidfd).system("kill the machine process")?;
-    if process::ends_within(&pidfd, KILL_TIMEOUT).system("wait for the machine process")? {
+    process::kill(&pidfd).doing("kill the machine process")?;
+    if process::ends_within(&pidfd, KILL_TIMEOUT).doing("wait for the machine process")? {
         Ok(())
     } else {
         Err(Error::Unkillable(machine.pid))

@@ -1,47 +1,22 @@
 //! What a verb can fail with. Callers match some of the texts, so these are runc's.
 
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::host::{cgroup, hooks, network, resctrl};
+use super::events::statistics;
+use super::ps::PsError;
+use crate::error::SystemError;
+use crate::host::{cgroup, hooks, network, notify, preserved, resctrl, terminal};
 use crate::plan::Refused;
-use crate::state::Status;
-use crate::verbs::PsError;
-use crate::verbs::statistics;
-use crate::{config, machine};
+use crate::{config, control, machine, state};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("container id cannot be empty")]
-    EmptyId,
-    #[error("invalid container ID format")]
-    InvalidId,
-    #[error("container does not exist")]
-    NotFound,
-    #[error("container with given ID already exists")]
-    Exists,
     #[error("container not running")]
     NotRunning,
-    #[error("container with id {0} is not running")]
-    NotRunningId(String),
     #[error("container paused")]
     Paused,
-    #[error("container not paused")]
-    NotPaused,
-    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
-    ExecPaused,
-    #[error("cannot exec in a stopped container")]
-    ExecStopped,
-    #[error("cannot start an already running container")]
-    AlreadyRunning,
-    #[error("cannot start a container that has stopped")]
-    HasStopped,
-    #[error("cannot start a container in the {0} state")]
-    NotCreated(Status),
-    #[error("cannot delete container {id} that is not stopped: {status}")]
-    NotStopped { id: String, status: Status },
     /// How runc words the failure of a verb that makes a container.
     #[error("chiton {0} failed")]
     Failed(&'static str, #[source] Box<Error>),
@@ -49,7 +24,17 @@ pub(crate) enum Error {
     #[error("exec failed")]
     Exec(#[source] Box<Error>),
     #[error(transparent)]
+    State(state::Error),
+    #[error(transparent)]
+    Control(control::Error),
+    #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Terminal(#[from] terminal::Error),
+    #[error(transparent)]
+    Preserved(#[from] preserved::Error),
+    #[error(transparent)]
+    Notify(#[from] notify::Error),
     /// The machine process's own words.
     #[error("{0}")]
     Reply(String),
@@ -76,24 +61,11 @@ pub(crate) enum Error {
     Invalid(String),
     #[error("cannot pass on the standard streams")]
     Stream(#[source] vmm::vsock::Error),
-    /// runc's words.
-    #[error("unable to stat preserved-fd {index} (of {of})")]
-    NotOpen {
-        index: usize,
-        of: usize,
-        source: io::Error,
-    },
     #[error("NOTIFY_SOCKET is set, and was not when the container was created")]
     NoNotifySocket,
     /// What a flag or the environment asks for and is not there.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),
-    #[error("cannot use console socket if chiton will not detach or allocate tty")]
-    ConsoleSocket,
-    #[error("cannot allocate tty if chiton will detach without setting console socket")]
-    NoConsoleSocket,
-    #[error("process.consoleSize: must be less than 65536 by 65536")]
-    ConsoleSize,
     #[error("must be run as root: rootless containers are not supported yet")]
     NotRoot,
     #[error("invalid --root {}: it cannot hold the state of containers", .0.display())]
@@ -114,20 +86,8 @@ pub(crate) enum Error {
     Ps(#[from] PsError),
     #[error("File config.json exists. Remove it first")]
     SpecExists,
-    #[error("state of container {id} is damaged: {path}")]
-    Damaged {
-        id: String,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error("{doing} {}", path.display())]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error("{0}")]
-    System(&'static str, #[source] io::Error),
+    #[error(transparent)]
+    System(#[from] SystemError),
 }
 
 impl Error {
@@ -140,28 +100,20 @@ impl Error {
     }
 }
 
-/// Adds what was being done to which file to a system call's error.
-pub(crate) trait FileContext<T> {
-    fn file(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, Error>;
-}
-
-impl<T, E: Into<io::Error>> FileContext<T> for Result<T, E> {
-    fn file(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, Error> {
-        self.map_err(|e| Error::File {
-            doing,
-            path: path.into(),
-            source: e.into(),
-        })
+impl From<state::Error> for Error {
+    fn from(e: state::Error) -> Error {
+        match e {
+            state::Error::NotRunning => Error::NotRunning,
+            e => Error::State(e),
+        }
     }
 }
 
-/// Adds what was being done to a system call's error.
-pub(crate) trait SystemContext<T> {
-    fn system(self, doing: &'static str) -> Result<T, Error>;
-}
-
-impl<T, E: Into<io::Error>> SystemContext<T> for Result<T, E> {
-    fn system(self, doing: &'static str) -> Result<T, Error> {
-        self.map_err(|e| Error::System(doing, e.into()))
+impl From<control::Error> for Error {
+    fn from(e: control::Error) -> Error {
+        match e {
+            control::Error::NotRunning => Error::NotRunning,
+            e => Error::Control(e),
+        }
     }
 }

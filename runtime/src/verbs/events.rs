@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{ask, invalid_reply, open};
+use super::ask::{ask, invalid_reply, open};
+use super::error::Error;
 use crate::cli;
-use crate::control::{Connection, Control, ControlReply};
-use crate::machine;
+use crate::control::{self, Connection, Control, ControlReply};
+use crate::error::Doing;
 use crate::report::Report;
 use crate::state::process;
-use crate::state::{Record, StateDir, Verb};
-use crate::verbs::error::{Error, SystemContext};
+use crate::state::{self, Record, StateDir, Verb};
 use statistics::{Event, Statistics, host_files};
 
 /// Longest time between two statistics; with a longer one the clock would overflow before anybody saw the second.
@@ -38,7 +38,7 @@ pub(crate) fn events(root: &Path, args: &cli::Events, report: &Report) -> Result
     let record = dir.record()?;
     dir.status(record.as_ref())?
         .allows(Verb::Events, dir.id())?;
-    let not_running = || Error::NotRunningId(dir.id().to_owned());
+    let not_running = || Error::from(state::Error::NotRunningId(dir.id().to_owned()));
     let watched = Watched {
         record: &record.ok_or_else(not_running)?,
         dir: &dir,
@@ -49,7 +49,7 @@ pub(crate) fn events(root: &Path, args: &cli::Events, report: &Report) -> Result
         watched.follow(args.interval.min(INTERVAL_MAX), report)
     };
     match result {
-        Err(Error::NotRunning | Error::Machine(machine::Error::NotRunning)) => Err(not_running()),
+        Err(Error::NotRunning) => Err(not_running()),
         result => result,
     }
 }
@@ -107,7 +107,7 @@ impl Watched<'_> {
             Ok(connection)
         });
         match sent {
-            Err(machine::Error::NotRunning) => Ok(None),
+            Err(control::Error::NotRunning) => Ok(None),
             sent => Ok(Some(sent?)),
         }
     }
@@ -128,13 +128,12 @@ impl Watched<'_> {
         let id = self.dir.id();
         let mut line = serde_json::to_string(&Event { kind, id, data })
             .map_err(io::Error::from)
-            .system("write statistics")?;
+            .doing("write statistics")?;
         line.push('\n');
         let mut output = io::stdout().lock();
-        output
-            .write_all(line.as_bytes())
-            .and_then(|()| output.flush())
-            .system("write to standard output")
+        let written = output.write_all(line.as_bytes());
+        let written = written.and_then(|()| output.flush());
+        Ok(written.doing("write to standard output")?)
     }
 
     /// Whether the machine has ended, which is why it does not speak any more.
@@ -143,8 +142,8 @@ impl Watched<'_> {
             return Ok(());
         };
         let doing = "wait for the machine process";
-        match machine.open().system(doing)? {
-            Some(pidfd) if !process::ends_within(&pidfd, END).system(doing)? => {
+        match machine.open().doing(doing)? {
+            Some(pidfd) if !process::ends_within(&pidfd, END).doing(doing)? => {
                 let text = "the machine process has closed the connection";
                 Err(Error::Reply(text.to_owned()))
             }
@@ -168,7 +167,7 @@ fn wait(
     match poll(&mut polled, timeout) {
         Err(Errno::EINTR) => Ok((false, false)),
         result => {
-            result.system("wait for events")?;
+            result.doing("wait for events")?;
             let ready = |index: usize| polled.get(index).is_some_and(|fd| fd.any() == Some(true));
             Ok((ready(0), ready(1)))
         }

@@ -13,19 +13,21 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use vmm::vsock::reopen;
 
-use super::{Context, open};
+use super::ask::open;
+use super::context::Context;
+use super::error::Error;
 use crate::cli;
 use crate::config::{self, Config};
 use crate::control::Preserved;
 use crate::control::{self, Connection, ControlReply, ExecRequest, Extra, Stream};
+use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
-use crate::host::preserved::Asked;
+use crate::host::preserved::Inherited;
 use crate::host::relay::Relay;
 use crate::host::signals;
 use crate::host::stub::{self, Stub};
 use crate::host::terminal::{self, DescriptorSocket, Terminal};
-use crate::state::{StateDir, Verb, write_atomically};
-use crate::verbs::error::{Error, FileContext, SystemContext};
+use crate::state::{self, StateDir, Verb, write_atomically};
 use process::{Wanted, sub_cgroup, wanted};
 
 /// Largest file of `--process` in bytes: it travels to the guest in one request.
@@ -36,10 +38,10 @@ const PIDFD_TEXT: &[u8] = b"setns";
 
 /// Executes another process in a container; the exit code for the caller.
 pub(crate) fn exec(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
-    executed(context, args).map_err(|e| Error::Exec(Box::new(e)))
+    exec_process(context, args).map_err(|e| Error::Exec(Box::new(e)))
 }
 
-fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
+fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     let dir = open(context.root, &args.id)?;
     let record = dir.record()?;
     let verb = if args.ignore_paused {
@@ -48,7 +50,7 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
         Verb::Exec
     };
     dir.status(record.as_ref())?.allows(verb, dir.id())?;
-    let preserved = Asked::preserved(args.preserve_fds).take()?;
+    let preserved = Inherited::preserved(args.preserve_fds).take()?;
     let Wanted {
         json,
         process,
@@ -82,7 +84,7 @@ fn executed(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     }
     let record = record.ok_or(Error::NotRunning)?;
     let machine = record.machine.ok_or(Error::NotRunning)?;
-    let machine = machine.open().system("open the machine process")?;
+    let machine = machine.open().doing("open the machine process")?;
     let machine = machine.ok_or(Error::NotRunning)?;
     let cgroup = record
         .cgroup
@@ -100,10 +102,10 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
         return wanted(args, None, own, &dir.path().join("config.json"), vcpus);
     };
     let mut text = String::new();
-    let file = File::open(path).file("open", path)?;
+    let file = File::open(path).doing_to("open", path)?;
     file.take(PROCESS_MAX + 1)
         .read_to_string(&mut text)
-        .file("read", path)?;
+        .doing_to("read", path)?;
     if text.len() as u64 > PROCESS_MAX {
         return Err(Error::Invalid(format!(
             "{} is larger than {PROCESS_MAX} bytes",
@@ -141,7 +143,7 @@ impl Streams {
             (1, stdout.as_fd(), OFlag::O_WRONLY),
             (2, stderr.as_fd(), OFlag::O_WRONLY),
         ] {
-            let flags = fcntl(fd, FcntlArg::F_GETFL).system("inspect a standard stream")?;
+            let flags = fcntl(fd, FcntlArg::F_GETFL).doing("inspect a standard stream")?;
             let flags = OFlag::from_bits_retain(flags);
             let mode = flags & OFlag::O_ACCMODE;
             if !flags.contains(OFlag::O_PATH) && (mode == direction || mode == OFlag::O_RDWR) {
@@ -161,7 +163,7 @@ impl Streams {
 
     fn push(&mut self, index: usize, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let fd = fd.try_clone_to_owned();
-        let fd = fd.system("duplicate a standard stream")?;
+        let fd = fd.doing("duplicate a standard stream")?;
         // The machine process, in its jail, could not.
         let (fd, own) = reopen(fd).map_err(Error::Stream)?;
         self.streams[index] = Stream::Passed { own };
@@ -198,7 +200,7 @@ fn request(
     let connection = control::exec(dir.path(), &request, &descriptors)?;
     match connection.receive()? {
         Some(ControlReply::Executed) => Ok(connection),
-        Some(ControlReply::Paused) => Err(Error::ExecPaused),
+        Some(ControlReply::Paused) => Err(state::Error::ExecPaused.into()),
         Some(ControlReply::Failed(text)) => Err(Error::Reply(text)),
         Some(_) | None => Err(Error::NotRunning),
     }
@@ -215,7 +217,7 @@ struct Executed<'a> {
 impl Executed<'_> {
     /// Waits for the process; its exit code, or 128 and the number of the signal that ended it.
     fn attend(self) -> Result<u8, Error> {
-        let signals = signals::take(self.terminal.is_some()).system("take the signals")?;
+        let signals = signals::take(self.terminal.is_some()).doing("take the signals")?;
         let pid_file = publish(
             std::process::id().cast_signed(),
             self.pidfd_socket,
@@ -224,11 +226,11 @@ impl Executed<'_> {
         // The slave is the machine process's alone: the terminal hangs up when the process ends.
         let master = self.terminal.and_then(|terminal| terminal.master);
         let relay = master.map(Relay::start).transpose();
-        let relay = relay.system("lend the terminal")?;
+        let relay = relay.doing("lend the terminal")?;
         let resize = || relay.as_ref().and_then(Relay::resize);
         let resized = relay.is_some().then_some(&resize as &dyn Fn() -> _);
         let exit = stub::attend(&self.connection, &signals, resized, signals::is_passed_on);
-        let exit = exit.system("wait for the process")?;
+        let exit = exit.doing("wait for the process")?;
         if let Some(relay) = relay {
             relay.finish();
         }
@@ -248,10 +250,10 @@ impl Executed<'_> {
     ) -> Result<u8, Error> {
         let slave = self.terminal.map(|terminal| terminal.slave);
         let stub = Stub::new(self.connection, slave, machine, cgroup, oom_score_adj);
-        let stub = stub.system("start the process that stands for it")?;
+        let stub = stub.doing("start the process that stands for it")?;
         let pid_file = publish(stub.pid(), self.pidfd_socket, self.pid_file)?;
         stub.commit()
-            .system("commit the process that stands for it")?;
+            .doing("commit the process that stands for it")?;
         pid_file.keep();
         Ok(0)
     }
@@ -282,11 +284,11 @@ fn publish<'a>(
 ) -> Result<PidFile<'a>, Error> {
     if let Some(socket) = socket {
         let pid = Pid::from_raw(pid).ok_or(Error::NotRunning)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).system("open the process")?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).doing("open the process")?;
         socket.send(pidfd, PIDFD_TEXT)?;
     }
     if let Some(path) = pid_file {
-        write_atomically(path, pid.to_string().as_bytes()).file("write", path)?;
+        write_atomically(path, pid.to_string().as_bytes()).doing_to("write", path)?;
     }
     Ok(PidFile(pid_file))
 }

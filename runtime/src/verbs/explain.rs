@@ -1,28 +1,24 @@
-//! `explain`: what becomes of each property of a configuration; and the decision about one, which `create` follows.
+//! `explain`: what becomes of each property of a configuration.
 
 use std::fmt::Write;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nix::sys::statfs::{NSFS_MAGIC, statfs};
-use oci_spec::runtime::LinuxNamespaceType as Kind;
 use protocol::to_hex;
 use serde_json::{Value, json};
-use specification::namespace;
 
-use super::Context;
+use super::context::Context;
+use super::error::Error;
+use super::facts;
 use crate::cli;
 use crate::config::{CONFIG, Config};
-use crate::host::resctrl;
-use crate::plan::{self, Decision, Entry, Facts, FileKind, Ledger, Owner, Plan};
-use crate::state::StateDir;
-use crate::verbs::error::{Error, FileContext, SystemContext};
+use crate::error::Doing;
+use crate::plan::{Decision, Entry, Ledger, Plan};
 
 /// The decision as text, and whether there is anything that `create` would refuse.
 pub(crate) fn explain(context: &Context<'_>, args: &cli::Explain) -> Result<(String, bool), Error> {
     let path = args.config.as_ref().unwrap_or(&args.bundle);
-    let path = fs::canonicalize(path).file("open", path)?;
+    let path = fs::canonicalize(path).doing_to("open", path)?;
     let file = if path.is_dir() {
         path.join(CONFIG)
     } else {
@@ -33,7 +29,7 @@ pub(crate) fn explain(context: &Context<'_>, args: &cli::Explain) -> Result<(Str
     for warning in &config.warnings {
         context.report.warn(warning);
     }
-    let Decision { ledger, plan } = decide(context, &config, bundle)?;
+    let Decision { ledger, plan } = facts::decide(context, &config, bundle)?;
     let plan = plan.as_ref().ok();
     let text = if args.json {
         as_json(&ledger, plan)
@@ -88,90 +84,4 @@ fn as_json(ledger: &Ledger, plan: Option<&Plan>) -> String {
     });
     let value = json!({"properties": properties, "machine": machine, "seccomp": filter});
     serde_json::to_string_pretty(&value).unwrap_or_default() + "\n"
-}
-
-/// Decides about the configuration of a bundle.
-pub(super) fn decide(
-    context: &Context<'_>,
-    config: &Config,
-    bundle: &Path,
-) -> Result<Decision, Error> {
-    let memory = nix::sys::sysinfo::sysinfo()
-        .system("read the host's memory size")?
-        .ram_total();
-    let facts = Facts {
-        bundle,
-        memory,
-        kind: &FileKind::of,
-        systemd: context.systemd_cgroup,
-        resctrl: resctrl::is_mounted(),
-        namespace: &|path, kind| owner(context.root, path, kind),
-    };
-    Ok(plan::decide(&config.spec, &config.value, &facts))
-}
-
-/// Whose namespace a path leads to. A machine process shares some namespaces with this host; who names one of them by that process
-/// nevertheless means the container.
-fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
-    let problem = |e: &dyn std::fmt::Display| format!("open {}: {e}", path.display());
-    let found = fs::metadata(path).map_err(|e| problem(&e))?;
-    if statfs(path).map_err(|e| problem(&e))?.filesystem_type() != NSFS_MAGIC {
-        return Err(format!("{} is no namespace", path.display()));
-    }
-    if kind == Kind::Network {
-        // It is joined, whosever it is.
-        return Ok(Owner::Host);
-    }
-    let identity = |path: &Path| {
-        fs::metadata(path)
-            .map(|found| (found.dev(), found.ino()))
-            .ok()
-    };
-    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{}", namespace::file(kind)));
-    let found = Some((found.dev(), found.ino()));
-    let hosts = identity(&of("self")) == found;
-    for dir in StateDir::all(root).map_err(|e| e.to_string())? {
-        let machine = dir
-            .record()
-            .ok()
-            .flatten()
-            .and_then(|record| record.machine);
-        let Some(machine) = machine.filter(crate::state::Identity::is_alive) else {
-            continue;
-        };
-        let own = of(&machine.pid.to_string());
-        if path == own || !hosts && identity(&own) == found {
-            return Ok(Owner::Container(dir.id().to_owned()));
-        }
-    }
-    Ok(Owner::Host)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn namespaces_of_this_host_are_no_containers() {
-        let state = tempfile::tempdir().unwrap();
-        let owner = |path: &str, kind| super::owner(state.path(), Path::new(path), kind);
-        for (name, kind) in [
-            ("ipc", Kind::Ipc),
-            ("net", Kind::Network),
-            ("pid", Kind::Pid),
-        ] {
-            let path = format!("/proc/self/ns/{name}");
-            assert_eq!(owner(&path, kind), Ok(Owner::Host), "{name}");
-        }
-        assert!(
-            owner("/proc/self/status", Kind::Ipc)
-                .unwrap_err()
-                .contains("is no namespace")
-        );
-        assert!(
-            owner("/no/such", Kind::Ipc)
-                .unwrap_err()
-                .contains("No such file")
-        );
-    }
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use super::{done, open};
+use super::ask::{done, open};
+use super::error::Error;
 use crate::cli;
 use crate::control::{Control, ControlReply, control};
-use crate::machine;
+use crate::error::Doing;
 use crate::state::{Identity, process};
 use crate::state::{StateDir, Verb};
-use crate::verbs::error::{Error, SystemContext};
 
 /// How long a guest may take to obey SIGKILL before its machine is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -30,17 +30,15 @@ pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
     let allowed = dir.status(record.as_ref())?.allows(Verb::Kill, dir.id());
     let machine = record.and_then(|record| record.machine);
     let result = match (allowed, machine) {
-        (Err(e), _) => Err(e),
+        (Err(e), _) => Err(e.into()),
         (Ok(()), None) => Err(Error::NotRunning),
         (Ok(()), Some(_)) if signal == 0 => Ok(()),
         (Ok(()), Some(machine)) if signal == libc::SIGKILL => end(&dir, machine, args.all),
-        (Ok(()), Some(_)) => answer(control(
-            dir.path(),
-            &Control::Kill {
-                signal,
-                all: args.all,
-            },
-        )),
+        (Ok(()), Some(_)) => {
+            let all = args.all;
+            let reply = control(dir.path(), &Control::Kill { signal, all });
+            reply.map_err(Error::from).and_then(done)
+        }
     };
     match result {
         // There is nothing left that could get it: callers that say --all want just that.
@@ -49,16 +47,9 @@ pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
     }
 }
 
-fn answer(reply: Result<ControlReply, machine::Error>) -> Result<(), Error> {
-    match reply {
-        Err(machine::Error::NotRunning) => Err(Error::NotRunning),
-        reply => done(reply?),
-    }
-}
-
 /// SIGKILL: the guest may deliver it, so that output and exit code are the program's; a guest that does not loses its machine.
 fn end(dir: &StateDir, machine: Identity, all: bool) -> Result<(), Error> {
-    let Some(pidfd) = machine.open().system("open the machine process")? else {
+    let Some(pidfd) = machine.open().doing("open the machine process")? else {
         return Err(Error::NotRunning);
     };
     let (sender, receiver) = mpsc::channel();
@@ -77,9 +68,9 @@ fn end(dir: &StateDir, machine: Identity, all: bool) -> Result<(), Error> {
     });
     let obeyed = matches!(receiver.recv_timeout(GRACE), Ok(Ok(ControlReply::Done)));
     let waiting = "wait for the machine process";
-    if !obeyed || !process::ends_within(&pidfd, GRACE).system(waiting)? {
-        process::kill(&pidfd).system("kill the machine process")?;
-        if !process::ends_within(&pidfd, GRACE).system(waiting)? {
+    if !obeyed || !process::ends_within(&pidfd, GRACE).doing(waiting)? {
+        process::kill(&pidfd).doing("kill the machine process")?;
+        if !process::ends_within(&pidfd, GRACE).doing(waiting)? {
             return Err(Error::Unkillable(machine.pid));
         }
     }

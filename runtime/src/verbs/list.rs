@@ -4,11 +4,12 @@ use std::fmt::Write;
 use std::fs::File;
 use std::path::Path;
 
-use super::state::{self, State};
+use super::error::Error;
+use super::state::{State, of};
 use crate::cli::{self, ListFormat};
+use crate::error::Doing;
 use crate::report::Report;
-use crate::state::StateDir;
-use crate::verbs::error::{Error, FileContext};
+use crate::state::{self, StateDir};
 
 /// The columns of the table, and runc's least width of one with the space behind it.
 const HEADER: [&str; 6] = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];
@@ -23,14 +24,14 @@ pub(crate) fn list(
     report: &Report,
 ) -> Result<String, Error> {
     if !may_be_missing {
-        File::open(root).file("open", root)?;
+        File::open(root).doing_to("open", root)?;
     }
     let mut states = Vec::new();
     for dir in StateDir::all(root)? {
-        match state::of(&dir) {
+        match of(&dir) {
             Ok(state) => states.push(state),
             // Being created, or deleted meanwhile.
-            Err(Error::NotFound) => {}
+            Err(Error::State(state::Error::NotFound)) => {}
             Err(e) => report.warn(&format!("load container {}: {e}", dir.id())),
         }
     }

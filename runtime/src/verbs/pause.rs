@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::{done, open};
+use super::ask::{done, open};
+use super::error::Error;
 use crate::control::{Control, control};
 use crate::state::Verb;
-use crate::verbs::error::Error;
 
 /// Suspends a container.
 pub(crate) fn pause(root: &Path, id: &str) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! `ps`: the container's processes: those of its cgroup on this host by number, or those of the guest as ps(1) shows processes.
 
 mod columns;
+mod error;
 mod layout;
 mod process;
 
@@ -8,35 +9,18 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{done, open};
+use super::ask::{done, open};
+use super::error::Error;
 use crate::cli::{self, ListFormat};
 use crate::control::{Control, ControlReply, control};
+use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::state::{Record, StateDir, Status, Verb};
-use crate::verbs::error::{Error, SystemContext};
+pub(crate) use error::PsError;
+
 use columns::View;
 use layout::Layout;
 use process::Process;
-
-/// What is wrong with the options or with what the guest says.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PsError {
-    #[error("ps option {0:?} is not supported")]
-    Option(String),
-    #[error("ps: conflicting format options")]
-    Conflict,
-    #[error("ps: format specification must follow {0}")]
-    NoFormat(&'static str),
-    #[error("ps: improper format list {0:?}")]
-    List(String),
-    #[error("ps: column width {0:?} is not 1 to {max}", max = layout::WIDTH_MAX)]
-    Width(String),
-    #[error("ps: unknown user-defined format specifier {0:?}")]
-    Column(String),
-    /// The kernel of a sane guest writes these files.
-    #[error("the guest gives an invalid /proc/{pid}/{file}")]
-    Guest { pid: i32, file: &'static str },
-}
 
 /// The processes of a container, as text.
 pub(crate) fn ps(root: &Path, args: &cli::Ps) -> Result<String, Error> {
@@ -80,7 +64,7 @@ fn table(dir: &StateDir, layout: &Layout) -> Result<String, Error> {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default(),
         memory: nix::sys::sysinfo::sysinfo()
-            .system("read the host's memory size")?
+            .doing("read the host's memory size")?
             .ram_total(),
         users: read("/etc/passwd"),
         groups: read("/etc/group"),

@@ -10,40 +10,40 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::create::{Context, Created, created};
+use super::context::Context;
+use super::create::{Created, create_locked};
 use super::delete::destroy;
+use super::error::Error;
 use super::start::start_created;
 use crate::cli;
-use crate::host::notify::Manager;
+use crate::error::Doing;
+use crate::host::notify::NotifySocket;
 use crate::host::relay::Relay;
 use crate::host::signals;
 use crate::report::Report;
-use crate::state::Identity;
-use crate::state::{Entry, read_journal};
-use crate::state::{Record, StateDir};
+use crate::state::{self, Entry, Identity, Record, StateDir, read_journal};
 use crate::sys;
-use crate::verbs::error::{Error, SystemContext};
 
 /// Runs a container; the exit code for the caller.
 pub(crate) fn run(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
-    ran(context, args).map_err(|e| Error::Failed("run", Box::new(e)))
+    create_and_start(context, args).map_err(|e| Error::Failed("run", Box::new(e)))
 }
 
-fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
+fn create_and_start(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
     let Created {
         dir,
         record,
         machine,
         lock,
         master,
-        manager,
-    } = created(context, &args.create, args.detach)?;
+        notify,
+    } = create_locked(context, &args.create, args.detach)?;
     let code = match start(&dir, &record, context.report, args.detach, master.is_some()) {
         Ok(None) => {
-            if let Some(manager) = manager {
+            if let Some(socket) = notify {
                 drop(lock);
                 // As with runc the container goes on, whether or not somebody hears of it.
-                if let Err(e) = manager.attend(dir.path(), machine.pid) {
+                if let Err(e) = socket.attend(dir.path(), machine.pid) {
                     context.report.warn(&e.to_string());
                 }
             }
@@ -52,8 +52,8 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
         // Others may delete the container while it runs.
         Ok(Some(signals)) => {
             drop(lock);
-            if let Some(manager) = manager {
-                notify(manager, dir.path());
+            if let Some(socket) = notify {
+                attend_notify(socket, dir.path());
             }
             let code = lend(master).and_then(|relay| attend(machine, &signals, relay));
             if let Some(reason) = lost(&dir) {
@@ -70,9 +70,10 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
     if !args.keep {
         match dir
             .lock()
+            .map_err(Error::from)
             .and_then(|lock| destroy(&dir, Some(&record), lock, context.report))
         {
-            Ok(()) | Err(Error::NotFound) => {}
+            Ok(()) | Err(Error::State(state::Error::NotFound)) => {}
             Err(e) => return code.and(Err(e)),
         }
     }
@@ -80,10 +81,10 @@ fn ran(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error> {
 }
 
 /// Tells of the container's readiness, beside all else; this process is what is to be watched then.
-fn notify(manager: Manager, state_dir: &Path) {
+fn attend_notify(socket: NotifySocket, state_dir: &Path) {
     let (state_dir, pid) = (state_dir.to_owned(), std::process::id().cast_signed());
     // It ends with the program at the latest.
-    std::thread::spawn(move || manager.attend(&state_dir, pid));
+    std::thread::spawn(move || socket.attend(&state_dir, pid));
 }
 
 /// Why the container ended, if not by its own doing.
@@ -105,7 +106,7 @@ fn start(
     terminal: bool,
 ) -> Result<Option<SignalFd>, Error> {
     let signals = (!detach).then(|| signals::take(terminal));
-    let signals = signals.transpose().system("take the signals")?;
+    let signals = signals.transpose().doing("take the signals")?;
     start_created(dir, record, report)?;
     Ok(signals)
 }
@@ -113,7 +114,7 @@ fn start(
 /// Lends the caller's terminal to a container that has one of its own.
 fn lend(master: Option<OwnedFd>) -> Result<Option<Relay>, Error> {
     let relay = master.map(Relay::start).transpose();
-    relay.system("lend the terminal")
+    Ok(relay.doing("lend the terminal")?)
 }
 
 /// Passes signals on to the container until it ends; its exit code, or 128 and the number of the signal that ended it.
@@ -122,7 +123,7 @@ fn attend(machine: Identity, signals: &SignalFd, relay: Option<Relay>) -> Result
     let raw = rustix::process::Pid::from_raw(machine.pid).ok_or(Error::NotRunning)?;
     // A child that has ended keeps its pid until it is waited for: this is the machine.
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
-        .system("open the machine process")?;
+        .doing("open the machine process")?;
     loop {
         let mut polled = [
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
@@ -130,7 +131,7 @@ fn attend(machine: Identity, signals: &SignalFd, relay: Option<Relay>) -> Result
         ];
         match poll(&mut polled, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
-            result => result.system("wait for the container")?,
+            result => result.doing("wait for the container")?,
         };
         if polled[0].any() == Some(true) {
             let code = reap(pid);
@@ -139,7 +140,7 @@ fn attend(machine: Identity, signals: &SignalFd, relay: Option<Relay>) -> Result
             }
             return code;
         }
-        while let Some(info) = signals.read_signal().system("read a signal")? {
+        while let Some(info) = signals.read_signal().doing("read a signal")? {
             match (i32::try_from(info.ssi_signo), &relay) {
                 // The machine process hears of it by the pseudo-terminal.
                 (Ok(libc::SIGWINCH), Some(relay)) => drop(relay.resize()),
@@ -162,7 +163,7 @@ fn reap(pid: Pid) -> Result<u8, Error> {
                 return Ok(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX));
             }
             Ok(_) => {}
-            Err(e) => return Err(e).system("wait for the container"),
+            Err(e) => return Ok(Err(e).doing("wait for the container")?),
         }
     }
 }

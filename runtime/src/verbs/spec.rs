@@ -3,8 +3,9 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 
+use super::error::Error;
 use crate::cli;
-use crate::verbs::error::{Error, FileContext};
+use crate::error::Doing;
 
 /// A configuration to start from: runc's.
 const TEMPLATE: &str = include_str!("spec.json");
@@ -19,6 +20,6 @@ pub(crate) fn spec(args: &cli::Spec) -> Result<(), Error> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(Error::SpecExists),
         file => file,
     };
-    file.and_then(|mut file| file.write_all(TEMPLATE.as_bytes()))
-        .file("write", path)
+    let written = file.and_then(|mut file| file.write_all(TEMPLATE.as_bytes()));
+    Ok(written.doing_to("write", path)?)
 }

@@ -1,17 +1,18 @@
 //! `start`.
 
-use super::create::Context;
+use super::ask::{done, open};
+use super::context::Context;
 use super::delete::destroy;
-use super::{done, open};
+use super::error::Error;
 use crate::config::Config;
 use crate::control;
+use crate::error::Doing;
 use crate::host::hooks::{Hooks, Kind};
 use crate::host::network::{self, Joined};
-use crate::host::notify::Manager;
+use crate::host::notify::NotifySocket;
 use crate::report::Report;
 use crate::state::process;
-use crate::state::{Record, StateDir, Verb};
-use crate::verbs::error::{Error, SystemContext};
+use crate::state::{self, Record, StateDir, Verb};
 
 /// Executes the program of a created container.
 pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
@@ -20,10 +21,10 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
     let record = dir.record()?;
     dir.status(record.as_ref())?.allows(Verb::Start, dir.id())?;
     let Some(record) = record else {
-        return Err(Error::NotFound);
+        return Err(state::Error::NotFound.into());
     };
-    let manager = Manager::of_environment();
-    if manager.is_some() && !record.notify {
+    let notify = NotifySocket::of_environment();
+    if notify.is_some() && !record.notify {
         return Err(Error::NoNotifySocket);
     }
     let result = start_created(&dir, &record, context.report);
@@ -37,10 +38,10 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
         return result;
     }
     result?;
-    if let (Some(manager), Some(machine)) = (manager, record.machine) {
+    if let (Some(notify), Some(machine)) = (notify, record.machine) {
         // It may be long before the container is ready.
         drop(lock);
-        manager.attend(dir.path(), machine.pid)?;
+        notify.attend(dir.path(), machine.pid)?;
     }
     Ok(())
 }
@@ -53,7 +54,7 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
     let Joined { network, taps } = match record.network.slots() {
         0 => Joined::default(),
         slots => {
-            let process = machine.open().system("open the machine process")?;
+            let process = machine.open().doing("open the machine process")?;
             let process = process.ok_or(Error::NotRunning)?;
             let names = network::names::are_asked(&config.spec);
             network::join(process, &record.net_devices, names, slots, report)?

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::open;
-use crate::state::{StateDir, Status};
-use crate::verbs::error::Error;
+use super::ask::open;
+use super::error::Error;
+use crate::state::{self, StateDir, Status};
 
 /// The state as the specification has it (runtime.md, State), and runc's additions to it.
 #[derive(Debug, Serialize)]
@@ -36,9 +36,9 @@ pub(crate) fn state(root: &Path, id: &str) -> Result<String, Error> {
 /// The state of a container.
 ///
 /// # Errors
-/// [`Error::NotFound`] before create has recorded anything.
+/// [`state::Error::NotFound`] before create has recorded anything.
 pub(super) fn of(dir: &StateDir) -> Result<State, Error> {
-    let record = dir.record()?.ok_or(Error::NotFound)?;
+    let record = dir.record()?.ok_or(state::Error::NotFound)?;
     let status = dir.status(Some(&record))?;
     let pid = record
         .machine

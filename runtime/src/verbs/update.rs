@@ -8,15 +8,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{ask, done, open};
+use super::ask::{ask, done, open};
+use super::error::Error;
 use crate::cli;
 use crate::config::Config;
 use crate::control::Control;
+use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::plan::{self, MachineSize};
 use crate::report::Report;
 use crate::state::Verb;
-use crate::verbs::error::{Error, FileContext};
 
 /// Largest file of resources in bytes: as JSON in JSON it still fits into a request.
 const RESOURCES_MAX: u64 = 256 << 10;
@@ -62,7 +63,7 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
         report.warn(&format!("a limit of the host is not what it was: {e}"));
     }
     result?;
-    dir.write_config(update.config.to_string().as_bytes())
+    Ok(dir.write_config(update.config.to_string().as_bytes())?)
 }
 
 /// What is asked for, as a `linux.resources` object.
@@ -79,7 +80,7 @@ fn request(args: &cli::Update) -> Result<Value, Error> {
         Some(path) if path == Path::new("-") => read("standard input", io::stdin().lock()),
         Some(path) if !path.as_os_str().is_empty() => {
             let name = path.display().to_string();
-            read(&name, File::open(path).file("open", path)?)
+            read(&name, File::open(path).doing_to("open", path)?)
         }
         _ => flags::resources(args),
     }

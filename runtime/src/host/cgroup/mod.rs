@@ -25,6 +25,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use systemd::{Placeholder, Scope};
 
+use crate::error::{Doing, SystemError};
+
 pub(crate) use limit::Limit;
 
 /// Where the hierarchy is mounted: alone, or beside v1 (systemd's "unified" and "hybrid" layouts).
@@ -60,12 +62,8 @@ pub(crate) enum Error {
     Unkillable(PathBuf),
     #[error(transparent)]
     Systemd(#[from] systemd::Error),
-    #[error("{doing} {}", path.display())]
-    File {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    #[error(transparent)]
+    System(#[from] SystemError),
 }
 
 /// How the host uses cgroups.
@@ -123,7 +121,7 @@ pub(crate) fn locate(
 /// The path of the caller's cgroup in the v2 hierarchy, for instance `/user.slice`.
 pub(crate) fn own() -> Result<String, Error> {
     let path = Path::new("/proc/self/cgroup");
-    let text = fs::read_to_string(path).map_err(file("read", path))?;
+    let text = fs::read_to_string(path).doing_to("read", path)?;
     Ok(own_in(&text).to_owned())
 }
 
@@ -139,14 +137,6 @@ fn own_in(text: &str) -> &str {
     text.lines()
         .find_map(|line| line.strip_prefix("0::"))
         .unwrap_or("/")
-}
-
-fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::File {
-        doing,
-        path: path.into(),
-        source,
-    }
 }
 
 impl Cgroup {
@@ -206,7 +196,7 @@ impl Cgroup {
 
     /// Opens the directory, for clone3.
     pub(crate) fn open(&self) -> Result<File, Error> {
-        File::open(&self.path).map_err(file("open", &self.path))
+        Ok(File::open(&self.path).doing_to("open", &self.path)?)
     }
 
     /// Writes those of `limits` that are not what the files say; gives the files written and what to write for all to be as before. On an
@@ -236,7 +226,7 @@ impl Cgroup {
                     .map(|()| former.push((limit.file.clone(), limit.former(&text)))),
                 // Writing to it says which property needs it, if one does.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => self.set(limit),
-                Err(e) => Err(file("read", path)(e)),
+                Err(e) => Err(e).doing_to("read", path).map_err(Error::from),
             };
             if let Err(e) = result {
                 // Why the limits cannot be changed matters more than that they cannot be changed back.
@@ -256,7 +246,7 @@ impl Cgroup {
         }
         for (name, text) in former.iter().rev() {
             let path = self.path.join(&**name);
-            write(&path, text).map_err(file("write", path))?;
+            write(&path, text).doing_to("write", path)?;
         }
         Ok(())
     }
@@ -289,9 +279,9 @@ impl Cgroup {
     fn is_populated(&self) -> Result<bool, Error> {
         let path = self.path.join("cgroup.events");
         match fs::read_to_string(&path) {
-            Err(e) if is_gone(&e) => Ok(false),
+            Err(e) if is_removed(&e) => Ok(false),
             text => {
-                let text = text.map_err(file("read", path))?;
+                let text = text.doing_to("read", path)?;
                 Ok(text.lines().any(|line| line == "populated 1"))
             }
         }
@@ -301,7 +291,9 @@ impl Cgroup {
     pub(crate) fn processes(&self) -> Result<Vec<i32>, Error> {
         let mut pids = Vec::new();
         match processes(&self.path, &mut pids) {
-            Err(e) if !is_gone(&e) => return Err(file("list the processes of", &self.path)(e)),
+            Err(e) if !is_removed(&e) => {
+                return Ok(Err(e).doing_to("list the processes of", &self.path)?);
+            }
             _ => {}
         }
         pids.sort_unstable();
@@ -313,8 +305,8 @@ impl Cgroup {
     pub(crate) fn kill(&self) -> Result<(), Error> {
         let path = self.path.join("cgroup.kill");
         match write(&path, "1") {
-            Err(e) if is_gone(&e) => return Ok(()),
-            result => result.map_err(file("write", path))?,
+            Err(e) if is_removed(&e) => return Ok(()),
+            result => result.doing_to("write", path)?,
         }
         self.await_empty()
     }
@@ -322,8 +314,8 @@ impl Cgroup {
     fn await_empty(&self) -> Result<(), Error> {
         let path = self.path.join("cgroup.events");
         let events = match File::open(&path) {
-            Err(e) if is_gone(&e) => return Ok(()),
-            events => events.map_err(file("open", &path))?,
+            Err(e) if is_removed(&e) => return Ok(()),
+            events => events.doing_to("open", &path)?,
         };
         let timeout = PollTimeout::try_from(KILL_TIMEOUT).unwrap_or(PollTimeout::MAX);
         // Opened before it is read: a change after the reading is an event (cgroups(7), POLLPRI).
@@ -332,7 +324,7 @@ impl Cgroup {
             match poll(&mut polled, timeout) {
                 Ok(0) => return Err(Error::Unkillable(self.path.clone())),
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(e) => return Err(file("poll", &path)(e.into())),
+                Err(e) => return Ok(Err(e).doing_to("poll", &path)?),
             }
         }
         Ok(())
@@ -352,8 +344,8 @@ impl Cgroup {
         }
         self.kill()?;
         match remove_tree(&self.path) {
-            Err(e) if is_gone(&e) => Ok(()),
-            result => result.map_err(file("remove", &self.path)),
+            Err(e) if is_removed(&e) => Ok(()),
+            result => Ok(result.doing_to("remove", &self.path)?),
         }
     }
 }
@@ -367,7 +359,7 @@ fn make(root: &Path, below: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error>
         match fs::create_dir(&path) {
             Ok(()) => made.push(path.clone()),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(file("create", &path)(e)),
+            Err(e) => return Ok(Err(e).doing_to("create", &path)?),
         }
     }
     Ok(())
@@ -377,7 +369,7 @@ fn make(root: &Path, below: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error>
 fn delegate(path: &Path) -> Result<(), Error> {
     let read = |name| {
         let path = path.join(name);
-        fs::read_to_string(&path).map_err(file("read", path))
+        fs::read_to_string(&path).doing_to("read", path)
     };
     let available = read("cgroup.controllers")?;
     let enabled = read("cgroup.subtree_control")?;
@@ -391,7 +383,7 @@ fn delegate(path: &Path) -> Result<(), Error> {
 }
 
 /// Whether an error says that a cgroup has been removed, before its file was opened or since (kernfs: ENODEV).
-fn is_gone(e: &io::Error) -> bool {
+fn is_removed(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
@@ -412,7 +404,7 @@ fn processes(path: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             match processes(&entry.path(), pids) {
-                Err(e) if !is_gone(&e) => return Err(e),
+                Err(e) if !is_removed(&e) => return Err(e),
                 _ => {}
             }
         }

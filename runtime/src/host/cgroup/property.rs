@@ -3,11 +3,18 @@
 //! means the property that ends in `USec`.
 
 use super::dbus::Value;
-use super::systemd::Error;
 
 const PREFIX: &str = "org.systemd.property.";
 
 const USEC_PER_SEC: u64 = 1_000_000;
+
+/// An annotation that is not understood.
+#[derive(Debug, thiserror::Error)]
+#[error("annotation {key}={text:?} is not understood as a property of a systemd unit")]
+pub(crate) struct Error {
+    key: String,
+    text: String,
+}
 
 /// The properties among the annotations.
 pub(super) fn properties<'a>(
@@ -16,7 +23,7 @@ pub(super) fn properties<'a>(
     let asked = annotations.filter_map(|(key, text)| Some((key, key.strip_prefix(PREFIX)?, text)));
     asked
         .map(|(key, name, text)| {
-            property(name, text).ok_or_else(|| Error::Annotation {
+            property(name, text).ok_or_else(|| Error {
                 key: key.clone(),
                 text: text.clone(),
             })

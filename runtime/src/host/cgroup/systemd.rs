@@ -77,8 +77,8 @@ pub(crate) enum Error {
     Limit(String),
     #[error("{0} is not what a property of a systemd unit can say")]
     Value(String),
-    #[error("annotation {key}={text:?} is not understood as a property of a systemd unit")]
-    Annotation { key: String, text: String },
+    #[error(transparent)]
+    Annotation(#[from] property::Error),
     #[error("start a process for the scope")]
     Placeholder(#[source] io::Error),
     #[error("unable to start unit {unit:?}")]

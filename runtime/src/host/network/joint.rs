@@ -13,7 +13,8 @@ use super::netlink::{
     ACK, CREATE, EXCL, Message, REQUEST, Socket, attribute, find, i32_at, string, u32_at,
 };
 use super::plan::{IN6_ADDR_GEN_MODE_NONE, generation};
-use super::{Doing, Error, scan, tap_name};
+use super::{Error, scan, tap_name};
+use crate::error::Doing;
 use crate::sys;
 
 /// Message types (linux/rtnetlink.h).
@@ -57,40 +58,41 @@ pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Er
     let join = || format!("join {other} to {name}");
     // The host's kernel is to have no address of its own on the tap: there is nothing that it could say there.
     let silent = set_link(index, 0).with(IFLA_AF_SPEC, &generation(IN6_ADDR_GEN_MODE_NONE));
-    socket.ask(silent).doing(join)?;
-    socket.ask(set_link(index, IFF_UP)).doing(join)?;
-    socket.ask(add_ingress(index)).doing(join)?;
-    socket.ask(redirect(index, theirs)).doing(join)?;
+    socket.ask(silent).doing_with(join)?;
+    socket.ask(set_link(index, IFF_UP)).doing_with(join)?;
+    socket.ask(add_ingress(index)).doing_with(join)?;
+    socket.ask(redirect(index, theirs)).doing_with(join)?;
     match socket.ask(add_ingress(theirs)) {
         Err(e) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {
-            if !is_ours(socket, theirs).doing(join)? {
+            if !is_ours(socket, theirs).doing_with(join)? {
                 let why = "it has an ingress or clsact qdisc of somebody else";
                 return Err(Error::Interface(other.clone(), why.to_owned()));
             }
-            socket.ask(delete_ingress(theirs)).doing(join)?;
-            socket.ask(add_ingress(theirs)).doing(join)?;
+            socket.ask(delete_ingress(theirs)).doing_with(join)?;
+            socket.ask(add_ingress(theirs)).doing_with(join)?;
         }
-        result => result.doing(join)?,
+        result => result.doing_with(join)?,
     }
-    socket.ask(redirect(theirs, index)).doing(join)?;
+    socket.ask(redirect(theirs, index)).doing_with(join)?;
     Ok(tap)
 }
 
 /// Whether this host's kernel has what it takes, in a namespace that is not needed any more: a tap is joined to itself.
 pub(super) fn check(socket: &Socket) -> Result<(), Error> {
     let (_tap, index) = make_tap(&tap_name(0))?;
-    let ingress = || "add an ingress qdisc (sch_ingress)";
+    let ingress = "add an ingress qdisc (sch_ingress)";
     socket.ask(add_ingress(index)).doing(ingress)?;
-    let filter = || "redirect packets (cls_matchall, act_mirred)";
-    socket.ask(redirect(index, index)).doing(filter)
+    let filter = "redirect packets (cls_matchall, act_mirred)";
+    socket.ask(redirect(index, index)).doing(filter)?;
+    Ok(())
 }
 
 /// A tap and its index.
 fn make_tap(name: &str) -> Result<(OwnedFd, u32), Error> {
     let device = File::options().read(true).write(true).open("/dev/net/tun");
-    let device = device.doing(|| "open /dev/net/tun")?;
-    let tap = sys::make_tap(device.into(), name).doing(|| format!("make the tap {name}"))?;
-    let index = if_nametoindex(name).doing(|| format!("find {name}"))?;
+    let device = device.doing("open /dev/net/tun")?;
+    let tap = sys::make_tap(device.into(), name).doing_with(|| format!("make the tap {name}"))?;
+    let index = if_nametoindex(name).doing_with(|| format!("find {name}"))?;
     Ok((tap, index))
 }
 

@@ -18,6 +18,7 @@ mod netlink;
 mod plan;
 mod scan;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +28,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use protocol::Network;
 
+use crate::error::{Doing, SystemError};
 use crate::report::Report;
 pub(crate) use moved::{Moved, NetDevice};
 use namespace::inside;
@@ -39,9 +41,8 @@ pub(crate) enum Error {
     #[error("cannot {doing}")]
     System {
         /// What was being done.
-        doing: String,
+        doing: Cow<'static, str>,
         /// The cause.
-        #[source]
         source: io::Error,
     },
     /// An interface that the guest cannot have.
@@ -54,17 +55,9 @@ pub(crate) enum Error {
     Slots(String, usize, usize),
 }
 
-/// Adds what was being done to a system call's error.
-trait Doing<T> {
-    fn doing<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T, Error>;
-}
-
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T, Error> {
-        self.map_err(|e| Error::System {
-            doing: doing().into(),
-            source: e.into(),
-        })
+impl From<SystemError> for Error {
+    fn from(SystemError { doing, source }: SystemError) -> Error {
+        Error::System { doing, source }
     }
 }
 
@@ -90,9 +83,9 @@ pub(crate) fn join(
     report: &Report,
 ) -> Result<Joined, Error> {
     inside(process, |socket| {
-        let scan = scan::scan(socket).doing(|| "read the container's network namespace")?;
+        let scan = scan::scan(socket).doing("read the container's network namespace")?;
         let mut plan = plan::plan(&scan, wanted, slots)?;
-        plan.network.names = names && names::listening().doing(|| "look for a name server")?;
+        plan.network.names = names && names::listening().doing("look for a name server")?;
         plan.skipped.iter().for_each(|text| report.debug(text));
         plan.warnings.iter().for_each(|text| report.warn(text));
         let interfaces = plan.network.interfaces.iter();
@@ -116,7 +109,7 @@ pub(crate) fn release(path: &Path) -> Result<(), Error> {
         return Ok(());
     };
     let remove =
-        |socket: &Socket| joint::remove_all(socket).doing(|| "clean up the network namespace");
+        |socket: &Socket| Ok(joint::remove_all(socket).doing("clean up the network namespace")?);
     match inside(namespace, remove) {
         // What the path was a mount of is gone, and a plain file is left.
         Err(Error::System { source, .. })
@@ -130,8 +123,8 @@ pub(crate) fn release(path: &Path) -> Result<(), Error> {
 
 /// Whether this host can join interfaces to machines. Leaves the calling thread in a network namespace of its own.
 pub(crate) fn check() -> Result<(), Error> {
-    unshare(CloneFlags::CLONE_NEWNET).doing(|| "create a network namespace")?;
-    joint::check(&Socket::open().doing(|| "create a netlink socket")?)
+    unshare(CloneFlags::CLONE_NEWNET).doing("create a network namespace")?;
+    joint::check(&Socket::open().doing("create a netlink socket")?)
 }
 
 /// The name of the tap for the interface of an index.

@@ -4,11 +4,12 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
+use super::Error;
 use super::namespace::inside;
 use super::netlink::{ACK, CREATE, EXCL, Message, REQUEST, Socket, attributes, string};
 use super::plan::{IFF_UP, RTM_NEWADDR, check_hardware, ifa, of, set_link};
 use super::scan::{self, Entry, Link};
-use super::{Doing, Error};
+use crate::error::Doing;
 
 /// Attributes of a link (linux/if_link.h).
 const IFLA_IFNAME: u16 = 3;
@@ -46,7 +47,7 @@ impl Moved {
     /// # Errors
     /// For an interface that is not there, that no machine can have, or whose new name is taken; with all of them back.
     pub(crate) fn to(pid: i32, devices: &[NetDevice]) -> Result<Moved, Error> {
-        let open = |path: &str| File::open(path).doing(|| format!("open {path}"));
+        let open = |path: &str| File::open(path).doing_with(|| format!("open {path}"));
         let mut moved = Moved {
             own: open("/proc/thread-self/ns/net")?,
             container: open(&format!("/proc/{pid}/ns/net"))?,
@@ -93,7 +94,7 @@ fn leave(from: &File, to: &File, name: &str, new_name: &str) -> Result<Left, Err
     inside(from, |socket| {
         let link = find(socket, name)?;
         check_hardware(&link)?;
-        let mut addresses = scan::addresses(socket).doing(|| "read the host's addresses")?;
+        let mut addresses = scan::addresses(socket).doing("read the host's addresses")?;
         addresses.retain(|address| {
             let permanent = address.find_number(ifa::FLAGS).unwrap_or(0) & ifa::F_PERMANENT != 0;
             of(address, &link) && address.byte(3) == GLOBAL && permanent
@@ -101,7 +102,7 @@ fn leave(from: &File, to: &File, name: &str, new_name: &str) -> Result<Left, Err
         let away = set_link(&link, 0, IFF_UP)
             .with(IFLA_IFNAME, &string(new_name))
             .with(IFLA_NET_NS_FD, &to.as_raw_fd().to_ne_bytes());
-        socket.ask(away).doing(|| {
+        socket.ask(away).doing_with(|| {
             format!("move network interface {name} to another namespace as {new_name}")
         })?;
         let up = link.flags & IFF_UP != 0;
@@ -123,18 +124,18 @@ fn arrive(at: &File, name: &str, addresses: &[Entry], up: bool) -> Result<(), Er
                 }
             }
             let add = || format!("give network interface {name} its addresses");
-            socket.ask(message).doing(add)?;
+            socket.ask(message).doing_with(add)?;
         }
         if up {
             let set = set_link(&link, IFF_UP, IFF_UP);
-            socket.ask(set).doing(|| format!("bring {name} up"))?;
+            socket.ask(set).doing_with(|| format!("bring {name} up"))?;
         }
         Ok(())
     })
 }
 
 fn look_for(socket: &Socket, name: &str) -> Result<Option<Link>, Error> {
-    let links = scan::links(socket).doing(|| "read the network interfaces")?;
+    let links = scan::links(socket).doing("read the network interfaces")?;
     Ok(links.into_iter().find(|link| link.name == name))
 }
 

@@ -1,11 +1,8 @@
 //! Which columns are shown, and how they become lines: the options of ps(1) that choose a format.
 
-use super::PsError;
 use super::columns::{self, Align, Column, View};
+use super::error::{PsError, WIDTH_MAX};
 use super::process::Process;
-
-/// Widest column that can be asked for.
-pub(super) const WIDTH_MAX: usize = 4096;
 
 /// Formats that have a name, in the words of `-o`.
 const SIMPLE: &str = "pid,tname,time,ucmd";

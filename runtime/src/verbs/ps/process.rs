@@ -2,7 +2,7 @@
 
 use std::str::{FromStr, SplitAsciiWhitespace};
 
-use super::PsError;
+use super::error::PsError;
 
 /// `TASK_COMM_LEN` of linux/sched.h without its NUL, with room for the longer names of kernel threads.
 const NAME_MAX: usize = 64;

@@ -1,0 +1,148 @@
+//! What is said.
+
+use std::os::fd::OwnedFd;
+
+use protocol::{ContainerId, EXTRA_MAX, Exit, Network, Ports, Process, TerminalSize};
+use serde::{Deserialize, Serialize};
+use vmm::MAX_NET_SLOTS;
+
+/// Most descriptors that come with a request: the standard streams and those beside them, or the taps of all network interfaces.
+pub(crate) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
+    3 + EXTRA_MAX
+} else {
+    MAX_NET_SLOTS
+};
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Direction {
+    /// Into the guest.
+    In,
+    /// Out of the guest.
+    Out,
+    /// Both at once.
+    Both,
+}
+
+impl Direction {
+    /// What the guest is told of a descriptor that has a stream between these ports.
+    pub(crate) fn to_guest(self, ports: Ports) -> protocol::Extra {
+        match self {
+            Direction::In => protocol::Extra::In(ports),
+            Direction::Out => protocol::Extra::Out(ports),
+            Direction::Both => protocol::Extra::Both(ports),
+        }
+    }
+}
+
+/// A descriptor that is passed on, and that nobody else of this process has any more.
+#[derive(Debug)]
+pub(crate) struct Preserved {
+    pub(crate) fd: OwnedFd,
+    pub(crate) direction: Direction,
+}
+
+/// A request to the machine process, and the container of the machine that it is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Request<C> {
+    pub(crate) container: ContainerId,
+    pub(crate) control: C,
+}
+
+/// What is asked of the machine process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Control {
+    /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap of each
+    /// interface comes along as a descriptor.
+    Start(Network),
+    /// Send a signal to the container's init process, or to all of its processes.
+    Kill {
+        /// The signal's number.
+        signal: i32,
+        /// Whether every process gets it.
+        all: bool,
+    },
+    /// Execute one more process.
+    Exec(ExecRequest),
+    /// Freeze the container and stop its vCPUs.
+    Pause,
+    /// Undo `Pause`.
+    Resume,
+    /// Change the limits in the guest: the JSON of a `linux.resources` object.
+    Update(String),
+    /// The files of the container's cgroup in the guest.
+    Statistics,
+    /// The processes of the container.
+    Processes,
+    /// Tell of out-of-memory kills until the container ends.
+    Events,
+    /// Tell when the container has said that it is ready.
+    Ready,
+}
+
+/// A process to execute in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExecRequest {
+    /// The JSON of an OCI `process` object.
+    pub(crate) process: String,
+    /// The cgroup below the container's own that it starts in; the container's own if empty.
+    pub(crate) cgroup: String,
+    /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard input.
+    pub(crate) streams: [Stream; 3],
+    /// The descriptors beside the standard streams. They come after those.
+    pub(crate) extra: Vec<Extra>,
+}
+
+/// A descriptor beside the standard streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extra {
+    pub(crate) direction: Direction,
+    /// As of [`Stream::Passed`].
+    pub(crate) own: bool,
+}
+
+/// A standard stream of an exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stream {
+    /// There is none: /dev/null.
+    None,
+    /// A descriptor that comes along. `own`: its open file description belongs to the machine process alone and does not block.
+    Passed { own: bool },
+}
+
+/// What the client of an exec may ask for while the process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ExecControl {
+    /// Send it a signal.
+    Kill(i32),
+    /// Resize its terminal.
+    Resize(TerminalSize),
+}
+
+/// The machine process's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ControlReply {
+    /// It is done.
+    Done,
+    /// The container has no process any more.
+    NotRunning,
+    /// The container is paused, and what was asked for needs one that is not.
+    Paused,
+    /// It could not be done, and why.
+    Failed(String),
+    /// The process of an exec runs its program.
+    Executed,
+    /// The process of an exec has ended and all its output has been delivered.
+    Exited(Exit),
+    /// Answer to [`Control::Statistics`]: file names and contents.
+    Statistics(Vec<(String, String)>),
+    /// Answer to [`Control::Processes`].
+    Processes {
+        /// Guest CLOCK_BOOTTIME, ns.
+        now: u64,
+        /// By pid.
+        processes: Vec<Process>,
+    },
+    /// The guest's kernel has killed a process of the container for want of memory.
+    OutOfMemory,
+}

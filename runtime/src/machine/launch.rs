@@ -1,0 +1,74 @@
+//! What a machine is made from.
+
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use protocol::Overlay;
+
+use super::disk::Disk;
+use super::share::Share;
+use crate::control::Preserved;
+use crate::error::{Doing, SystemError};
+use crate::report::Report;
+use crate::state::Network;
+use crate::sys::MemoryPolicy;
+
+/// All that a machine is made from.
+pub(crate) struct Launch<'a> {
+    /// The container's id.
+    pub(crate) id: &'a str,
+    /// The bytes of config.json.
+    pub(crate) config: &'a str,
+    /// The bundle's absolute path.
+    pub(crate) bundle: &'a str,
+    /// What the guest must know beside config.json.
+    pub(crate) overlay: Overlay,
+    /// Guest RAM in bytes, a multiple of 2 MiB.
+    pub(crate) memory: u64,
+    /// Number of vCPUs.
+    pub(crate) vcpus: u8,
+    /// The files the guest sees.
+    pub(crate) shares: Vec<Share>,
+    /// The block devices the guest has.
+    pub(crate) disks: Vec<Disk>,
+    /// The network namespace the machine process lives in.
+    pub(crate) network: Network,
+    /// From which of the host's memory nodes the machine takes its memory.
+    pub(crate) memory_policy: Option<MemoryPolicy>,
+    /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.
+    pub(crate) oom_score_adj: Option<i32>,
+    /// The container's state directory, for the control socket and the journal.
+    pub(crate) state_dir: BorrowedFd<'a>,
+    /// The container's cgroup v2 directory.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Where the boot timeline goes when the container's program runs.
+    pub(crate) timeline: Option<File>,
+    /// The slave of the host's pseudo-terminal, raw, in place of the standard streams: `process.terminal`.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// Descriptors beside the standard streams.
+    pub(crate) preserved: Vec<Preserved>,
+    /// The caller's log, which the machine process writes to as well, if there is one.
+    pub(crate) report: &'a Report,
+    /// CLOCK_MONOTONIC at the start of the verb.
+    pub(crate) begun: Duration,
+}
+
+/// What the machine process has of the host's `/dev`. It is opened before that process is in the container's cgroup: the device rules there
+/// (a client's, or those of a cgroup above) are for containers, and may deny it.
+pub(super) struct Devices {
+    pub(super) kvm: OwnedFd,
+    pub(super) null: OwnedFd,
+}
+
+impl Devices {
+    pub(super) fn open() -> Result<Devices, SystemError> {
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        Ok(Devices {
+            kvm: open("/dev/kvm", flags, Mode::empty()).doing("open /dev/kvm")?,
+            null: open("/dev/null", flags, Mode::empty()).doing("open /dev/null")?,
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! What a plan depends on besides the configuration, as this host has it; and the decision, which `create` follows and `explain` prints.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use oci_spec::runtime::LinuxNamespaceType as Kind;
+use protocol::Device;
+use specification::namespace;
+
+use super::context::Context;
+use super::error::Error;
+use crate::config::Config;
+use crate::error::Doing;
+use crate::host::resctrl;
+use crate::plan::{self, Decision, Facts, FileKind, Owner};
+use crate::state::{Identity, StateDir};
+
+/// Decides about the configuration of a bundle.
+pub(super) fn decide(
+    context: &Context<'_>,
+    config: &Config,
+    bundle: &Path,
+) -> Result<Decision, Error> {
+    let memory = nix::sys::sysinfo::sysinfo()
+        .doing("read the host's memory size")?
+        .ram_total();
+    let facts = Facts {
+        bundle,
+        memory,
+        kind: &kind_of,
+        systemd: context.systemd_cgroup,
+        resctrl: resctrl::is_mounted(),
+        namespace: &|path, kind| owner(context.root, path, kind),
+    };
+    Ok(plan::decide(&config.spec, &config.value, &facts))
+}
+
+/// What a path is; symbolic links are followed.
+fn kind_of(path: &Path) -> Result<FileKind, String> {
+    let metadata = fs::metadata(path).map_err(|e| format!("stat {}: {e}", path.display()))?;
+    let kind = metadata.file_type();
+    Ok(if kind.is_dir() {
+        FileKind::Directory
+    } else if kind.is_socket() {
+        FileKind::Socket
+    } else if kind.is_fifo() {
+        FileKind::Fifo
+    } else if kind.is_block_device() {
+        FileKind::Block
+    } else if kind.is_char_device() {
+        // 12 and 20 bits (linux/kdev_t.h).
+        let number = |of: fn(u64) -> u64| u32::try_from(of(metadata.rdev())).unwrap_or(0);
+        FileKind::Character(Device {
+            major: number(major),
+            minor: number(minor),
+        })
+    } else {
+        FileKind::File
+    })
+}
+
+/// Whose namespace a path leads to. A machine process shares some namespaces with this host; who names one of them by that process
+/// nevertheless means the container.
+fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
+    let problem = |e: &dyn std::fmt::Display| format!("open {}: {e}", path.display());
+    let found = fs::metadata(path).map_err(|e| problem(&e))?;
+    if statfs(path).map_err(|e| problem(&e))?.filesystem_type() != NSFS_MAGIC {
+        return Err(format!("{} is no namespace", path.display()));
+    }
+    if kind == Kind::Network {
+        // It is joined, whosever it is.
+        return Ok(Owner::Host);
+    }
+    let identity = |path: &Path| {
+        fs::metadata(path)
+            .map(|found| (found.dev(), found.ino()))
+            .ok()
+    };
+    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{}", namespace::file(kind)));
+    let found = Some((found.dev(), found.ino()));
+    let hosts = identity(&of("self")) == found;
+    for dir in StateDir::all(root).map_err(|e| e.to_string())? {
+        let machine = dir
+            .record()
+            .ok()
+            .flatten()
+            .and_then(|record| record.machine);
+        let Some(machine) = machine.filter(Identity::is_alive) else {
+            continue;
+        };
+        let own = of(&machine.pid.to_string());
+        if path == own || !hosts && identity(&own) == found {
+            return Ok(Owner::Container(dir.id().to_owned()));
+        }
+    }
+    Ok(Owner::Host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_of_this_host_are_no_containers() {
+        let state = tempfile::tempdir().unwrap();
+        let owner = |path: &str, kind| super::owner(state.path(), Path::new(path), kind);
+        for (name, kind) in [
+            ("ipc", Kind::Ipc),
+            ("net", Kind::Network),
+            ("pid", Kind::Pid),
+        ] {
+            let path = format!("/proc/self/ns/{name}");
+            assert_eq!(owner(&path, kind), Ok(Owner::Host), "{name}");
+        }
+        assert!(
+            owner("/proc/self/status", Kind::Ipc)
+                .unwrap_err()
+                .contains("is no namespace")
+        );
+        assert!(
+            owner("/no/such", Kind::Ipc)
+                .unwrap_err()
+                .contains("No such file")
+        );
+    }
+}
