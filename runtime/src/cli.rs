@@ -32,7 +32,7 @@ pub(crate) struct Cli {
     /// Format of the log
     #[arg(long, value_name = "FORMAT", value_parser = log_format, default_value = "text")]
     pub(crate) log_format: LogFormat,
-    /// Log what is done as well
+    /// Also log each step
     #[arg(long)]
     pub(crate) debug: bool,
     /// Have systemd make the cgroup: linux.cgroupsPath is "slice:prefix:name"
@@ -106,7 +106,7 @@ fn list_format(text: &str) -> Result<ListFormat, &'static str> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Create a container, short of executing its program
+    /// Create a container without executing its program
     Create(Create),
     /// Execute the program of a created container
     Start(Id),
@@ -132,7 +132,7 @@ pub(crate) enum Verb {
     Update(Update),
     /// Show statistics and out-of-memory events of a container
     Events(Events),
-    /// Say what becomes of each property of a configuration
+    /// Show what is done about each property of a configuration
     Explain(Explain),
     /// Print what this runtime supports as JSON
     Features,
@@ -142,7 +142,7 @@ pub(crate) enum Verb {
     Restore(Restore),
     /// Write a config.json to start from
     Spec(Spec),
-    /// Say what this host lacks
+    /// Show what this host lacks
     Check,
 }
 
@@ -201,7 +201,7 @@ pub(crate) struct Exec {
     /// Id of the container
     #[arg(value_name = "ID")]
     pub(crate) id: String,
-    /// Program and arguments, unless --process says so
+    /// Program and arguments, unless --process has them
     #[arg(
         value_name = "COMMAND",
         trailing_var_arg = true,
@@ -244,13 +244,13 @@ pub(crate) struct Exec {
     /// AppArmor profile of the process
     #[arg(long, value_name = "PROFILE")]
     pub(crate) apparmor: Option<String>,
-    /// Let the process gain no privileges
+    /// Never let the process gain privileges
     #[arg(long)]
     pub(crate) no_new_privs: bool,
     /// Capability to add
     #[arg(short, long, value_name = "CAPABILITY")]
     pub(crate) cap: Vec<String>,
-    /// As with create
+    /// Pass on this many descriptors from number 3 on, as create does
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Cgroup below the container's own to start in

@@ -27,7 +27,7 @@ pub(crate) enum Error {
     Open { path: PathBuf, source: io::Error },
     #[error("{} is larger than {SIZE_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
-    #[error("{} is no UTF-8 text", .0.display())]
+    #[error("{} is not UTF-8 text", .0.display())]
     NoText(PathBuf),
     /// serde_json's message ends with line and column.
     #[error("{}", path.display())]

@@ -184,7 +184,7 @@ fn files_that_are_no_configurations_are_refused() {
         "config.json: expected value at line 3 column 14",
     );
     fs::write(&path, [0xff, 0xfe]).unwrap();
-    place.refused(&["create", "x"], "config.json is no UTF-8 text");
+    place.refused(&["create", "x"], "config.json is not UTF-8 text");
     fs::write(&path, vec![b' '; 4 << 20]).unwrap();
     place.refused(&["create", "x"], "config.json is larger than");
     fs::remove_file(&path).unwrap();
@@ -235,7 +235,7 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
     for (args, text) in [
         (
             &["create", "--preserve-fds", "17", "x"][..],
-            "17 descriptors are to be preserved, where 16 can be at most",
+            "17 descriptors to preserve exceed the maximum of 16",
         ),
         (
             &["create", "--pidfd-socket", "s", "x"],

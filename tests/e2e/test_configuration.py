@@ -177,8 +177,8 @@ def test_namespaces_of_a_path(runtime, container, bundle):
     c = container("sleep", "1000")
     made = bundle("true")
     for path, text in ((f"/proc/{c.pid}/ns/ipc", f"pods are not supported yet: /proc/{c.pid}/ns/ipc belongs to container {c.name}"),
-                       ("/proc/self/ns/ipc", "/proc/self/ns/ipc is of this host's kernel, and the container's processes are of another"),
-                       ("/proc/self/status", "/proc/self/status is no namespace"),
+                       ("/proc/self/ns/ipc", "/proc/self/ns/ipc belongs to this host's kernel, and the container's processes run on another"),
+                       ("/proc/self/status", "/proc/self/status is not a namespace"),
                        ("/no/such", "open /no/such: No such file")):
         made.config["linux"]["namespaces"] = [{"type": "ipc", "path": path}, {"type": "mount"}, {"type": "uts"}]
         done = runtime("run", "--bundle", made.save().path, "x")

@@ -154,7 +154,7 @@ def test_the_hosts_network_is_refused(docker):
     if docker.name != "runc":
         done = docker.start("--rm", "--network", "host", "--", "true")
         assert done.returncode != 0
-        assert "this host's own, which a container cannot have" in done.stderr, done.stderr
+        assert "this host's own network namespace, which a container cannot have" in done.stderr, done.stderr
 
 
 @pytest.mark.timeout(400)

@@ -300,8 +300,8 @@ def test_net_devices_of_the_configuration(namespaces, interfaces, container, run
     before = ours()
     assert before == [(veth, True, {("10.5.0.2", 24), ("fd00:5::2", 64)}), (bare, False, set())]
     failing = bundle("/nosuch")
-    for devices, text in (({}, "/nosuch"), ({"lo": {"name": "lo2"}}, "is no Ethernet interface"), ({"chi-nosuch": {}}, "there is none of this name"),
-                          ({bare: {"name": "lo"}}, "has one of this name already")):
+    for devices, text in (({}, "/nosuch"), ({"lo": {"name": "lo2"}}, "is not an Ethernet interface"), ({"chi-nosuch": {}}, "no interface has this name"),
+                          ({bare: {"name": "lo"}}, "already has an interface of this name")):
         change(failing.config)
         failing.config["linux"]["netDevices"] |= devices
         failing.save()
@@ -352,26 +352,26 @@ def test_what_cannot_be_carried_over_is_refused_by_name(namespaces, container, r
     inner, peer = namespaces(), namespaces()
     inner.ip("tuntap", "add", "vpn0", "mode", "tun")
     inner.ip("addr", "add", "10.5.0.2/24", "dev", "vpn0")
-    assert "network interface vpn0: it is no Ethernet interface" in refused(inner)
+    assert "network interface vpn0: it is not an Ethernet interface" in refused(inner)
     inner.ip("link", "delete", "vpn0")
 
     connect(peer, "peer0", inner.name, "eth0")
     fill(inner.ip)
     inner.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
-    assert "network interface eth0: it has an ingress or clsact qdisc of somebody else" in refused(inner)
+    assert "network interface eth0: it has somebody else's ingress or clsact qdisc" in refused(inner)
     inner.run("tc", "qdisc", "del", "dev", "eth0", "clsact")
 
     for number in range(8):
         connect(peer, f"more{number}", inner.name, f"more{number}")
         inner.ip("addr", "add", f"10.6.{number}.2/24", "dev", f"more{number}")
     error = refused(inner)
-    assert "has 9 network interfaces (eth0, more" in error and "the machine takes 8" in error
+    assert "has 9 network interfaces (eth0, more" in error and "the machine takes at most 8" in error
 
     # This host's own namespace is nobody else's.
     made = bundle("true")
     joins("/proc/self/ns/net")(made.config)
     done = runtime("create", "--bundle", made.save().path, "own")
-    assert done.returncode == 1 and "it is this host's own, which a container cannot have" in done.stderr
+    assert done.returncode == 1 and "it is this host's own network namespace, which a container cannot have" in done.stderr
 
 
 # `hear GROUP`: says when it has joined, and answers one datagram to its sender. `say GROUP BYTES`: sends one and expects it back.

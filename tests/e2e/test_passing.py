@@ -151,7 +151,7 @@ def test_what_bytes_are_not_all_there_is_to(runtime, container, bundle, scratch)
              "a listening socket": listening,
              "a datagram socket": lambda: socket.socketpair(type=socket.SOCK_DGRAM)[0].detach(),
              "a socket that is not connected": lambda: socket.socket().detach(),
-             "no stream (eventfd)": lambda: os.eventfd(0),
+             "not a stream (eventfd)": lambda: os.eventfd(0),
              "a character device": lambda: os.open("/dev/kvm", os.O_RDWR),
              "a FIFO that is open for both directions": lambda: os.open(fifo, os.O_RDWR)}
     for what, make in kinds.items():
@@ -166,7 +166,7 @@ def test_what_bytes_are_not_all_there_is_to(runtime, container, bundle, scratch)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "LISTEN_FDS: descriptor 3 is a listening socket;" in said, said
     done = runtime("run", "--preserve-fds=17", "--bundle", made.path, "none")
-    assert done.returncode == 1 and "17 descriptors are to be preserved, where 16 can be at most" in done.stderr
+    assert done.returncode == 1 and "17 descriptors to preserve exceed the maximum of 16" in done.stderr
     assert runtime.status("none") is None and c.status == "running"
     fifo.unlink()
 

@@ -27,7 +27,7 @@ impl Place {
 }
 
 /// `memory.swap.max` for `limit` and `swap` of `linux.resources.memory`, in bytes: the specification limits the sum of
-/// memory and swap, the kernel swap alone. 0 is as if nothing was said, -1 is no limit. The rules are runc's
+/// memory and swap, the kernel swap alone. 0 is as if nothing was said, -1 means no limit. The rules are runc's
 /// (ConvertMemorySwapToCgroupV2Value in github.com/opencontainers/cgroups).
 ///
 /// # Errors
@@ -36,7 +36,7 @@ pub fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>, &'
     match (limit.unwrap_or(0), swap.unwrap_or(0)) {
         (..=-1, 0) => Ok(Some(-1)),
         (_, 0) => Ok(None),
-        (_, ..=-2) => Err("is less than -1, which means without limit"),
+        (_, ..=-2) => Err("is less than -1, which means no limit"),
         (_, -1) => Ok(Some(-1)),
         (0, _) => Err("needs linux.resources.memory.limit"),
         (..=-1, swap) => Ok(Some(swap)),
@@ -98,7 +98,7 @@ mod tests {
             (
                 Some(1000),
                 Some(-2),
-                Err("is less than -1, which means without limit"),
+                Err("is less than -1, which means no limit"),
             ),
         ] {
             assert_eq!(swap_max(limit, swap), expected, "{limit:?} {swap:?}");

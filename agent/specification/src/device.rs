@@ -41,7 +41,7 @@ impl DeviceRule {
             None | Some(LinuxDeviceType::A) => None,
             Some(LinuxDeviceType::B) => Some(BLOCK),
             Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(CHARACTER),
-            Some(LinuxDeviceType::P) => return Err("a FIFO is no device".into()),
+            Some(LinuxDeviceType::P) => return Err("a FIFO is not a device".into()),
         };
         let mut access = 0;
         for letter in rule.access().iter().flat_map(|access| access.chars()) {
@@ -81,7 +81,7 @@ fn number(value: Option<i64>, what: &str) -> Result<Option<i32>, String> {
         return Ok(None);
     };
     let number = i32::try_from(value).ok().filter(|number| *number >= 0);
-    let number = number.ok_or_else(|| format!("{what} is no device number"))?;
+    let number = number.ok_or_else(|| format!("{what} is not a device number"))?;
     Ok(Some(number))
 }
 
@@ -130,15 +130,15 @@ mod tests {
             ),
             (
                 r#"{"allow":true,"type":"p","access":"r"}"#,
-                "a FIFO is no device",
+                "a FIFO is not a device",
             ),
             (
                 r#"{"allow":true,"type":"c","major":-2,"access":"r"}"#,
-                "major is no device number",
+                "major is not a device number",
             ),
             (
                 r#"{"allow":true,"type":"c","minor":4294967296,"access":"r"}"#,
-                "minor is no device number",
+                "minor is not a device number",
             ),
         ] {
             assert_eq!(read(json), Err(problem.to_owned()), "{json}");

@@ -56,11 +56,11 @@ pub fn scheduler_problems(scheduler: &Scheduler) -> Vec<(&'static str, String)> 
         note("policy", "Linux has no SCHED_ISO".into());
     }
     if matches!(policy, SchedOther | SchedBatch) && !(-20..=19).contains(&nice) {
-        note("nice", format!("{nice} is not -20 to 19"));
+        note("nice", format!("{nice} is not between -20 and 19"));
     }
     if matches!(policy, SchedFifo | SchedRr) {
         if !(1..=99).contains(&priority) {
-            note("priority", format!("{priority} is not 1 to 99"));
+            note("priority", format!("{priority} is not between 1 and 99"));
         }
     } else if priority != 0 {
         note("priority", "is for SCHED_FIFO and SCHED_RR only".into());

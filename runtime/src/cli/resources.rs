@@ -10,7 +10,7 @@ pub(crate) struct Update {
     /// Id of the container
     #[arg(value_name = "ID")]
     pub(crate) id: String,
-    /// File with a linux.resources object as JSON, - is standard input; the other flags are ignored then
+    /// File with a linux.resources object as JSON (- for standard input); the other flags are then ignored
     #[arg(short, long, value_name = "FILE")]
     pub(crate) resources: Option<PathBuf>,
     /// Refused unless 0
@@ -19,7 +19,7 @@ pub(crate) struct Update {
     /// Length of a period of the CPU quota in microseconds
     #[arg(long, value_name = "N")]
     pub(crate) cpu_period: Option<String>,
-    /// CPU time in a period in microseconds; -1 is no limit
+    /// CPU time in a period in microseconds; -1 means no limit
     #[arg(long, value_name = "N")]
     pub(crate) cpu_quota: Option<String>,
     /// Unused quota that may be saved up, in microseconds
@@ -28,7 +28,7 @@ pub(crate) struct Update {
     /// Weight against other containers, 2 to 262144
     #[arg(long, value_name = "N")]
     pub(crate) cpu_share: Option<String>,
-    /// 1: run only when nobody else wants to
+    /// 1: run only when no other container wants to
     #[arg(long, value_name = "N")]
     pub(crate) cpu_idle: Option<String>,
     /// Refused
@@ -43,20 +43,20 @@ pub(crate) struct Update {
     /// Memory nodes of this host to use
     #[arg(long, value_name = "LIST")]
     pub(crate) cpuset_mems: Option<String>,
-    /// Memory in bytes, or with k, m, g; -1 is no limit
+    /// Memory in bytes, or with k, m, g; -1 means no limit
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
     /// Memory that is kept from reclaim as long as possible
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_reservation: Option<String>,
-    /// Memory and swap together; -1 is no limit
+    /// Memory and swap together; -1 means no limit
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_swap: Option<String>,
     #[arg(long, value_name = "SIZE", hide = true)]
     pub(crate) kernel_memory: Option<String>,
     #[arg(long, value_name = "SIZE", hide = true)]
     pub(crate) kernel_memory_tcp: Option<String>,
-    /// Most processes; -1 is no limit
+    /// Maximum number of processes; -1 means no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) pids_limit: i64,
     /// Refused

@@ -36,7 +36,7 @@ const FIRST: RawFd = 3;
 /// Why descriptors are not passed on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{0} descriptors are to be preserved, where {EXTRA_MAX} can be at most")]
+    #[error("{0} descriptors to preserve exceed the maximum of {EXTRA_MAX}")]
     TooMany(usize),
     /// runc's words.
     #[error("unable to stat preserved-fd {index} (of {of})")]
@@ -46,7 +46,7 @@ pub(crate) enum Error {
         source: io::Error,
     },
     #[error(
-        "{by}: descriptor {number} is {what}; into a machine only pipes, connected stream sockets, terminals and /dev/null can be passed"
+        "{by}: descriptor {number} is {what}; only pipes, connected stream sockets, terminals and /dev/null can be passed into a machine"
     )]
     Kind {
         /// What asks for it.
@@ -133,7 +133,7 @@ fn kind(fd: BorrowedFd<'_>, number: RawFd) -> Result<Result<Direction, String>, 
     const WHAT: &str = "inspect a descriptor";
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).doing(WHAT)?);
     if flags.contains(OFlag::O_PATH) {
-        return Ok(Err("one of a path only (O_PATH)".to_owned()));
+        return Ok(Err("open for its path only (O_PATH)".to_owned()));
     }
     let by_mode = match flags & OFlag::O_ACCMODE {
         OFlag::O_RDONLY => Direction::In,
@@ -160,7 +160,7 @@ fn kind(fd: BorrowedFd<'_>, number: RawFd) -> Result<Result<Direction, String>, 
             let name = link.unwrap_or_default().to_string_lossy().into_owned();
             let name = name.trim_start_matches("anon_inode:");
             return Ok(Err(format!(
-                "no stream ({})",
+                "not a stream ({})",
                 name.trim_matches(['[', ']'])
             )));
         }
@@ -173,7 +173,7 @@ fn socket(fd: BorrowedFd<'_>) -> Result<(), &'static str> {
     match getsockopt(&fd, sockopt::SockType) {
         Ok(SockType::Stream) => {}
         Ok(SockType::Datagram) => return Err("a datagram socket"),
-        _ => return Err("a socket that is not one of streams"),
+        _ => return Err("a socket that is not a stream socket"),
     }
     if getsockopt(&fd, AcceptConn) == Ok(true) {
         return Err("a listening socket");
@@ -224,9 +224,12 @@ mod tests {
         let path = File::from(
             nix::fcntl::open("/", OFlag::O_PATH, nix::sys::stat::Mode::empty()).unwrap(),
         );
-        assert_eq!(of(&path).unwrap_err(), "one of a path only (O_PATH)");
+        assert_eq!(of(&path).unwrap_err(), "open for its path only (O_PATH)");
         let epoll = nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty());
-        assert_eq!(of(&epoll.unwrap().0).unwrap_err(), "no stream (eventpoll)");
+        assert_eq!(
+            of(&epoll.unwrap().0).unwrap_err(),
+            "not a stream (eventpoll)"
+        );
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();

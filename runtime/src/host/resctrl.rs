@@ -26,9 +26,9 @@ pub(crate) enum Error {
         doing: Cow<'static, str>,
         source: io::Error,
     },
-    #[error("linux.intelRdt.closID: {} is not there, and nothing says what it is to be", .0.display())]
+    #[error("linux.intelRdt.closID: {} does not exist, and no schema says what to write into it", .0.display())]
     Missing(PathBuf),
-    #[error("linux.intelRdt: {wanted:?} is not what {} says", path.display())]
+    #[error("linux.intelRdt: {} does not say {wanted:?}", path.display())]
     Differs { wanted: String, path: PathBuf },
 }
 

@@ -90,7 +90,7 @@ pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
             let there = fstat(&ns).doing_with(name)?;
             if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) {
                 // Its interfaces would become the guest's.
-                let text = "it is this host's own, which a container cannot have";
+                let text = "it is this host's own network namespace, which a container cannot have";
                 return Ok(Err(io::Error::other(text)).doing_with(name)?);
             }
             Ok(setns(ns, CloneFlags::CLONE_NEWNET).doing_with(name)?)

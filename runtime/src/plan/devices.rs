@@ -54,7 +54,7 @@ fn refusal(device: &LinuxDevice) -> Option<String> {
             (!guest_has(number))
                 .then(|| format!("{path}: the guest has no character device {major}:{minor}"))
         }
-        LinuxDeviceType::A => Some(format!("{path} is of type \"a\", which is no device's")),
+        LinuxDeviceType::A => Some(format!("{path} has type \"a\", which no device has")),
     }
 }
 
@@ -92,7 +92,7 @@ pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<Disk> {
     }
     if disks.len() > MAX_DISKS {
         let problem = format!(
-            "{} block devices, and {MAX_DISKS} are possible",
+            "{} block devices exceed the maximum of {MAX_DISKS}",
             disks.len()
         );
         ledger.refuse("linux.devices", problem);

@@ -309,7 +309,7 @@ fn check_rdt(rdt: &LinuxIntelRdt, value: &Value, facts: &Facts<'_>, ledger: &mut
     let class = rdt.clos_id().as_deref().unwrap_or_default();
     if matches!(class, "." | "..") || class.len() > 1 && class.contains('/') || class.contains('\0')
     {
-        refuse("closID", "is no name of a class of service");
+        refuse("closID", "is not the name of a class of service");
     }
     let bandwidth = rdt.mem_bw_schema().as_deref().unwrap_or_default();
     if !bandwidth.is_empty() && !bandwidth.starts_with("MB:") {
@@ -355,7 +355,7 @@ fn check_linux(linux: &Linux, value: &Value, facts: &Facts<'_>, ledger: &mut Led
             Some(MountOption::Propagation(..))
         )
     {
-        let problem = format!("{propagation:?} is no type of propagation");
+        let problem = format!("{propagation:?} is not a type of propagation");
         ledger.refuse("linux.rootfsPropagation", problem);
     }
 }

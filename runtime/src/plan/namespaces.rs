@@ -32,7 +32,7 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
     for (index, namespace) in namespaces.iter().enumerate() {
         let (kind, property) = (namespace.typ(), format!("linux.namespaces[{index}]"));
         if namespaces[..index].iter().any(|other| other.typ() == kind) {
-            let problem = format!("there is another one of type {}", namespace::name(kind));
+            let problem = format!("another namespace has the type {}", namespace::name(kind));
             ledger.refuse(format!("{property}.type"), problem);
         }
         if kind == Kind::Network {
@@ -52,7 +52,7 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
         ("linux.readonlyPaths", linux.readonly_paths()),
     ] {
         if paths.as_ref().is_some_and(|paths| !paths.is_empty()) && !has(Kind::Mount) {
-            ledger.refuse(property, "cannot be without a private mount namespace");
+            ledger.refuse(property, "needs a private mount namespace");
         }
     }
     let user = namespaces
@@ -102,7 +102,7 @@ pub(super) fn net_devices(linux: &Linux, ledger: &mut Ledger) -> Vec<NetDevice> 
     for (index, device) in devices.iter().enumerate() {
         let property = format!("linux.netDevices[{}]", device.name);
         if !is_interface_name(&device.name) {
-            ledger.refuse(property, "is no name of a network interface");
+            ledger.refuse(property, "is not the name of a network interface");
         } else if !is_interface_name(&device.inside) || network::is_ours(&device.inside) {
             let problem = format!("{:?} cannot be a network interface's name", device.inside);
             ledger.refuse(format!("{property}.name"), problem);
@@ -110,7 +110,7 @@ pub(super) fn net_devices(linux: &Linux, ledger: &mut Ledger) -> Vec<NetDevice> 
             .iter()
             .any(|other| other.inside == device.inside)
         {
-            let problem = format!("there is another one of the name {}", device.inside);
+            let problem = format!("another interface has the name {}", device.inside);
             ledger.refuse(format!("{property}.name"), problem);
         }
     }
@@ -137,7 +137,7 @@ fn unreachable(path: &Path, kind: Kind, facts: &Facts<'_>) -> String {
             format!("pods are not supported yet: {shown} belongs to container {id}")
         }
         Ok(Owner::Host) => format!(
-            "{shown} is of this host's kernel, and the container's processes are of another"
+            "{shown} belongs to this host's kernel, and the container's processes run on another"
         ),
         Err(problem) => problem,
     }
@@ -173,7 +173,7 @@ fn mappings(linux: &Linux, user: Option<&LinuxNamespace>, ledger: &mut Ledger) {
         if user.is_some() && !joins && mappings.is_empty() {
             ledger.refuse(property, "must not be empty with a user namespace");
         } else if (user.is_none() || joins) && !mappings.is_empty() {
-            ledger.refuse(property, "cannot be without a new user namespace");
+            ledger.refuse(property, "needs a new user namespace");
         }
         if mappings.len() > MAPPINGS_MAX {
             ledger.refuse(property, format!("has more than {MAPPINGS_MAX} mappings"));
@@ -197,7 +197,7 @@ fn offsets(linux: &Linux, time: bool, ledger: &mut Ledger) {
         return;
     };
     if !time {
-        ledger.refuse("linux.timeOffsets", "cannot be without a time namespace");
+        ledger.refuse("linux.timeOffsets", "needs a time namespace");
     }
     let mut offsets: Vec<(&String, &LinuxTimeOffset)> = offsets.iter().collect();
     offsets.sort_by_key(|(clock, _)| *clock);
@@ -225,7 +225,7 @@ fn sysctl(name: &str, value: &str, has: &impl Fn(Kind) -> bool) -> Result<(), St
     }
     match sysctl::namespace(&path) {
         Some(kind) if !has(kind) => Err(format!(
-            "cannot be without a private {} namespace",
+            "needs a private {} namespace",
             namespace::name(kind)
         )),
         _ => Ok(()),

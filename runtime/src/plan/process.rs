@@ -44,7 +44,7 @@ pub(super) fn check(process: &Process, vcpus: u8, ledger: &mut Ledger) {
     {
         ledger.refuse(
             "process.oomScoreAdj",
-            format!("{score} is not -1000 to 1000"),
+            format!("{score} is not between -1000 and 1000"),
         );
     }
     if let Some(size) = process.console_size()
@@ -60,7 +60,7 @@ pub(super) fn check(process: &Process, vcpus: u8, ledger: &mut Ledger) {
     if let Some(priority) = process.io_priority()
         && !IO_PRIORITIES.contains(&priority.priority())
     {
-        let problem = format!("{} is not 0 to 7", priority.priority());
+        let problem = format!("{} is not between 0 and 7", priority.priority());
         ledger.refuse("process.ioPriority.priority", problem);
     }
     if let Some(affinity) = process.exec_cpu_affinity() {
@@ -77,7 +77,7 @@ fn user(user: &User, ledger: &mut Ledger) {
         if id == NO_ID {
             ledger.refuse(
                 format!("process.user.{property}"),
-                format!("{id} is no id, as it stands for none"),
+                format!("{id} cannot be an id: it means no id"),
             );
         }
     }
@@ -90,14 +90,14 @@ fn rlimits(rlimits: &[PosixRlimit], ledger: &mut Ledger) {
         let name = limit.typ().to_string();
         if limit.soft() > limit.hard() {
             let problem = format!(
-                "{name} is {} at first and {} at most",
+                "{name}: soft limit {} exceeds hard limit {}",
                 limit.soft(),
                 limit.hard()
             );
             ledger.refuse(property.as_str(), problem);
         }
         if !seen.insert(name.clone()) {
-            ledger.refuse(property, format!("{name} is there twice"));
+            ledger.refuse(property, format!("{name} appears twice"));
         }
     }
 }
@@ -115,7 +115,7 @@ fn affinity(affinity: &ExecCPUAffinity, vcpus: u8, ledger: &mut Ledger) {
             None => format!("{list:?} is not a list of CPUs"),
             Some(list) if list.last() >= u32::from(vcpus) => {
                 format!(
-                    "names vCPU {}, and the machine has 0 to {}",
+                    "names vCPU {}, but the machine has vCPUs 0 to {}",
                     list.last(),
                     vcpus.saturating_sub(1)
                 )

@@ -74,7 +74,7 @@ const PROPERTIES: [(&str, Rule); 104] = [
     ("linux.resources.hugepageLimits", GUEST),
     ("linux.resources.memory", Inner),
     ("linux.resources.memory.checkBeforeUpdate", GUEST),
-    ("linux.resources.memory.disableOOMKiller", Refused("cgroup v2 cannot suspend processes for want of memory")),
+    ("linux.resources.memory.disableOOMKiller", Refused("cgroup v2 cannot suspend processes when memory runs out")),
     ("linux.resources.memory.kernel", Refused(KERNEL_MEMORY)),
     ("linux.resources.memory.kernelTCP", Refused(KERNEL_MEMORY)),
     ("linux.resources.memory.limit", BOTH),

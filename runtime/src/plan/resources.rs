@@ -36,7 +36,7 @@ pub(super) fn check(resources: &LinuxResources, ledger: &mut Ledger) {
         let property = format!("{RESOURCES}.hugepageLimits[{index}]");
         if !PAGE_SIZES.contains(&huge.page_size().as_str()) {
             let problem = format!(
-                "the guest has no pages of {:?} ({} there are)",
+                "the guest has no huge pages of {:?}, only of {}",
                 huge.page_size(),
                 PAGE_SIZES.join(" and ")
             );
@@ -52,10 +52,16 @@ pub(super) fn check(resources: &LinuxResources, ledger: &mut Ledger) {
         let property = format!("{RESOURCES}.unified[{file}]");
         match Place::of_file(file) {
             Some(place) => ledger.place(&property, place),
-            None => ledger.refuse(property.as_str(), "is of no controller that can be limited"),
+            None => ledger.refuse(
+                property.as_str(),
+                "belongs to no controller that can be limited",
+            ),
         }
         if file.contains('/') || value.contains('\0') {
-            ledger.refuse(property, "is no file of a cgroup, or not a text");
+            ledger.refuse(
+                property,
+                "is not the name of a cgroup file, or its value is not a text",
+            );
         }
     }
 }
@@ -80,11 +86,11 @@ fn memory(memory: &LinuxMemory, ledger: &mut Ledger) {
         ("reservation", memory.reservation()),
     ] {
         if value.is_some_and(|value| value < -1) {
-            refuse(name, "is less than -1, which means without limit");
+            refuse(name, "is less than -1, which means no limit");
         }
     }
     if memory.swappiness().is_some_and(|value| value > 100) {
-        refuse("swappiness", "is not 0 to 100");
+        refuse("swappiness", "is not between 0 and 100");
     }
 }
 
@@ -96,7 +102,7 @@ fn cpu(cpu: &LinuxCpu, ledger: &mut Ledger) {
         && !PERIODS.contains(&period)
     {
         let problem = format!(
-            "{period} is not {} to {} microseconds",
+            "{period} is not between {} and {} microseconds",
             PERIODS.start(),
             PERIODS.end()
         );
@@ -134,7 +140,7 @@ fn block_io(block: &LinuxBlockIo, ledger: &mut Ledger) {
     };
     let given = |weight: Option<u16>| weight.filter(|weight| *weight != 0);
     if given(block.weight()).is_some_and(|weight| !BLOCK_WEIGHTS.contains(&weight)) {
-        refuse("weight", "is not 10 to 1000");
+        refuse("weight", "is not between 10 and 1000");
     }
     if given(block.leaf_weight()).is_some() {
         refuse(
@@ -148,16 +154,16 @@ fn block_io(block: &LinuxBlockIo, ledger: &mut Ledger) {
             refuse(&property, "cgroup v2 has no leafWeight");
         }
         if given(device.weight()).is_some_and(|weight| !BLOCK_WEIGHTS.contains(&weight)) {
-            refuse(&property, "weight is not 10 to 1000");
+            refuse(&property, "weight is not between 10 and 1000");
         }
         if !is_device(device.major(), device.minor()) {
-            refuse(&property, "is no device");
+            refuse(&property, "is not a device");
         }
     }
     for (name, _, devices) in throttles(block) {
         for (index, device) in devices.iter().enumerate() {
             if !is_device(device.major(), device.minor()) {
-                refuse(&format!("{name}[{index}]"), "is no device");
+                refuse(&format!("{name}[{index}]"), "is not a device");
             }
         }
     }

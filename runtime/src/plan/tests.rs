@@ -487,7 +487,7 @@ fn whose_namespace_it_is_is_said() {
     assert_eq!(
         refusal("/proc/1/ns/ipc"),
         format!(
-            "{start}/proc/1/ns/ipc is of this host's kernel, and the container's processes are of another"
+            "{start}/proc/1/ns/ipc belongs to this host's kernel, and the container's processes run on another"
         )
     );
     assert_eq!(

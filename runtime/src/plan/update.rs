@@ -328,7 +328,7 @@ mod tests {
             ),
             (
                 r#"{"unified":{"misc.max":"1"}}"#,
-                "linux.resources.unified[misc.max]: is of no controller that can be limited",
+                "linux.resources.unified[misc.max]: belongs to no controller that can be limited",
             ),
             (
                 r#"{"devices":[{"allow":true}]}"#,

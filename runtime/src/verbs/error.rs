@@ -38,7 +38,7 @@ pub(crate) enum Error {
     /// The machine process's own words.
     #[error("{0}")]
     Reply(String),
-    #[error("the guest does not answer within {} seconds", .0.as_secs())]
+    #[error("the guest did not answer within {} seconds", .0.as_secs())]
     Unanswered(Duration),
     #[error("duration interval must be greater than 0")]
     Interval,
@@ -52,7 +52,7 @@ pub(crate) enum Error {
         from: String,
         source: serde_json::Error,
     },
-    #[error("machine process {0} does not end")]
+    #[error("machine process {0} did not exit")]
     Unkillable(i32),
     #[error("unknown signal {0:?}")]
     UnknownSignal(String),
@@ -61,7 +61,7 @@ pub(crate) enum Error {
     Invalid(String),
     #[error("cannot pass on the standard streams")]
     Stream(#[source] vmm::vsock::Error),
-    #[error("NOTIFY_SOCKET is set, and was not when the container was created")]
+    #[error("NOTIFY_SOCKET is set, but was not set when the container was created")]
     NoNotifySocket,
     /// What a flag or the environment asks for and is not there.
     #[error("{0} is not supported yet")]

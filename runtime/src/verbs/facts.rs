@@ -68,7 +68,7 @@ fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
     let problem = |e: &dyn std::fmt::Display| format!("open {}: {e}", path.display());
     let found = fs::metadata(path).map_err(|e| problem(&e))?;
     if statfs(path).map_err(|e| problem(&e))?.filesystem_type() != NSFS_MAGIC {
-        return Err(format!("{} is no namespace", path.display()));
+        return Err(format!("{} is not a namespace", path.display()));
     }
     if kind == Kind::Network {
         // It is joined, whosever it is.
@@ -118,7 +118,7 @@ mod tests {
         assert!(
             owner("/proc/self/status", Kind::Ipc)
                 .unwrap_err()
-                .contains("is no namespace")
+                .contains("is not a namespace")
         );
         assert!(
             owner("/no/such", Kind::Ipc)

@@ -58,7 +58,7 @@ pub(crate) enum Error {
         file: PathBuf,
         source: io::Error,
     },
-    #[error("the processes in cgroup {} do not end", .0.display())]
+    #[error("the processes in cgroup {} did not exit", .0.display())]
     Unkillable(PathBuf),
     #[error(transparent)]
     Systemd(#[from] systemd::Error),

@@ -10,7 +10,7 @@ const USEC_PER_SEC: u64 = 1_000_000;
 
 /// An annotation that is not understood.
 #[derive(Debug, thiserror::Error)]
-#[error("annotation {key}={text:?} is not understood as a property of a systemd unit")]
+#[error("annotation {key}={text:?} cannot be read as a property of a systemd unit")]
 pub(crate) struct Error {
     key: String,
     text: String,
@@ -145,7 +145,7 @@ mod tests {
         let error = properties(all.iter().map(|(key, text)| (key, text))).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "annotation org.systemd.property.A=\"x\" is not understood as a property of a systemd unit"
+            "annotation org.systemd.property.A=\"x\" cannot be read as a property of a systemd unit"
         );
     }
 }

@@ -73,9 +73,9 @@ pub(crate) enum Error {
     Name(String),
     #[error("linux.cgroupsPath names the slice {0}: a container needs a scope")]
     NotScope(String),
-    #[error("{0} has no property of a systemd unit")]
+    #[error("systemd units have no property for {0}")]
     Limit(String),
-    #[error("{0} is not what a property of a systemd unit can say")]
+    #[error("{0} has a value that no property of a systemd unit can express")]
     Value(String),
     #[error(transparent)]
     Annotation(#[from] property::Error),

@@ -65,7 +65,7 @@ pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Er
     match socket.ask(add_ingress(theirs)) {
         Err(e) if e.raw_os_error() == Some(Errno::EEXIST as i32) => {
             if !is_ours(socket, theirs).doing_with(join)? {
-                let why = "it has an ingress or clsact qdisc of somebody else";
+                let why = "it has somebody else's ingress or clsact qdisc";
                 return Err(Error::Interface(other.clone(), why.to_owned()));
             }
             socket.ask(delete_ingress(theirs)).doing_with(join)?;

@@ -50,7 +50,7 @@ pub(crate) enum Error {
     Interface(String, String),
     /// More interfaces than slots: their names, their number, the slots.
     #[error(
-        "the container's network namespace has {1} network interfaces ({0}), and the machine takes {2}"
+        "the container's network namespace has {1} network interfaces ({0}), and the machine takes at most {2}"
     )]
     Slots(String, usize, usize),
 }

@@ -57,7 +57,7 @@ impl Moved {
             let (own, container) = (&moved.own, &moved.container);
             // The kernel moves an interface before it finds that it cannot rename it.
             if inside(container, |socket| look_for(socket, &device.inside))?.is_some() {
-                let why = "the container's network namespace has one of this name already";
+                let why = "the container's network namespace already has an interface of this name";
                 return Err(Error::Interface(device.inside.clone(), why.to_owned()));
             }
             let left = leave(own, container, &device.name, &device.inside)?;
@@ -141,5 +141,5 @@ fn look_for(socket: &Socket, name: &str) -> Result<Option<Link>, Error> {
 
 fn find(socket: &Socket, name: &str) -> Result<Link, Error> {
     let link = look_for(socket, name)?;
-    link.ok_or_else(|| Error::Interface(name.to_owned(), "there is none of this name".to_owned()))
+    link.ok_or_else(|| Error::Interface(name.to_owned(), "no interface has this name".to_owned()))
 }

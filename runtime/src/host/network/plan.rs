@@ -185,7 +185,7 @@ pub(super) fn check_hardware(link: &Link) -> Result<(), Error> {
     }
     Err(Error::Interface(
         link.name.clone(),
-        format!("it is no Ethernet interface (type {:?})", link.kind),
+        format!("it is not an Ethernet interface (type {:?})", link.kind),
     ))
 }
 

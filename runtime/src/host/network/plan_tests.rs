@@ -430,7 +430,7 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
     for (change, expected) in [
         (
             &(|scan: &mut Scan| scan.links[1].hardware = 65534) as &dyn Fn(&mut Scan),
-            "network interface eth0: it is no Ethernet interface (type \"veth\")",
+            "network interface eth0: it is not an Ethernet interface (type \"veth\")",
         ),
         (
             &|scan| scan.links[1].mtu = 65536,
@@ -468,7 +468,7 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
                 second(scan, link(3, "a"));
                 second(scan, link(4, "b"));
             },
-            "the container's network namespace has 3 network interfaces (eth0, a, b), and the machine takes 2",
+            "the container's network namespace has 3 network interfaces (eth0, a, b), and the machine takes at most 2",
         ),
     ] {
         assert_eq!(refused(change), expected);

@@ -51,7 +51,7 @@ pub(crate) enum Error {
     Library(#[from] libseccomp::error::SeccompError),
     #[error("read the compiled filter: {0}")]
     Read(#[from] io::Error),
-    #[error("the filter has {0} instructions, the kernel takes {PROGRAM_MAX}")]
+    #[error("the filter has {0} instructions, and the kernel takes at most {PROGRAM_MAX}")]
     TooLong(usize),
 }
 
@@ -202,7 +202,11 @@ fn add(
             .get_mut(argument.index())
             .ok_or_else(|| Error::Invalid {
                 property: format!("{property}.args[{index}].index"),
-                problem: format!("{} is not 0 to {}", argument.index(), ARGUMENTS - 1),
+                problem: format!(
+                    "{} is not between 0 and {}",
+                    argument.index(),
+                    ARGUMENTS - 1
+                ),
             })?;
         *of += 1;
         conditions.push(condition(argument));

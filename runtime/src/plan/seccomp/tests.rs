@@ -219,7 +219,7 @@ fn what_is_wrong_is_named() {
     for (profile, expected) in [
         (
             rule(json!({"names": ["read"], "action": "SCMP_ACT_KILL", "args": argument})),
-            "linux.seccomp.syscalls[0].args[0].index: 6 is not 0 to 5",
+            "linux.seccomp.syscalls[0].args[0].index: 6 is not between 0 and 5",
         ),
         (
             rule(json!({"names": [""], "action": "SCMP_ACT_KILL"})),

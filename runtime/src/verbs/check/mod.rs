@@ -49,7 +49,7 @@ fn cgroups() -> Option<String> {
     match cgroup::hierarchy() {
         Some((_, Layout::Unified)) => None,
         Some((path, Layout::Hybrid)) => Some(format!(
-            "cgroup v2 has no controllers here (it is mounted on {} beside cgroup v1): machines are not limited on the host",
+            "cgroup v2 has no controllers here (it is mounted on {} in addition to cgroup v1): machines are not limited on the host",
             path.display()
         )),
         None => Some("cgroup v2 is not mounted: containers get no cgroup on the host".into()),

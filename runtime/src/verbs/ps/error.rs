@@ -14,7 +14,7 @@ pub(crate) enum PsError {
     NoFormat(&'static str),
     #[error("ps: improper format list {0:?}")]
     List(String),
-    #[error("ps: column width {0:?} is not 1 to {WIDTH_MAX}")]
+    #[error("ps: column width {0:?} is not between 1 and {WIDTH_MAX}")]
     Width(String),
     #[error("ps: unknown user-defined format specifier {0:?}")]
     Column(String),

@@ -328,9 +328,15 @@ mod tests {
                 "-o pid,label",
                 "ps: unknown user-defined format specifier \"label\"",
             ),
-            ("-o pid:", "ps: column width \"\" is not 1 to 4096"),
-            ("-o pid:0", "ps: column width \"0\" is not 1 to 4096"),
-            ("-o pid:4097", "ps: column width \"4097\" is not 1 to 4096"),
+            ("-o pid:", "ps: column width \"\" is not between 1 and 4096"),
+            (
+                "-o pid:0",
+                "ps: column width \"0\" is not between 1 and 4096",
+            ),
+            (
+                "-o pid:4097",
+                "ps: column width \"4097\" is not between 1 and 4096",
+            ),
             ("-f -o pid", "ps: conflicting format options"),
             ("u -opid", "ps: conflicting format options"),
             ("u -f", "ps: conflicting format options"),

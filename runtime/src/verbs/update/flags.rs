@@ -47,7 +47,7 @@ fn number<T: FromStr<Err = ParseIntError>>(
     parsed.map_err(|e: ParseIntError| Error::Value(flag, e.to_string()))
 }
 
-/// Bytes; -1 is no limit.
+/// Bytes; -1 means no limit.
 fn bytes(flag: &'static str, text: &Option<String>) -> Result<Option<i64>, Error> {
     let of = |text| match text {
         "-1" => Ok(-1),

@@ -129,13 +129,13 @@ fn limits_are_properties() {
     ] {
         assert_eq!(
             of(file, value).unwrap_err(),
-            "linux.x is not what a property of a systemd unit can say"
+            "linux.x has a value that no property of a systemd unit can express"
         );
     }
     assert_eq!(of("io.max", "8:0 rbps=1"), Ok(Vec::new()));
     assert_eq!(
         of("memory.oom.group", "1").unwrap_err(),
-        "linux.x has no property of a systemd unit"
+        "systemd units have no property for linux.x"
     );
 }
 
