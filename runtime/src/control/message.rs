@@ -90,12 +90,12 @@ pub(crate) struct ExecRequest {
     /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard input.
     pub(crate) streams: [Stream; 3],
     /// The descriptors beside the standard streams. They come after those.
-    pub(crate) extra: Vec<Extra>,
+    pub(crate) extra: Vec<ExtraDescriptor>,
 }
 
 /// A descriptor beside the standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Extra {
+pub(crate) struct ExtraDescriptor {
     pub(crate) direction: Direction,
     /// As of [`Stream::Passed`].
     pub(crate) own: bool,

@@ -17,6 +17,6 @@ mod message;
 
 pub(crate) use connection::{Connection, Error, control, exec, listen, listener, start};
 pub(crate) use message::{
-    Control, ControlReply, DESCRIPTORS_MAX, Direction, ExecControl, ExecRequest, Extra, Preserved,
-    Request, Stream,
+    Control, ControlReply, DESCRIPTORS_MAX, Direction, ExecControl, ExecRequest, ExtraDescriptor,
+    Preserved, Request, Stream,
 };

@@ -14,7 +14,7 @@ use crate::error::Doing;
 
 /// A block device of the host.
 #[derive(Debug, Clone)]
-pub(crate) struct Disk {
+pub(crate) struct BlockDevice {
     /// Its number.
     pub(crate) device: Device,
     /// The serial number under which the guest finds it.
@@ -23,7 +23,7 @@ pub(crate) struct Disk {
     pub(crate) read_only: bool,
 }
 
-impl Disk {
+impl BlockDevice {
     /// What the agent is told of it.
     pub(crate) fn for_the_guest(&self) -> protocol::Disk {
         protocol::Disk {
@@ -48,12 +48,12 @@ impl Disk {
 }
 
 /// Opens the devices: by their numbers, whatever the host's `/dev` holds.
-pub(super) fn open(disks: &[Disk]) -> Result<Vec<Arc<vmm::virtio::Disk>>, Error> {
+pub(super) fn open(disks: &[BlockDevice]) -> Result<Vec<Arc<vmm::virtio::Disk>>, Error> {
     if disks.is_empty() {
         return Ok(Vec::new());
     }
     let nodes = nodes().doing("mount a file system for device nodes")?;
-    let open = |disk: &Disk| {
+    let open = |disk: &BlockDevice| {
         let Device { major, minor } = disk.device;
         let doing = || format!("open the block device {major}:{minor}");
         Ok(Arc::new(disk.open(&nodes).doing_with(doing)?))

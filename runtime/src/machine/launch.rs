@@ -8,7 +8,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use protocol::Overlay;
 
-use super::disk::Disk;
+use super::disk::BlockDevice;
 use super::share::Share;
 use crate::control::Preserved;
 use crate::error::{Doing, SystemError};
@@ -33,7 +33,7 @@ pub(crate) struct Launch<'a> {
     /// The files the guest sees.
     pub(crate) shares: Vec<Share>,
     /// The block devices the guest has.
-    pub(crate) disks: Vec<Disk>,
+    pub(crate) disks: Vec<BlockDevice>,
     /// The network namespace the machine process lives in.
     pub(crate) network: Network,
     /// From which of the host's memory nodes the machine takes its memory.

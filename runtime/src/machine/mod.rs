@@ -32,7 +32,7 @@ mod streams;
 mod sync;
 mod timeline;
 
-pub(crate) use disk::Disk;
+pub(crate) use disk::BlockDevice;
 pub(crate) use error::Error;
 pub(crate) use launch::Launch;
 pub(crate) use share::{IdMap, IdRange, Share};

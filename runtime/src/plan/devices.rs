@@ -6,7 +6,7 @@ use specification::device::{BLOCK, WRITE};
 use specification::{DeviceRule, Place};
 
 use super::ledger::Ledger;
-use crate::machine::Disk;
+use crate::machine::BlockDevice;
 
 /// Most block devices of a machine, which has places for so many and for network interfaces together.
 const MAX_DISKS: usize = vmm::MAX_NET_SLOTS;
@@ -67,10 +67,10 @@ fn number(device: &LinuxDevice) -> Device {
 }
 
 /// The block devices of `linux.devices`, each once. The guest has them as virtio-blk. What the guest cannot have is refused.
-pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<Disk> {
+pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<BlockDevice> {
     let rules = linux.resources().as_ref();
     let rules = rules.and_then(|resources| resources.devices().as_deref());
-    let mut disks: Vec<Disk> = Vec::new();
+    let mut disks: Vec<BlockDevice> = Vec::new();
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         let property = format!("linux.devices[{index}]");
         if let Some(problem) = refusal(device) {
@@ -83,7 +83,7 @@ pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<Disk> {
         ledger.place(&property, Place::Both);
         let device = number(device);
         if !disks.iter().any(|disk| disk.device == device) {
-            disks.push(Disk {
+            disks.push(BlockDevice {
                 device,
                 serial: format!("disk{}", disks.len()),
                 read_only: !may_write(rules.unwrap_or_default(), device),

@@ -34,7 +34,7 @@ pub(crate) use update::{MachineSize, update};
 use crate::host::cgroup::Limit;
 use crate::host::cgroup::systemd::{self, Scope};
 use crate::host::network::NetDevice;
-use crate::machine::{Disk, Share};
+use crate::machine::{BlockDevice, Share};
 use crate::state::Network;
 use crate::sys::MemoryPolicy;
 
@@ -82,7 +82,7 @@ pub(crate) struct Plan {
     /// Files that the guest sees: the root filesystem first, then the sources of the bind mounts.
     pub(crate) shares: Vec<Share>,
     /// Block devices that the guest has.
-    pub(crate) disks: Vec<Disk>,
+    pub(crate) disks: Vec<BlockDevice>,
     /// What the guest must know beside the configuration.
     pub(crate) overlay: Overlay,
     /// Network namespace of the machine process.
@@ -134,7 +134,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     }
     let no_annotations = Default::default();
     let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
-    let asked = size::Asked::of(annotations, value, &mut ledger);
+    let asked = size::SizeRequest::of(annotations, value, &mut ledger);
     let size = size::size(resources, &asked, facts, &mut ledger);
     match spec.process() {
         Some(process) => process::check(process, size.vcpus, &mut ledger),
@@ -164,7 +164,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 binds: mounts.binds,
                 devices: mounts.devices,
                 submounts: Vec::new(),
-                disks: disks.iter().map(Disk::for_the_guest).collect(),
+                disks: disks.iter().map(BlockDevice::for_the_guest).collect(),
                 seccomp,
                 // What the verb is asked for, not the configuration.
                 env: Vec::new(),

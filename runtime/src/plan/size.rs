@@ -63,19 +63,19 @@ pub(super) struct Size {
 
 /// What the configuration says of the machine itself.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct SizeRequest {
     memory: Option<(String, u64)>,
     vcpus: Option<(String, u64)>,
 }
 
-impl Asked {
+impl SizeRequest {
     /// By annotations of ours, or by `vm.hwConfig`.
     pub(super) fn of(
         annotations: &HashMap<String, String>,
         config: &Value,
         ledger: &mut Ledger,
-    ) -> Asked {
-        let mut asked = Asked::default();
+    ) -> SizeRequest {
+        let mut asked = SizeRequest::default();
         for name in ["memory", "vcpus"] {
             let property = format!("vm.hwConfig.{name}");
             match &config["vm"]["hwConfig"][name] {
@@ -149,7 +149,7 @@ fn bytes(text: &str) -> Option<u64> {
 /// Decides; what cannot be is refused in `ledger`.
 pub(super) fn size(
     resources: Option<&LinuxResources>,
-    asked: &Asked,
+    asked: &SizeRequest,
     facts: &Facts<'_>,
     ledger: &mut Ledger,
 ) -> Size {
@@ -235,7 +235,7 @@ fn needed(limit: u64) -> u64 {
 /// Guest RAM in bytes.
 fn memory(
     resources: Option<&LinuxResources>,
-    asked: &Asked,
+    asked: &SizeRequest,
     facts: &Facts<'_>,
     ledger: &mut Ledger,
 ) -> u64 {

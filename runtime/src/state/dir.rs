@@ -15,10 +15,10 @@ use super::id::ContainerId;
 use super::journal::{JOURNAL, read_journal};
 use super::record::Record;
 use super::status::Status;
+use crate::config::CONFIG;
 use crate::error::Doing;
 
 const RECORD: &str = "state.json";
-const CONFIG: &str = "config.json";
 
 /// Longest state.json that is read in bytes: the annotations of a configuration and little else.
 const RECORD_MAX: u64 = 8 << 20;

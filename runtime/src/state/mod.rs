@@ -2,7 +2,7 @@
 //!
 //! | file | written | by |
 //! |---|---|---|
-//! | `lock` | held exclusively by create, start, run, update and delete | |
+//! | the directory itself | locked exclusively (flock(2)) | create, start, run, update, delete |
 //! | `config.json` | atomically, the configuration that is in force | create, update |
 //! | `state.json` | atomically, before and after the machine is started | create |
 //! | `journal` | see [`Entry`] | the machine process |

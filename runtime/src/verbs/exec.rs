@@ -17,9 +17,9 @@ use super::ask::open;
 use super::context::Context;
 use super::error::Error;
 use crate::cli;
-use crate::config::{self, Config};
+use crate::config::{self, CONFIG, Config};
 use crate::control::Preserved;
-use crate::control::{self, Connection, ControlReply, ExecRequest, Extra, Stream};
+use crate::control::{self, Connection, ControlReply, ExecRequest, ExtraDescriptor, Stream};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::host::preserved::Inherited;
@@ -99,7 +99,7 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
     let config = Config::load(dir.path())?;
     let own = &config.value["process"];
     let Some(path) = &args.process else {
-        return wanted(args, None, own, &dir.path().join("config.json"), vcpus);
+        return wanted(args, None, own, &dir.path().join(CONFIG), vcpus);
     };
     let mut text = String::new();
     let file = File::open(path).doing_to("open", path)?;
@@ -122,7 +122,7 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
 /// The descriptors that go along, and what they are.
 struct Streams {
     streams: [Stream; 3],
-    extra: Vec<Extra>,
+    extra: Vec<ExtraDescriptor>,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -174,7 +174,7 @@ impl Streams {
     /// Adds one beside the standard streams, when all of those are there.
     fn preserve(&mut self, preserved: Preserved) -> Result<(), Error> {
         let (fd, own) = reopen(preserved.fd).map_err(Error::Stream)?;
-        self.extra.push(Extra {
+        self.extra.push(ExtraDescriptor {
             direction: preserved.direction,
             own,
         });

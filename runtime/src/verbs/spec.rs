@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use super::error::Error;
 use crate::cli;
+use crate::config::CONFIG;
 use crate::error::Doing;
 
 /// A configuration to start from: runc's.
@@ -15,7 +16,7 @@ pub(crate) fn spec(args: &cli::Spec) -> Result<(), Error> {
     if args.rootless {
         return Err(Error::Unsupported("--rootless"));
     }
-    let path = args.bundle.join("config.json");
+    let path = args.bundle.join(CONFIG);
     let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(Error::SpecExists),
         file => file,

@@ -115,7 +115,7 @@ const SETTINGS: [(u8, usize, &str, i32); 14] = [
 
 /// What is to be done.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct NetworkPlan {
     /// What the guest is to have. The numbers of the devices are still 0.
     pub(super) network: Network,
     /// What is left out that is usual to be left out.
@@ -125,8 +125,8 @@ pub(super) struct Plan {
 }
 
 /// Decides what the guest is to have: the interfaces with addresses, and those `wanted` by name.
-pub(super) fn plan(scan: &Scan, wanted: &[String], slots: usize) -> Result<Plan, Error> {
-    let mut plan = Plan::default();
+pub(super) fn plan(scan: &Scan, wanted: &[String], slots: usize) -> Result<NetworkPlan, Error> {
+    let mut plan = NetworkPlan::default();
     let links: Vec<&Link> = scan
         .links
         .iter()
@@ -189,7 +189,7 @@ pub(super) fn check_hardware(link: &Link) -> Result<(), Error> {
     ))
 }
 
-impl Plan {
+impl NetworkPlan {
     fn is_carried(&mut self, link: &Link, scan: &Scan, wanted: &[String]) -> bool {
         const IFF_LOOPBACK: u32 = 8;
         if link.flags & IFF_LOOPBACK != 0 || is_ours(&link.name) {

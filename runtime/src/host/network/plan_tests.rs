@@ -2,7 +2,7 @@ use super::super::netlink::{find, string};
 use super::*;
 
 /// What the tests look at of a request: its type, its flags and its body.
-fn requests(plan: &Plan) -> Vec<(&str, u16, u16, Vec<u8>)> {
+fn requests(plan: &NetworkPlan) -> Vec<(&str, u16, u16, Vec<u8>)> {
     let number = |text: &str| u8::from_str_radix(text, 16).unwrap();
     let message = |request: &NetlinkRequest| -> Vec<u8> {
         (0..request.message.len() / 2)
@@ -18,7 +18,7 @@ fn requests(plan: &Plan) -> Vec<(&str, u16, u16, Vec<u8>)> {
     plan.network.requests.iter().map(read).collect()
 }
 
-fn whats(plan: &Plan) -> Vec<&str> {
+fn whats(plan: &NetworkPlan) -> Vec<&str> {
     plan.network
         .requests
         .iter()
@@ -26,7 +26,7 @@ fn whats(plan: &Plan) -> Vec<&str> {
         .collect()
 }
 
-fn body(plan: &Plan, wanted: &str) -> Vec<u8> {
+fn body(plan: &NetworkPlan, wanted: &str) -> Vec<u8> {
     let mut found = requests(plan)
         .into_iter()
         .filter(|(what, ..)| *what == wanted);
@@ -412,7 +412,7 @@ fn an_empty_namespace_asks_for_nothing() {
     scan.links.truncate(1);
     scan.addresses.truncate(1);
     scan.routes.clear();
-    assert_eq!(plan(&scan, &[], 0).unwrap(), Plan::default());
+    assert_eq!(plan(&scan, &[], 0).unwrap(), NetworkPlan::default());
 }
 
 #[test]

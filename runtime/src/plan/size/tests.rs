@@ -13,7 +13,7 @@ fn sized(config: Value) -> Result<Sized, String> {
         serde_json::from_value(config["annotations"].clone()).unwrap_or_default();
     let facts = crate::plan::tests::facts();
     let mut ledger = Ledger::default();
-    let asked = Asked::of(&annotations, &config, &mut ledger);
+    let asked = SizeRequest::of(&annotations, &config, &mut ledger);
     let size = size(Some(&resources), &asked, &facts, &mut ledger);
     if let Some(refused) = ledger.refused() {
         return Err(refused.to_string());
