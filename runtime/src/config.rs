@@ -156,8 +156,8 @@ pub(crate) fn translate(config: &mut Value) {
     }
 }
 
-/// Removes the names that are no capabilities from `process`, as the specification demands: they may be a later kernel's. Returns the
-/// warning to give.
+/// Removes the names that are no capabilities from `process`, as the specification demands: they may be a later
+/// kernel's. Returns the warning to give.
 pub(crate) fn take_unknown_capabilities(config: &mut Value) -> Option<String> {
     let mut taken: Vec<String> = Vec::new();
     let sets = config

@@ -1,5 +1,6 @@
-//! Where errors, warnings and steps go, in the formats of runc, because callers parse them: to the file of `--log`, with errors in plain
-//! words on standard error as well; or, without a log, to standard error. There somebody at a terminal gets plain words.
+//! Where errors, warnings and steps go, in the formats of runc, because callers parse them: to the file of `--log`,
+//! with errors in plain words on standard error as well; or, without a log, to standard error. There somebody at a
+//! terminal gets plain words.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write};
@@ -84,8 +85,8 @@ impl Report {
         }
     }
 
-    /// Something that the caller may want to know and that runc says nothing about: to the log or a terminal, but not into what may be the
-    /// container's own standard error.
+    /// Something that the caller may want to know and that runc says nothing about: to the log or a terminal, but not
+    /// into what may be the container's own standard error.
     pub(crate) fn note(&self, text: &str) {
         if self.log.is_some() || io::stderr().is_terminal() {
             self.warn(text);

@@ -28,7 +28,8 @@ pub(crate) fn received(fd: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Takes a descriptor that the caller of the program has left open in it, once. From now on no program that is executed gets it.
+/// Takes a descriptor that the caller of the program has left open in it, once. From now on no program that is executed
+/// gets it.
 ///
 /// # Errors
 /// EBADF when there is none.
@@ -43,13 +44,13 @@ pub(crate) fn adopt_inherited(number: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open and, as it was inherited, nothing in this program owns it; being close-on-exec now, it cannot be
-    // taken again.
+    // SAFETY: the descriptor is open and, as it was inherited, nothing in this program owns it; being close-on-exec
+    // now, it cannot be taken again.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Makes a tap of an open `/dev/net/tun`, in the network namespace it was opened in (linux/if_tun.h): for Ethernet frames with a
-/// `virtio_net_hdr` in front. It is there until the last descriptor of it is closed.
+/// Makes a tap of an open `/dev/net/tun`, in the network namespace it was opened in (linux/if_tun.h): for Ethernet
+/// frames with a `virtio_net_hdr` in front. It is there until the last descriptor of it is closed.
 pub(crate) fn make_tap(device: OwnedFd, name: &str) -> io::Result<OwnedFd> {
     // SAFETY: ifreq is plain data for which all zeros is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -75,7 +76,8 @@ pub(crate) fn local_time(seconds: u64) -> libc::tm {
     let seconds = libc::time_t::try_from(seconds).unwrap_or(libc::time_t::MAX);
     // SAFETY: a tm is numbers and a pointer that may be null, so all zero is one.
     let mut local: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to values that outlive the call; the time zone's name that it points the result to lives as long as the program.
+    // SAFETY: both pointers are to values that outlive the call; the time zone's name that it points the result to
+    // lives as long as the program.
     unsafe { libc::localtime_r(&raw const seconds, &raw mut local) };
     local
 }
@@ -86,7 +88,8 @@ pub(crate) fn kvm(device: File) -> Kvm {
     unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
 }
 
-/// Gives a virtual machine zeroed memory of `length` bytes, a multiple of the page size, from guest address 0 on, that starts with `code`.
+/// Gives a virtual machine zeroed memory of `length` bytes, a multiple of the page size, from guest address 0 on, that
+/// starts with `code`.
 ///
 /// The memory stays mapped until the program ends, so that the machine cannot outlive it.
 pub(crate) fn give_memory(vm: &VmFd, code: &[u8], length: usize) -> io::Result<()> {
@@ -123,10 +126,12 @@ pub(crate) enum Cloned {
     Child,
 }
 
-/// Copies the process as fork(2) does, the copy being a member of `cgroup` (a cgroup v2 directory) from its first instruction.
+/// Copies the process as fork(2) does, the copy being a member of `cgroup` (a cgroup v2 directory) from its first
+/// instruction.
 ///
 /// # Errors
-/// `EINVAL` when the process has more than one thread, as the copy could find locks held by threads it does not have; else clone3's.
+/// `EINVAL` when the process has more than one thread, as the copy could find locks held by threads it does not have;
+/// else clone3's.
 pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -138,8 +143,8 @@ pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned
         args.flags = CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
-    // SAFETY: without CLONE_VM the child has a copy of everything, the stack included, and the check above established that no
-    // other thread's state is copied half-way; args outlives the call.
+    // SAFETY: without CLONE_VM the child has a copy of everything, the stack included, and the check above established
+    // that no other thread's state is copied half-way; args outlives the call.
     let pid = unsafe {
         libc::syscall(
             libc::SYS_clone3,
@@ -154,7 +159,8 @@ pub(crate) fn clone_process(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned
     }
 }
 
-/// A change that mount_setattr(2) makes: MOUNT_ATTR_* bits, one MS_* propagation type or 0, and a user namespace for MOUNT_ATTR_IDMAP.
+/// A change that mount_setattr(2) makes: MOUNT_ATTR_* bits, one MS_* propagation type or 0, and a user namespace for
+/// MOUNT_ATTR_IDMAP.
 #[derive(Default, Clone, Copy)]
 pub(crate) struct MountChange<'a> {
     pub(crate) set: u64,
@@ -215,7 +221,8 @@ pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> io::Result<()> {
         [] => std::ptr::null(),
         nodes => nodes.as_ptr(),
     };
-    // SAFETY: the kernel reads `bits - 1` bits, which are there and outlive the call, or none where the pointer is null.
+    // SAFETY: the kernel reads `bits - 1` bits, which are there and outlive the call, or none where the pointer is
+    // null.
     let result = unsafe {
         libc::syscall(
             libc::SYS_set_mempolicy,
@@ -255,7 +262,8 @@ pub(crate) unsafe fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of the memory behind a constant that is not needed any more. Reading it again brings it back from the program's file.
+/// Lets go of the memory behind a constant that is not needed any more. Reading it again brings it back from the
+/// program's file.
 pub(crate) fn release(constant: &'static [u8]) {
     const PAGE: usize = 4096;
     let range = constant.as_ptr_range();
@@ -263,8 +271,8 @@ pub(crate) fn release(constant: &'static [u8]) {
     let last = range.end.addr() / PAGE * PAGE;
     if first < last {
         let start = range.start.with_addr(first).cast_mut().cast();
-        // SAFETY: the pages lie wholly within a constant of the program, a private mapping of its file that is never written, so the
-        // kernel drops nothing but its cached copies of them. Failure leaves them where they are.
+        // SAFETY: the pages lie wholly within a constant of the program, a private mapping of its file that is never
+        // written, so the kernel drops nothing but its cached copies of them. Failure leaves them where they are.
         let _ = unsafe { libc::madvise(start, last - first, libc::MADV_DONTNEED) };
     }
 }
@@ -272,7 +280,8 @@ pub(crate) fn release(constant: &'static [u8]) {
 /// Gives a signal its default action back.
 fn default_action(signal: Signal) {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of this process. SIGKILL and SIGSTOP have no other, and setting them fails.
+    // SAFETY: the default action runs no code of this process. SIGKILL and SIGSTOP have no other, and setting them
+    // fails.
     let _ = unsafe { sigaction(signal, &default) };
 }
 

@@ -1,4 +1,5 @@
-//! The verbs as a caller sees them, as far as they need no machine: what bad input gets, and that nothing is left behind.
+//! The verbs as a caller sees them, as far as they need no machine: what bad input gets, and that nothing is left
+//! behind.
 //!
 //! Needs root, as the runtime does.
 

@@ -1,6 +1,6 @@
-//! The command line as runc understands it, that is as Go's `flag` package and urfave/cli do, rewritten for clap: `-name` is `--name`,
-//! booleans take `=false`, and known flags may follow the operands of all verbs but `exec` and `ps`, where what follows the container's id
-//! is somebody else's.
+//! The command line as runc understands it, that is as Go's `flag` package and urfave/cli do, rewritten for clap:
+//! `-name` is `--name`, booleans take `=false`, and known flags may follow the operands of all verbs but `exec` and
+//! `ps`, where what follows the container's id is somebody else's.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

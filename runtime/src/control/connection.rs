@@ -56,8 +56,8 @@ pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlRepl
     connection.receive()?.ok_or(Error::NotRunning)
 }
 
-/// Asks the machine process to execute one more process, and passes it the descriptors that `request.streams` speaks of. The answers are
-/// for the caller to receive.
+/// Asks the machine process to execute one more process, and passes it the descriptors that `request.streams` speaks
+/// of. The answers are for the caller to receive.
 ///
 /// # Errors
 /// [`Error::NotRunning`] when no machine listens or it ends meanwhile.
@@ -189,7 +189,8 @@ fn named(control: &Control) -> Request<&Control> {
     }
 }
 
-/// The socket's path by way of its directory's descriptor: it fits into a socket address whatever the directory's own path is.
+/// The socket's path by way of its directory's descriptor: it fits into a socket address whatever the directory's own
+/// path is.
 fn address(state_dir: BorrowedFd<'_>) -> PathBuf {
     Path::new("/proc/self/fd")
         .join(state_dir.as_raw_fd().to_string())

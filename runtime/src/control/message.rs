@@ -6,7 +6,8 @@ use protocol::{ContainerId, EXTRA_MAX, Exit, Network, Ports, Process, TerminalSi
 use serde::{Deserialize, Serialize};
 use vmm::MAX_NET_SLOTS;
 
-/// Most descriptors that come with a request: the standard streams and those beside them, or the taps of all network interfaces.
+/// Maximum number of descriptors that come with a request: the standard streams and those besides them, or the taps of
+/// all network interfaces.
 pub(crate) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
     3 + EXTRA_MAX
 } else {
@@ -52,8 +53,8 @@ pub(crate) struct Request<C> {
 /// What is asked of the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Control {
-    /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap of each
-    /// interface comes along as a descriptor.
+    /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap
+    /// of each interface comes along as a descriptor.
     Start(Network),
     /// Send a signal to the container's init process, or to all of its processes.
     Kill {
@@ -87,13 +88,14 @@ pub(crate) struct ExecRequest {
     pub(crate) process: String,
     /// The cgroup below the container's own that it starts in; the container's own if empty.
     pub(crate) cgroup: String,
-    /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard input.
+    /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard
+    /// input.
     pub(crate) streams: [Stream; 3],
-    /// The descriptors beside the standard streams. They come after those.
+    /// The descriptors besides the standard streams. They come after those.
     pub(crate) extra: Vec<ExtraDescriptor>,
 }
 
-/// A descriptor beside the standard streams.
+/// A descriptor besides the standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExtraDescriptor {
     pub(crate) direction: Direction,
@@ -106,7 +108,8 @@ pub(crate) struct ExtraDescriptor {
 pub(crate) enum Stream {
     /// There is none: /dev/null.
     None,
-    /// A descriptor that comes along. `own`: its open file description belongs to the machine process alone and does not block.
+    /// A descriptor that comes along. `own`: its open file description belongs to the machine process alone and does
+    /// not block.
     Passed { own: bool },
 }
 
@@ -143,6 +146,6 @@ pub(crate) enum ControlReply {
         /// By pid.
         processes: Vec<Process>,
     },
-    /// The guest's kernel has killed a process of the container for want of memory.
+    /// The guest's kernel has killed a process of the container because memory ran out.
     OutOfMemory,
 }

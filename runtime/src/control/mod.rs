@@ -1,5 +1,5 @@
-//! control.sock: how the later verbs speak to the machine process, in frames of the protocol crate. A connection carries one
-//! [`Request`], which names the container, and its replies:
+//! control.sock: how the later verbs speak to the machine process, in frames of the protocol crate. A connection
+//! carries one [`Request`], which names the container, and its replies:
 //!
 //! | request | replies |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | the others | one |
 //!
 //! The descriptors of an `Exec` or a `Start` travel with the first byte of its frame (SCM_RIGHTS), in the order of
-//! [`ExecRequest::streams`] and [`ExecRequest::extra`], or of the network's interfaces. When the client of an exec goes away before
-//! `Exited`, the process in the guest is killed.
+//! [`ExecRequest::streams`] and [`ExecRequest::extra`], or of the network's interfaces. When the client of an exec goes
+//! away before `Exited`, the process in the guest is killed.
 
 mod connection;
 mod message;

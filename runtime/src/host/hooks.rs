@@ -7,8 +7,8 @@
 //! | poststart | the program runs | the caller's namespaces |
 //! | poststop | nothing of the container is left | the caller's namespaces |
 //!
-//! The first that fails is the last. Only after the container is gone the others still run, and failures are warnings. startContainer is
-//! the guest's.
+//! The first that fails is the last. Only after the container is gone the others still run, and failures are warnings.
+//! startContainer is the guest's.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -34,7 +34,7 @@ pub(crate) use specification::HookKind as Kind;
 use crate::report::Report;
 use crate::state::Record;
 
-/// Most bytes of a failed hook's last output that are reported.
+/// Maximum number of bytes of a failed hook's last output that are reported.
 const TAIL: usize = 4 << 10;
 
 /// Why hooks could not do their work.

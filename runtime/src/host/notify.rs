@@ -1,4 +1,5 @@
-//! The host's side of sd_notify(3): what a container says of its readiness is passed on to whoever waits for it at NOTIFY_SOCKET.
+//! The host's side of sd_notify(3): what a container says of its readiness is passed on to whoever waits for it at
+//! NOTIFY_SOCKET.
 //!
 //! As with runc: READY=1, then MAINPID=, then a barrier, so that the manager has seen both before this process ends.
 
@@ -51,8 +52,8 @@ impl NotifySocket {
         IN_CONTAINER.to_owned()
     }
 
-    /// Waits until the container is ready and says so, with `pid` as the process to be watched. Returns without a word when the
-    /// container ends before.
+    /// Waits until the container is ready and says so, with `pid` as the process to be watched. Returns without a word
+    /// when the container ends before.
     pub(crate) fn attend(&self, state_dir: &Path, pid: i32) -> Result<(), Error> {
         let connection = match Connection::open(state_dir) {
             Err(control::Error::NotRunning) => return Ok(()),

@@ -1,4 +1,5 @@
-//! Descriptors beside the standard streams that a caller passes into a container: `--preserve-fds`, and socket activation (LISTEN_FDS).
+//! Descriptors besides the standard streams that a caller passes into a container: `--preserve-fds`, and socket
+//! activation (LISTEN_FDS).
 //!
 //! What crosses into a machine is bytes, so what can be passed is what bytes are all there is to:
 //!
@@ -8,8 +9,8 @@
 //! | stream socket that is connected              | a stream socket; each direction can be shut down by itself  |
 //! | terminal, /dev/null and its like             | a pipe, or for both directions a socket                     |
 //!
-//! All else is refused by its number and what it is: files, whose position and locks belong to their openers; sockets that accept
-//! connections or carry datagrams; and what stands for something in this host's kernel.
+//! All else is refused by its number and what it is: files, whose position and locks belong to their openers; sockets
+//! that accept connections or carry datagrams; and what stands for something in this host's kernel.
 
 use std::fs;
 use std::io;

@@ -1,8 +1,9 @@
 //! The caller's own terminal, lent to a process for as long as the verb waits for it.
 //!
-//! While there is a [`Relay`], two threads copy: standard input to the host pseudo-terminal's master, and the master to standard output
-//! until the last byte. They block; everything else goes on without them. A standard input that is a terminal is raw meanwhile, so that
-//! the guest's line discipline is the only one, and gets its attributes back in every way out: when the relay is dropped, and in a panic.
+//! While there is a [`Relay`], two threads copy: standard input to the host pseudo-terminal's master, and the master to
+//! standard output until the last byte. They block; everything else goes on without them. A standard input that is a
+//! terminal is raw meanwhile, so that the guest's line discipline is the only one, and gets its attributes back in
+//! every way out: when the relay is dropped, and in a panic.
 
 use std::fs::File;
 use std::io::{self, Read, Write, stderr, stdin, stdout};

@@ -90,7 +90,8 @@ impl Groups {
 
     /// Puts a process with all of its threads into them, and so all that they create.
     pub(crate) fn add(&self, pid: i32) -> Result<(), Error> {
-        // The first of them creates the others: of those that it creates from now on none is missed, and the others are listed.
+        // The first of them creates the others: of those that it creates from now on none is missed, and the others are
+        // listed.
         self.add_task(&pid.to_string())?;
         let tasks = PathBuf::from(format!("/proc/{pid}/task"));
         for task in fs::read_dir(&tasks).doing_to("list", &tasks)? {
@@ -109,7 +110,7 @@ impl Groups {
         tasks.try_for_each(|path| write(&path, task))
     }
 
-    /// Removes what is the container's own; what is gone already is fine.
+    /// Removes what is the container's own; what is already gone is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         let own = self.own.then_some(&self.class);
         for path in self.monitor.iter().chain(own) {

@@ -7,8 +7,8 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 
-/// Takes every signal as an event from now on. A job in the background that is about to use its terminal stops here first, as jobs do,
-/// until the shell lets it have the terminal.
+/// Takes every signal as an event from now on. A job in the background that is about to use its terminal stops here
+/// first, as jobs do, until the shell lets it have the terminal.
 pub(crate) fn take(terminal: bool) -> io::Result<SignalFd> {
     let stdin = io::stdin();
     if terminal

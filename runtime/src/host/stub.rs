@@ -1,4 +1,5 @@
-//! The process of this host that stands for an exec'd process of the guest: callers signal it, wait for it and read its exit status.
+//! The process of this host that stands for an exec'd process of the guest: callers signal it, wait for it and read its
+//! exit status.
 //!
 //! ```text
 //!  exec verb                                  machine process
@@ -10,9 +11,9 @@
 //!   ends                                      <──────────────────────────────────── Exited
 //!                                           ends the same way
 //! ```
-//! Invariants: the machine process kills the program when the connection ends, so it dies with whoever holds the connection: with the
-//! verb until the stub is cloned, with the stub from then on. A stub that is not committed ends when its verb does. A verb that waits
-//! for the process is its stub itself.
+//! Invariants: the machine process kills the program when the connection ends, so it dies with whoever holds the
+//! connection: with the verb until the stub is cloned, with the stub from then on. A stub that is not committed ends
+//! when its verb does. A verb that waits for the process is its stub itself.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,11 +42,11 @@ use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
 /// What a stub says when it is ready. Anything else is the text of an error.
 const READY: &[u8] = b"ready";
 
-/// Longest text of an error that a stub has to tell, in bytes.
+/// Maximum length of the text of a stub's error, in bytes.
 const TEXT_MAX: u64 = 4096;
 
-/// Attends a process that runs until it ends; how it ended. `resized` sees to the window and returns its size, for a process with a
-/// terminal; `passes` says which signals the process gets.
+/// Attends a process that runs until it ends; how it ended. `resized` sees to the window and returns its size, for a
+/// process with a terminal; `passes` says which signals the process gets.
 pub(crate) fn attend(
     connection: &Connection,
     signals: &SignalFd,
@@ -98,8 +99,9 @@ pub(crate) struct Stub {
 }
 
 impl Stub {
-    /// Makes a stub for the process that `connection` stands for. It lives in `cgroup` and in the network namespace of the process of
-    /// the pidfd `machine`, and `terminal`, the slave of the process's terminal, is its controlling terminal.
+    /// Makes a stub for the process that `connection` stands for. It lives in `cgroup` and in the network namespace of
+    /// the process of the pidfd `machine`, and `terminal`, the slave of the process's terminal, is its controlling
+    /// terminal.
     pub(crate) fn new(
         connection: Connection,
         terminal: Option<OwnedFd>,
@@ -209,7 +211,8 @@ fn main(
     }
 }
 
-/// Leaves the caller: its session, directory, network, descriptors and privileges. Every signal that can be caught is an event from now on.
+/// Leaves the caller: its session, directory, network, descriptors and privileges. Every signal that can be caught is
+/// an event from now on.
 fn settle(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
@@ -235,8 +238,8 @@ fn settle(
     ];
     keep.extend(terminal.map(AsFd::as_fd));
     #[allow(unsafe_code, reason = "only here are the descriptors known")]
-    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here;
-    // of the arguments the descriptors are kept.
+    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor
+    // dropped here; of the arguments the descriptors are kept.
     unsafe { close_all_but(&keep) }.doing("close inherited descriptors")?;
 
     let mut caught = SigSet::all();
@@ -246,7 +249,7 @@ fn settle(
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&caught, flags).doing("create a signalfd")?;
     match terminal.map(ioctl_tiocsctty) {
-        // Whoever shows the terminal has gone already: the process hears of it by the machine process.
+        // Whoever shows the terminal has already gone: the machine process tells the program.
         None | Some(Ok(()) | Err(rustix::io::Errno::IO)) => {}
         Some(Err(e)) => return Err(e).doing("take the terminal"),
     }

@@ -4,7 +4,8 @@
 //!  caller's terminal <──relay──> master│slave <──> machine process <──vsock──> agent <──> master│slave <──> program
 //!                    or whoever holds the console socket          this host │ guest
 //! ```
-//! The line discipline is the guest's: the pseudo-terminal here is raw, and carries bytes, the window size and the hang-up only.
+//! The line discipline is the guest's: the pseudo-terminal here is raw, and carries bytes, the window size and the
+//! hang-up only.
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
@@ -76,7 +77,8 @@ pub(crate) struct Terminal {
 /// Makes the terminal that a process wants, and hands its master over if the verb does not stay.
 ///
 /// # Errors
-/// When the flags do not suit the process, as with runc: who waits for it has a terminal to lend, who does not must name a socket.
+/// When the flags do not suit the process, as with runc: who waits for it has a terminal to lend, who does not must
+/// name a socket.
 pub(crate) fn prepare(
     process: &Process,
     detached: bool,

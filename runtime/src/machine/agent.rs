@@ -1,5 +1,5 @@
-//! The control channel to the guest's agent: frames over a socket pair whose other end the vsock device has joined to the agent's
-//! connection. What comes from it is the guest's word and nothing more.
+//! The control channel to the guest's agent: frames over a socket pair whose other end the vsock device has joined to
+//! the agent's connection. What comes from it is the guest's word and nothing more.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use protocol::{ContainerId, Decoder, Message, Request, RequestBody};
 use vmm::vsock::{HostStream, Sink, Source};
 
-/// Most bytes that may wait for a guest that does not read: a create request and then some.
+/// Maximum number of bytes that may wait for a guest that does not read: a create request and then some.
 const OUTBOX_MAX: usize = 2 * protocol::MAX_FRAME;
 
 /// What is read at once.

@@ -7,8 +7,8 @@
 //!     v                               v                                         v
 //!    who asked for it is told, there is no container                         Draining ──output delivered──> over
 //! ```
-//! Invariants: what the guest sends moves the phase along these arrows only; once Draining, nothing but the readers of the container's
-//! output decides when it is over.
+//! Invariants: what the guest sends moves the phase along these arrows only; once Draining, nothing but the readers of
+//! the container's output decides when it is over.
 
 use std::os::fd::OwnedFd;
 

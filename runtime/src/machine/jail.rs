@@ -1,12 +1,12 @@
 //! The jail of the machine process: what it can reach once the guest runs.
 //!
-//! * Files: a read-only tmpfs that holds the shares, each a private clone of a mount of the host, in a mount namespace of its own that is
-//!   pivoted into it. All of it vanishes with the process.
+//! * Files: a read-only tmpfs that holds the shares, each a private clone of a mount of the host, in a mount namespace
+//!   of its own that is pivoted into it. All of it vanishes with the process.
 //! * Network: the container's namespace.
-//! * Descriptors: none of a directory of the host. `..` from such a one leads to the host's root, whatever the mount namespace; of the
-//!   bundle and of /proc/self/fd there are clones that have no parent.
-//! * Privileges: a user namespace that maps every id to itself, so files keep their owners, while the capabilities that a file server
-//!   needs are worth nothing outside of it; no new privileges, not dumpable, resource limits.
+//! * Descriptors: none of a directory of the host. `..` from such a one leads to the host's root, whatever the mount
+//!   namespace; of the bundle and of /proc/self/fd there are clones that have no parent.
+//! * Privileges: a user namespace that maps every id to itself, so files keep their owners, while the capabilities that
+//!   a file server needs are worth nothing outside of it; no new privileges, not dumpable, resource limits.
 //!
 //! Every step must succeed: a machine that is not in its jail does not run.
 
@@ -42,11 +42,12 @@ use crate::sys::{self, MountChange};
 /// RLIMIT_NOFILE; less where the caller's own limit is lower and may not be raised.
 const DESCRIPTOR_LIMIT: u64 = 65536;
 
-/// The part of the descriptors that the file server keeps open for inodes that the guest knows; the rest is for the files the guest has
-/// open and for the machine itself.
+/// The part of the descriptors that the file server keeps open for inodes that the guest knows; the rest is for the
+/// files the guest has open and for the machine itself.
 const INODE_SHARE: u64 = 8;
 
-/// The descriptor table is grown to this size while the process has one thread: later growth waits for an RCU grace period.
+/// The descriptor table is grown to this size while the process has one thread: later growth waits for an RCU grace
+/// period.
 const DESCRIPTOR_TABLE: i32 = 2047;
 
 /// What the file server needs: to act on the guest's files as their owners would.
@@ -98,7 +99,8 @@ pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
     }
 }
 
-/// A directory of the host as the root of a mount that is in no tree: what lies below it can be reached, `..` stays where it is.
+/// A directory of the host as the root of a mount that is in no tree: what lies below it can be reached, `..` stays
+/// where it is.
 pub(super) fn confined(directory: &Path) -> Result<OwnedFd, Error> {
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let name = || format!("clone {}", directory.display());
@@ -141,7 +143,8 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
     sys::mount_setattr(root.as_fd(), &read_only, false)
         .doing("make the exported tree's root read-only")?;
 
-    // With both arguments the same directory the old root ends up mounted on top of the new one, from where it is removed.
+    // With both arguments the same directory the old root ends up mounted on top of the new one, from where it is
+    // removed.
     pivot_root(".", ".").doing("pivot into the exported tree")?;
     umount2(".", MntFlags::MNT_DETACH).doing("leave the host's files")?;
     let root = open("/", flags, Mode::empty()).doing("open the exported tree")?;
@@ -242,7 +245,8 @@ pub(super) fn enter_user_namespace() -> Result<(), Error> {
 /// The last step, when the ids are mapped: gives up every privilege but those of the file server.
 pub(super) fn drop_privileges() -> Result<(), Error> {
     setgroups(&[]).doing("drop the supplementary groups")?;
-    // The file server changes its file system ids request by request and keeps its capabilities: the guest's kernel has checked permissions.
+    // The file server changes its file system ids request by request and keeps its capabilities: the guest's kernel has
+    // checked permissions.
     let bits = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP

@@ -24,7 +24,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) config: &'a str,
     /// The bundle's absolute path.
     pub(crate) bundle: &'a str,
-    /// What the guest must know beside config.json.
+    /// What the guest must know besides config.json.
     pub(crate) overlay: Overlay,
     /// Guest RAM in bytes, a multiple of 2 MiB.
     pub(crate) memory: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) timeline: Option<File>,
     /// The slave of the host's pseudo-terminal, raw, in place of the standard streams: `process.terminal`.
     pub(crate) terminal: Option<OwnedFd>,
-    /// Descriptors beside the standard streams.
+    /// Descriptors besides the standard streams.
     pub(crate) preserved: Vec<Preserved>,
     /// The caller's log, which the machine process writes to as well, if there is one.
     pub(crate) report: &'a Report,
@@ -56,8 +56,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) begun: Duration,
 }
 
-/// What the machine process has of the host's `/dev`. It is opened before that process is in the container's cgroup: the device rules there
-/// (a client's, or those of a cgroup above) are for containers, and may deny it.
+/// What the machine process has of the host's `/dev`. It is opened before that process is in the container's cgroup:
+/// the device rules there (a client's, or those of a cgroup above) are for containers, and may deny it.
 pub(super) struct Devices {
     pub(super) kvm: OwnedFd,
     pub(super) null: OwnedFd,

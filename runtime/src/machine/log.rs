@@ -1,8 +1,9 @@
 //! The machine process's log: what went wrong while the machine lived and did not end it.
 //!
-//! Lines go to the file `log` in the container's state directory and to the caller's `--log`, both opened before the jail. Much of what is
-//! worth a line is the guest's doing, so a guest decides how often one comes. It must fill neither: a burst of lines is written, then one in
-//! a while, with a word on how many were left out; and the file in the state directory, which may lie in memory, has a maximum length.
+//! Lines go to the file `log` in the container's state directory and to the caller's `--log`, both opened before the
+//! jail. Much of what is worth a line is the guest's doing, so a guest decides how often one comes. It must fill
+//! neither: a burst of lines is written, then one in a while, with a word on how many were left out; and the file in
+//! the state directory, which may lie in memory, has a maximum length.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -9,8 +9,8 @@
 //!   Spawned <──────────────────────Created──────── waits
 //!   state.json, pid file; Spawned::commit ───────> serves control.sock until the container has ended
 //! ```
-//! Until it is committed the machine ends when the verb does, so a verb that fails or is killed leaves no machine behind. From then on
-//! it depends on nobody.
+//! Until it is committed the machine ends when the verb does, so a verb that fails or is killed leaves no machine
+//! behind. From then on it depends on nobody.
 
 mod agent;
 mod clients;

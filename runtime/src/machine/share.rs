@@ -71,8 +71,8 @@ impl Share {
         Ok(result.doing_to("share", &self.source)?)
     }
 
-    /// A detached clone of the share's mount, changed as it says. To be called before the mounts of this namespace are made private:
-    /// only a clone of a shared mount can follow it. `None` for what [`Share::attach`] mounts itself.
+    /// A detached clone of the share's mount, changed as it says. Must be called before the mounts of this namespace
+    /// are made private: only a clone of a shared mount can follow it. `None` for what [`Share::attach`] mounts itself.
     pub(super) fn clone_mount(&self) -> Result<Option<OwnedFd>, Error> {
         if self.overlay.is_some() {
             return Ok(None);
@@ -168,7 +168,8 @@ fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
     let child = match sys::clone_process(None)? {
         Cloned::Child => {
             drop(ours);
-            // What has failed shows in the parent as an end of the stream. It ends here when the namespace is open there, or the parent has ended.
+            // What has failed shows in the parent as an end of the stream. It ends here when the namespace is open
+            // there, or the parent has ended.
             if unshare(CloneFlags::CLONE_NEWUSER).is_ok() && theirs.write_all(&[0]).is_ok() {
                 let _ = theirs.read(&mut [0]);
             }
@@ -201,8 +202,8 @@ fn mapped_namespace(child: Pid, mut ready: &UnixStream, map: &IdMap) -> io::Resu
     )?)
 }
 
-/// Makes the share `name` of the machine process `pid` read-only. The machine itself has given up the right to; until now the guest has
-/// run nothing but the agent, which had mount points to make.
+/// Makes the share `name` of the machine process `pid` read-only. The machine itself has given up the right to; until
+/// now the guest has run nothing but the agent, which had mount points to make.
 pub(super) fn seal(pid: i32, name: &str) -> io::Result<()> {
     let path = format!("/proc/{pid}/ns/mnt");
     let namespace = open(

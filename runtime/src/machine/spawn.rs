@@ -18,8 +18,8 @@ pub(crate) struct Spawned {
     sync: Option<SyncSocket>,
 }
 
-/// Called with the machine process's pid when it is in the container's network namespace and in a jail of files, and before the guest's
-/// first instruction. The machine waits for its return; after an error there is none.
+/// Called with the machine process's pid when it is in the container's network namespace and in a jail of files, and
+/// before the guest's first instruction. The machine waits for its return; after an error there is none.
 pub(crate) type NamespacesReady<'a> =
     dyn FnMut(i32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
 
@@ -94,7 +94,8 @@ impl Spawned {
         }
     }
 
-    /// Maps every id of the machine's user namespace to itself: files keep their owners, and capabilities are worth nothing outside.
+    /// Maps every id of the machine's user namespace to itself: files keep their owners, and capabilities are worth
+    /// nothing outside.
     fn map_ids(&self) -> Result<(), Error> {
         for map in ["uid_map", "gid_map"] {
             std::fs::write(format!("/proc/{}/{map}", self.pid), "0 0 4294967295\n")

@@ -1,7 +1,8 @@
 //! The boot timeline: how long each phase took from the verb's first instruction to the container's.
 //!
-//! Guest moments come as guest CLOCK_MONOTONIC values and are placed on the host's clock by the message that carried them: the
-//! time between a moment and the sending of its message is the same on both clocks. The message's own way is counted to the later phase.
+//! Guest moments come as guest CLOCK_MONOTONIC values and are placed on the host's clock by the message that carried
+//! them: the time between a moment and the sending of its message is the same on both clocks. The message's own way is
+//! counted to the later phase.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,7 +16,8 @@ pub(crate) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
-/// The host's time of a guest moment that lay `sent - moment` guest nanoseconds before a message received at `received`.
+/// The host's time of a guest moment that lay `sent - moment` guest nanoseconds before a message received at
+/// `received`.
 pub(super) fn placed(received: Duration, sent: u64, moment: u64) -> Duration {
     received.saturating_sub(Duration::from_nanos(sent.saturating_sub(moment)))
 }

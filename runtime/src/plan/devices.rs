@@ -11,8 +11,8 @@ use crate::machine::BlockDevice;
 /// Most block devices of a machine, which has places for so many and for network interfaces together.
 const MAX_DISKS: usize = vmm::MAX_NET_SLOTS;
 
-/// The character devices that the guest's kernel has of its own, with the same numbers as any Linux (devices.txt), and why a container
-/// may have them: none reaches beyond the guest.
+/// The character devices that the guest's kernel has of its own, with the same numbers as any Linux (devices.txt), and
+/// why a container may have them: none reaches beyond the guest.
 const CHARACTER: [(u32, u32, &str); 12] = [
     (1, 3, "null: holds nothing"),
     (1, 5, "zero: holds nothing"),
@@ -66,7 +66,8 @@ fn number(device: &LinuxDevice) -> Device {
     }
 }
 
-/// The block devices of `linux.devices`, each once. The guest has them as virtio-blk. What the guest cannot have is refused.
+/// The block devices of `linux.devices`, each once. The guest has them as virtio-blk. What the guest cannot have is
+/// refused.
 pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<BlockDevice> {
     let rules = linux.resources().as_ref();
     let rules = rules.and_then(|resources| resources.devices().as_deref());
@@ -100,7 +101,8 @@ pub(super) fn disks(linux: &Linux, ledger: &mut Ledger) -> Vec<BlockDevice> {
     disks
 }
 
-/// Whether the device rules let the container write to a block device: the last one that says something about it decides.
+/// Whether the device rules let the container write to a block device: the last one that says something about it
+/// decides.
 fn may_write(rules: &[LinuxDeviceCgroup], device: Device) -> bool {
     let is =
         |rule: Option<i32>, number: u32| rule.is_none_or(|rule| u32::try_from(rule) == Ok(number));

@@ -1,4 +1,5 @@
-//! The ledger: what becomes of each property that a configuration has. `create` does what it says and `explain` prints it.
+//! The ledger: what becomes of each property that a configuration has. `create` does what it says and `explain` prints
+//! it.
 
 use std::fmt;
 
@@ -92,8 +93,8 @@ impl Ledger {
         ledger
     }
 
-    /// Notes what is unknown inside of properties that are looked at as a whole: what is not there any more when `spec`, which has been read
-    /// from `config`, is written again.
+    /// Notes what is unknown inside of properties that are looked at as a whole: what is not there any more when
+    /// `spec`, which has been read from `config`, is written again.
     pub(super) fn note_unknown(&mut self, config: &Value, spec: &impl Serialize) {
         if let Ok(known) = serde_json::to_value(spec) {
             self.compare(config, &known, "", "");

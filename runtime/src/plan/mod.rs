@@ -1,8 +1,8 @@
 //! From a configuration to what is done about it: by the machine, by the host, by the guest; and what is refused.
 //!
-//! [`decide`] is a pure function. The specification says that a runtime which cannot apply a property must fail (runtime.md, Create), so
-//! every property has a line in the [`Ledger`], and one that is refused there is an error that names it. `create` does what is decided,
-//! `explain` prints it.
+//! [`decide`] is a pure function. The specification says that a runtime which cannot apply a property must fail
+//! (runtime.md, Create), so every property has a line in the [`Ledger`], and one that is refused there is an error that
+//! names it. `create` does what is decided, `explain` prints it.
 
 mod devices;
 mod ledger;
@@ -182,8 +182,8 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     Decision { ledger, plan }
 }
 
-/// Decides whether the process of an exec, given as the `process` of a configuration, can be had in a machine with this many vCPUs; what
-/// the caller should know.
+/// Decides whether the process of an exec, given as the `process` of a configuration, can be had in a machine with this
+/// many vCPUs; what the caller should know.
 pub(crate) fn check_exec(
     config: &Value,
     process: &Process,

@@ -233,8 +233,8 @@ fn attributes(mount: &Mount) -> (Change, Change) {
     (own, below)
 }
 
-/// How ids are mapped between the files and the mount (config.md, Mounts): by mappings of its own or, where only the option is
-/// there, by those of the container's user namespace.
+/// How ids are mapped between the files and the mount (config.md, Mounts): by mappings of its own or, where only the
+/// option is there, by those of the container's user namespace.
 fn id_map(mount: &Mount, linux: &Linux) -> Result<Option<IdMap>, Problem> {
     let given = |list: &Option<Vec<LinuxIdMapping>>| list.clone().filter(|list| !list.is_empty());
     let (uids, gids) = (given(mount.uid_mappings()), given(mount.gid_mappings()));

@@ -12,7 +12,7 @@ use super::ledger::Ledger;
 use crate::host::network::{self, NetDevice};
 use crate::state::Network;
 
-/// Most lines of an id map (user_namespaces(7)).
+/// Maximum number of lines of an id map (user_namespaces(7)).
 const MAPPINGS_MAX: usize = 340;
 
 const NANOSECONDS: u32 = 1_000_000_000;
@@ -67,8 +67,8 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
     }
 }
 
-/// The machine process never lives in the host's own network namespace. Without a network namespace in the configuration the container
-/// shares that of the guest, where there is nothing but a loopback interface.
+/// The machine process never lives in the host's own network namespace. Without a network namespace in the
+/// configuration the container shares that of the guest, where there is nothing but a loopback interface.
 pub(super) fn network(linux: &Linux) -> Network {
     let mut namespaces = linux.namespaces().iter().flatten();
     let network = namespaces.find(|namespace| namespace.typ() == Kind::Network);
@@ -79,7 +79,8 @@ pub(super) fn network(linux: &Linux) -> Network {
     }
 }
 
-/// The interfaces that move into the container's network namespace, in the order of their names (config-linux.md, Network Devices).
+/// The interfaces that move into the container's network namespace, in the order of their names (config-linux.md,
+/// Network Devices).
 pub(super) fn net_devices(linux: &Linux, ledger: &mut Ledger) -> Vec<NetDevice> {
     let given = linux.net_devices().iter().flatten();
     let mut devices: Vec<NetDevice> = given
@@ -117,7 +118,8 @@ pub(super) fn net_devices(linux: &Linux, ledger: &mut Ledger) -> Vec<NetDevice> 
     devices
 }
 
-/// Whether the kernel takes it as the name of an interface (net/core/dev.c, `dev_valid_name`), and not as a pattern for one.
+/// Whether the kernel takes it as the name of an interface (net/core/dev.c, `dev_valid_name`), and not as a pattern for
+/// one.
 fn is_interface_name(name: &str) -> bool {
     const IFNAMSIZ: usize = 16;
     let forbidden = |c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0');
@@ -213,8 +215,8 @@ fn offsets(linux: &Linux, time: bool, ledger: &mut Ledger) {
     }
 }
 
-/// Parameters of a namespace need that namespace, so that a configuration means the same with runc. All others are those of the guest's own
-/// kernel, which serves this container alone: there is nobody else whom they could harm.
+/// Parameters of a namespace need that namespace, so that a configuration means the same with runc. All others are
+/// those of the guest's own kernel, which serves this container alone: there is nobody else whom they could harm.
 fn sysctl(name: &str, value: &str, has: &impl Fn(Kind) -> bool) -> Result<(), String> {
     let path = sysctl::path(name).ok_or("is not the name of a kernel parameter")?;
     if value.contains('\0') || name.contains('\0') {

@@ -1,4 +1,5 @@
-//! Every property of the specification (runtime-spec 1.3, config.md, config-linux.md, config-vm.md), and where it is applied.
+//! Every property of the specification (runtime-spec 1.3, config.md, config-linux.md, config-vm.md), and where it is
+//! applied.
 
 use specification::Place;
 

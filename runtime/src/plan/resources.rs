@@ -242,8 +242,8 @@ pub(super) fn io_limits(resources: &LinuxResources) -> Vec<Limit> {
     limits
 }
 
-/// A weight of the specification (10 to 1000, of cgroup v1's blkio) as one of cgroup v2 (1 to 10000): ConvertBlkIOToIOWeightValue in
-/// github.com/opencontainers/cgroups.
+/// A weight of the specification (10 to 1000, of cgroup v1's blkio) as one of cgroup v2 (1 to 10000):
+/// ConvertBlkIOToIOWeightValue in github.com/opencontainers/cgroups.
 fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight.saturating_sub(*BLOCK_WEIGHTS.start())) * 9999 / 990
 }

@@ -23,8 +23,8 @@ const GRANULE: u64 = 2 * MIB;
 /// Guest RAM when nothing is said.
 const DEFAULT_MEMORY: u64 = 512 * MIB;
 
-/// Guest RAM that the guest's kernel and the agent take, and leave free, beside what they take for each page. Half of it is free when a
-/// container has reached its limit (docs/configuration.md has the figures).
+/// Guest RAM that the guest's kernel and the agent take, and leave free, beside what they take for each page. Half of
+/// it is free when a container has reached its limit (docs/configuration.md has the figures).
 const GUEST_OVERHEAD: u64 = 48 * MIB;
 
 /// The guest's kernel describes each page of 4 KiB in 64 bytes (struct page, linux/mm_types.h).
@@ -36,8 +36,8 @@ const MACHINE_MIN: u64 = 64 * MIB;
 /// Least memory limit of a container.
 const LIMIT_MIN: u64 = 16 * MIB;
 
-/// Host memory of a machine beside guest RAM and what is reckoned by its size: the process itself, kernel memory on its behalf, room for
-/// page cache of shared files.
+/// Host memory of a machine beside guest RAM and what is reckoned by its size: the process itself, kernel memory on its
+/// behalf, room for page cache of shared files.
 const HOST_OVERHEAD: u64 = 64 * MIB;
 
 /// Both the process's and the guest's page tables need 8 bytes for each 4 KiB page of guest RAM, at worst.
@@ -220,8 +220,8 @@ fn host_memory(memory: u64) -> Limit {
     Limit::unasked("memory.max", most.to_string())
 }
 
-/// The greatest limit of a container's memory in a machine with this much RAM: it has to be reached before the guest's kernel itself is
-/// short of memory.
+/// The greatest limit of a container's memory in a machine with this much RAM: it has to be reached before the guest's
+/// kernel itself is short of memory.
 fn allowed(memory: u64) -> u64 {
     (memory - memory / PAGES_PER_DESCRIPTOR).saturating_sub(GUEST_OVERHEAD)
 }
@@ -355,7 +355,8 @@ fn of_cpu_max(text: &str) -> Option<Option<u64>> {
     }
 }
 
-/// Adds the limits of the machine's use of the host's CPUs; how many CPUs' time it has, and how many CPUs, where that is limited.
+/// Adds the limits of the machine's use of the host's CPUs; how many CPUs' time it has, and how many CPUs, where that
+/// is limited.
 fn cpu_limits(cpu: &LinuxCpu, limits: &mut Vec<Limit>) -> (Option<u64>, Option<u64>) {
     let mut limit = |file: &'static str, value: String, name: &str| {
         limits.push(Limit::asked(file, value, format!("{RESOURCES}.cpu.{name}")));

@@ -309,7 +309,8 @@ fn minimal() -> Value {
     serde_json::from_str(&json).unwrap()
 }
 
-/// A minimal configuration with one property set, and what it cannot be without. What is inside an array is given with the array.
+/// A minimal configuration with one property set, and what it cannot be without. What is inside an array is given with
+/// the array.
 fn with(property: &str, value: &str) -> Value {
     let mut config = minimal();
     let needed = match property {

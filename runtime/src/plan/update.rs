@@ -1,4 +1,5 @@
-//! What `update` changes. The machine keeps its size; limits change among the container's processes in the guest, and on the host.
+//! What `update` changes. The machine keeps its size; limits change among the container's processes in the guest, and
+//! on the host.
 
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};

@@ -20,7 +20,7 @@ use crate::error::Doing;
 
 const RECORD: &str = "state.json";
 
-/// Longest state.json that is read in bytes: the annotations of a configuration and little else.
+/// Maximum size in bytes of a state.json that is read: the annotations of a configuration and little else.
 const RECORD_MAX: u64 = 8 << 20;
 
 /// The exclusive lock of a container, until it is dropped.
@@ -137,7 +137,8 @@ impl StateDir {
     }
 
     fn flock(&self, how: FlockArg) -> Result<Option<Lock>, Error> {
-        // Of the directory itself, in an open file of its own: a file in it could be made anew while the directory is being removed.
+        // Of the directory itself, in an open file of its own: a file in it could be made anew while the directory is
+        // being removed.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut file = match openat(&self.file, ".", flags, Mode::empty()) {
             Err(Errno::ENOENT) => return Err(Error::NotFound),
@@ -202,7 +203,7 @@ impl StateDir {
         Ok(Status::observed(alive, journal.last()))
     }
 
-    /// Removes the directory; what is gone already is fine.
+    /// Removes the directory; what is already gone is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         match fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -217,7 +218,7 @@ impl AsFd for StateDir {
     }
 }
 
-/// Writes a file so that readers see the old content or the new, by way of a hidden file beside it.
+/// Writes a file so that readers see the old content or the new, by way of a hidden file next to it.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut hidden = std::ffi::OsString::from(".");

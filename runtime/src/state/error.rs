@@ -1,4 +1,5 @@
-//! What can be wrong with a container's id, its record and its status. Callers match some of the texts, so these are runc's.
+//! What can be wrong with a container's id, its record and its status. Callers match some of the texts, so these are
+//! runc's.
 
 use std::io;
 use std::path::PathBuf;

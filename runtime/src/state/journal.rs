@@ -3,8 +3,9 @@
 //! ```text
 //! (nothing) ──> started ──pause──> started paused ──resume──> started ──> ... ──> started exited
 //! ```
-//! The machine process is its only writer, through a descriptor opened before the jail. Readers take whole lines only. `paused` is the
-//! last line exactly while the container is paused: a resumed container's journal is cut back to what it was before.
+//! The machine process is its only writer, through a descriptor opened before the jail. Readers take whole lines only.
+//! `paused` is the last line exactly while the container is paused: a resumed container's journal is cut back to what
+//! it was before.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 /// Name of the journal in the state directory.
 pub(crate) const JOURNAL: &str = "journal";
 
-/// Longest journal that is read: its entries, one of them with an error text.
+/// Maximum size in bytes of a journal that is read: its entries, one of them with an error text.
 const JOURNAL_MAX: u64 = 256 << 10;
 
 /// One line of the journal.
@@ -101,8 +102,8 @@ impl Journal {
     }
 }
 
-/// The entries written so far; none if there is no journal. Its writer may have been taken over by its guest: the entries end where a line
-/// is not one.
+/// The entries written so far; none if there is no journal. Its writer may have been taken over by its guest: the
+/// entries end where a line is not one.
 ///
 /// # Errors
 /// The file cannot be read.

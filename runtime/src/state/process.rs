@@ -97,7 +97,7 @@ pub(crate) fn ends_within(pidfd: impl AsFd, timeout: Duration) -> io::Result<boo
     }
 }
 
-/// Sends SIGKILL; one that has ended already is fine.
+/// Sends SIGKILL; one that has already ended is fine.
 pub(crate) fn kill(pidfd: impl AsFd) -> io::Result<()> {
     match pidfd_send_signal(pidfd, Signal::KILL) {
         Err(rustix::io::Errno::SRCH) => Ok(()),

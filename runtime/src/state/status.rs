@@ -7,8 +7,8 @@
 //!    │                          └────────────────────────────── machine ended ──┴──> stopped
 //!    └────────────────────────────── create was killed ──────────────────────────┘ (a pid that has ended)
 //! ```
-//! Invariants: the status is computed from what is there, never stored; but for a pause it only moves to the right; `stopped` means that
-//! no process of the machine is left.
+//! Invariants: the status is computed from what is there, never stored; but for a pause it only moves to the right;
+//! `stopped` means that no process of the machine is left.
 
 use std::fmt;
 
@@ -47,7 +47,8 @@ impl fmt::Display for Status {
 impl Status {
     /// The status that follows from what can be seen.
     ///
-    /// `alive`: whether the machine process runs, `None` when none has been recorded. `last`: what the journal says last.
+    /// `alive`: whether the machine process runs, `None` when none has been recorded. `last`: what the journal says
+    /// last.
     pub(crate) fn observed(alive: Option<bool>, last: Option<&Entry>) -> Status {
         match (alive, last) {
             (None, _) => Status::Creating,

@@ -21,7 +21,8 @@ pub(crate) enum Verb {
 }
 
 impl Status {
-    /// Whether the container `id` allows a verb. `Creating` allows its deletion: who holds the lock knows that no create is at work.
+    /// Whether the container `id` allows a verb. `Creating` allows its deletion: who holds the lock knows that no
+    /// create is at work.
     pub(crate) fn allows(self, verb: Verb, id: &str) -> Result<(), Error> {
         use Status::{Created, Creating, Paused, Running, Stopped};
         match (verb, self) {

@@ -7,7 +7,8 @@ use super::error::Error;
 use crate::host::cgroup::Cgroup;
 use crate::state::{self, ContainerId, Groups, Lock, StateDir};
 
-/// What has been made so far. Undone in reverse when it is dropped before it is kept; the machine, younger than all of it, has ended then.
+/// What has been made so far. Undone in reverse when it is dropped before it is kept; the machine, younger than all of
+/// it, has ended then.
 pub(super) struct Attempt {
     dir: Option<StateDir>,
     pub(super) cgroup: Option<Cgroup>,

@@ -193,8 +193,8 @@ fn record(prepared: &Prepared, root: Option<&Path>) -> Result<Record, Error> {
     Ok(record)
 }
 
-/// Makes the groups of resctrl and the cgroup. A scope's cgroup exists while there is a process in it: until the machine is, the
-/// placeholder.
+/// Makes the groups of resctrl and the cgroup. A scope's cgroup exists while there is a process in it: until the
+/// machine is, the placeholder.
 fn confine(
     context: &Context<'_>,
     attempt: &mut Attempt,
@@ -230,7 +230,8 @@ struct Launched {
     moved: Option<Moved>,
 }
 
-/// Starts the machine, and runs the hooks while it waits. On an error all of the attempt is undone, and the hooks for that have run.
+/// Starts the machine, and runs the hooks while it waits. On an error all of the attempt is undone, and the hooks for
+/// that have run.
 fn launch(
     context: &Context<'_>,
     attempt: &mut Attempt,
@@ -338,7 +339,8 @@ fn check_flags(context: &Context<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The cgroup v2 hierarchy for the container, unless it is to have no cgroup. Where it has no controllers, the caller is told what that means.
+/// The cgroup v2 hierarchy for the container, unless it is to have no cgroup. Where it has no controllers, the caller
+/// is told what that means.
 fn cgroup_root(context: &Context<'_>, plan: &Plan) -> Result<Option<PathBuf>, Error> {
     let asked = plan.limits.iter().find_map(|limit| limit.property.as_ref());
     if context.no_cgroup {

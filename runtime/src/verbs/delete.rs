@@ -85,7 +85,8 @@ pub(super) fn destroy(
     if let Some(Network::Path(path)) = record.map(|record| &record.network)
         && let Err(e) = network::release(path)
     {
-        // The namespace is somebody else's; what is left in it leads nowhere, and the next machine that gets it takes it away.
+        // The namespace is somebody else's; what is left in it leads nowhere, and the next machine that gets it takes
+        // it away.
         report.warn(&format!("{:#}", anyhow::Error::from(e)));
     }
     if let Some(record) = record
@@ -106,8 +107,8 @@ pub(super) fn destroy(
     Ok(())
 }
 
-/// The same without a record. The machine is the process that listens on the control socket; its cgroup is removed if it is empty
-/// then, for it may be one that the container shares with others.
+/// The same without a record. The machine is the process that listens on the control socket; its cgroup is removed if
+/// it is empty then, for it may be one that the container shares with others.
 fn destroy_unrecorded(dir: &StateDir, _lock: Lock) -> Result<(), Error> {
     if let Some(pid) = control::listener(dir.as_fd())
         && let Some(machine) = Identity::of(pid)

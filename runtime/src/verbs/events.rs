@@ -1,7 +1,7 @@
 //! `events`: statistics and out-of-memory kills, one JSON object in a line each, in runc's form.
 //!
-//! The kills come over a connection of their own, so that a guest that is slow with its statistics does not hold them up. There is one
-//! request for statistics at a time: what is due meanwhile is left out.
+//! The kills come over a connection of their own, so that a guest that is slow with its statistics does not hold them
+//! up. There is one request for statistics at a time: what is due meanwhile is left out.
 
 pub(super) mod statistics;
 
@@ -78,7 +78,8 @@ impl Watched<'_> {
                 }
             }
             if answered && let Some(connection) = asked.take() {
-                // That there is no answer is the container's end, which the other connection tells, or a guest that is asked too much.
+                // No answer means that the container has ended, which the other connection tells, or that the guest is
+                // asked too much.
                 let printed = connection
                     .receive()?
                     .map_or(Ok(()), |reply| self.print(reply));

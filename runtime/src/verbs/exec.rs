@@ -134,7 +134,8 @@ impl Streams {
         Ok(streams)
     }
 
-    /// The verb's own. One that is not open for its direction (nohup opens standard input for writing only) is nothing to the process.
+    /// The verb's own. One that is not open for its direction (nohup opens standard input for writing only) is nothing
+    /// to the process.
     fn standard() -> Result<Streams, Error> {
         let mut streams = Streams::none();
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
@@ -171,7 +172,7 @@ impl Streams {
         Ok(())
     }
 
-    /// Adds one beside the standard streams, when all of those are there.
+    /// Adds one besides the standard streams, when all of those are there.
     fn preserve(&mut self, preserved: Preserved) -> Result<(), Error> {
         let (fd, own) = reopen(preserved.fd).map_err(Error::Stream)?;
         self.extra.push(ExtraDescriptor {

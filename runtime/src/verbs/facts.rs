@@ -1,4 +1,5 @@
-//! What a plan depends on besides the configuration, as this host has it; and the decision, which `create` follows and `explain` prints.
+//! What a plan depends on besides the configuration, as this host has it; and the decision, which `create` follows and
+//! `explain` prints.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -62,8 +63,8 @@ fn kind_of(path: &Path) -> Result<FileKind, String> {
     })
 }
 
-/// Whose namespace a path leads to. A machine process shares some namespaces with this host; who names one of them by that process
-/// nevertheless means the container.
+/// Whose namespace a path leads to. A machine process shares some namespaces with this host; who names one of them by
+/// that process nevertheless means the container.
 fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
     let problem = |e: &dyn std::fmt::Display| format!("open {}: {e}", path.display());
     let found = fs::metadata(path).map_err(|e| problem(&e))?;

@@ -35,7 +35,8 @@ const SECCOMP_OPERATORS: [&str; 7] = [
     "SCMP_CMP_NE",
 ];
 
-/// The architectures that a profile can name; those that the linked libseccomp cannot combine with this one are not reported.
+/// The architectures that a profile can name; those that the linked libseccomp cannot combine with this one are not
+/// reported.
 const SECCOMP_ARCHITECTURES: [Arch; 24] = [
     Arch::ScmpArchNative,
     Arch::ScmpArchX86,

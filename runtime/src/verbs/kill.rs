@@ -47,7 +47,8 @@ pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
     }
 }
 
-/// SIGKILL: the guest may deliver it, so that output and exit code are the program's; a guest that does not loses its machine.
+/// SIGKILL: the guest may deliver it, so that output and exit code are the program's; a guest that does not loses its
+/// machine.
 fn end(dir: &StateDir, machine: Identity, all: bool) -> Result<(), Error> {
     let Some(pidfd) = machine.open().doing("open the machine process")? else {
         return Err(Error::NotRunning);

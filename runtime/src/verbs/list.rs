@@ -16,7 +16,8 @@ const HEADER: [&str; 6] = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];
 const WIDTH_MIN: usize = 12;
 const SPACE: usize = 3;
 
-/// The containers, as text; none if there is no `root` and `may_be_missing`. One whose state cannot be read is reported, and does not hide the others.
+/// The containers, as text; none if there is no `root` and `may_be_missing`. One whose state cannot be read is
+/// reported, and does not hide the others.
 pub(crate) fn list(
     root: &Path,
     may_be_missing: bool,

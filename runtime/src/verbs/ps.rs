@@ -1,4 +1,5 @@
-//! `ps`: the container's processes: those of its cgroup on this host by number, or those of the guest as ps(1) shows processes.
+//! `ps`: the container's processes: those of its cgroup on this host by number, or those of the guest as ps(1) shows
+//! processes.
 
 mod columns;
 mod error;

@@ -80,7 +80,7 @@ fn create_and_start(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error>
     code
 }
 
-/// Tells of the container's readiness, beside all else; this process is what is to be watched then.
+/// Tells of the container's readiness, in the background; this process is what is to be watched then.
 fn attend_notify(socket: NotifySocket, state_dir: &Path) {
     let (state_dir, pid) = (state_dir.to_owned(), std::process::id().cast_signed());
     // It ends with the program at the latest.

@@ -29,7 +29,8 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
     }
     let result = start_created(&dir, &record, context.report);
     if let Err(Error::Hook(_)) = result {
-        // runtime.md, Lifecycle: when a poststart hook fails the container is destroyed. That it failed is what the caller must know.
+        // runtime.md, Lifecycle: when a poststart hook fails the container is destroyed. That it failed is what the
+        // caller must know.
         if let Err(e) = destroy(&dir, Some(&record), lock, context.report) {
             context
                 .report

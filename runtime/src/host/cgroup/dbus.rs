@@ -2,9 +2,9 @@
 //!
 //! Formats are those of the D-Bus Specification 0.43: "Message Protocol", "Type System", "Authentication Protocol".
 //!
-//! No crate does it for less: for five calls `zbus` would be thirty more crates and an executor, where a process that has threads cannot
-//! be cloned ([`clone_process`]); `rustbus` would be fifteen, with majors of nix, syn, thiserror and bitflags that everything else has left
-//! behind. Here what is read and the time of the whole exchange are bounded.
+//! No crate does it for less: for five calls `zbus` would be thirty more crates and an executor, where a process that
+//! has threads cannot be cloned ([`clone_process`]); `rustbus` would be fifteen, with majors of nix, syn, thiserror and
+//! bitflags that everything else has left behind. Here what is read and the time of the whole exchange are bounded.
 //!
 //! [`clone_process`]: crate::sys::clone_process
 
@@ -19,10 +19,10 @@ use nix::unistd::geteuid;
 /// How long a connection may last, with all that is waited for on it.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Most bytes of a message that is read. Those of systemd about units have some hundred.
+/// Maximum number of bytes of a message that is read. Those of systemd about units have some hundred.
 const MESSAGE_MAX: usize = 1 << 20;
 
-/// Most bytes of a line of the authentication.
+/// Maximum number of bytes of a line of the authentication.
 const LINE_MAX: usize = 1 << 10;
 
 /// The fixed part of a header: byte order, type, flags, version, length of the body, serial, length of the fields.
@@ -369,7 +369,8 @@ impl Connection {
         };
         let uid = geteuid().to_string();
         let hex = protocol::to_hex(uid.bytes());
-        // All at once, as sd-bus does: systemd forgets a call that reaches it together with BEGIN until something else comes.
+        // All at once, as sd-bus does: systemd forgets a call that reaches it together with BEGIN until something else
+        // comes.
         connection.send(format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let answer = connection.line()?;
         if !answer.starts_with("OK ") {

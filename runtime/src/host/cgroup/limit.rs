@@ -9,7 +9,8 @@ pub(crate) struct Limit {
     pub(crate) file: Cow<'static, str>,
     /// What is written to it.
     pub(crate) value: String,
-    /// The property that asks for it; `None` for a limit that only protects the host, which is left out where it cannot be set.
+    /// The property that asks for it; `None` for a limit that only protects the host, which is left out where it cannot
+    /// be set.
     pub(crate) property: Option<Cow<'static, str>>,
 }
 
@@ -49,7 +50,8 @@ impl Limit {
             let mut lines = text.lines();
             lines.find_map(|line| line.strip_prefix(device)?.strip_prefix(' '))
         };
-        // cgroup-v2.rst: `MAJOR:MINOR key=value...` without the keys that have no limit, or `default WEIGHT` and `MAJOR:MINOR WEIGHT`.
+        // cgroup-v2.rst: `MAJOR:MINOR key=value...` without the keys that have no limit, or `default WEIGHT` and
+        // `MAJOR:MINOR WEIGHT`.
         match self.value.split_once(' ') {
             None => format!("default {}", line("default").unwrap_or("100")),
             Some((device, value)) => match value.split_once('=') {

@@ -1,8 +1,9 @@
-//! The container's cgroup on this host: it holds the machine process, so it bounds the machine as a whole. The same limits hold among
-//! the container's processes inside the guest.
+//! The container's cgroup on this host: it holds the machine process, so it bounds the machine as a whole. The same
+//! limits hold among the container's processes inside the guest.
 //!
-//! Only the cgroup v2 hierarchy is used. Where the host has it beside v1 hierarchies (systemd's hybrid layout), it has no controllers:
-//! the container gets its cgroup there, and limits of the host cannot be set. Where there is none, the container gets no cgroup.
+//! Only the cgroup v2 hierarchy is used. Where the host has it in addition to v1 hierarchies (systemd's hybrid layout),
+//! it has no controllers: the container gets its cgroup there, and limits of the host cannot be set. Where there is
+//! none, the container gets no cgroup.
 //!
 //! A cgroup is made directly, or by systemd as that of a scope ([`systemd`]).
 
@@ -29,16 +30,18 @@ use crate::error::{Doing, SystemError};
 
 pub(crate) use limit::Limit;
 
-/// Where the hierarchy is mounted: alone, or beside v1 (systemd's "unified" and "hybrid" layouts).
+/// Where the hierarchy is mounted: alone, or in addition to v1 (systemd's "unified" and "hybrid" layouts).
 const MOUNTS: [(&str, Layout); 2] = [
     ("/sys/fs/cgroup", Layout::Unified),
     ("/sys/fs/cgroup/unified", Layout::Hybrid),
 ];
 
-/// Controllers that are enabled for a container when the host has them: for limits, and for the statistics that callers read.
+/// Controllers that are enabled for a container when the host has them: for limits, and for the statistics that callers
+/// read.
 const CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "io", "cpuset"];
 
-/// How long processes may take to end after SIGKILL. They are not waited for by polling: this bounds the wait for an event.
+/// How long processes may take to end after SIGKILL. They are not waited for by polling: this bounds the wait for an
+/// event.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What goes wrong with a cgroup.
@@ -71,7 +74,7 @@ pub(crate) enum Error {
 pub(crate) enum Layout {
     /// cgroup v2 alone.
     Unified,
-    /// cgroup v2 without controllers beside cgroup v1.
+    /// cgroup v2 without controllers in addition to cgroup v1.
     Hybrid,
 }
 
@@ -95,8 +98,8 @@ pub(crate) struct Cgroup {
 
 /// The directory of a container's cgroup.
 ///
-/// As with runc an absolute `cgroups_path` is one below the hierarchy's root, and a relative one, or else the id, is one beside the
-/// cgroup of the caller: cgroups with processes of their own cannot have controllers for children.
+/// As with runc an absolute `cgroups_path` is one below the hierarchy's root, and a relative one, or else the id, is
+/// one next to the cgroup of the caller: cgroups with processes of their own cannot have controllers for children.
 pub(crate) fn locate(
     root: &Path,
     own: &str,
@@ -140,7 +143,8 @@ fn own_in(text: &str) -> &str {
 }
 
 impl Cgroup {
-    /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. On an error nothing that was made is left.
+    /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. On an error nothing that was
+    /// made is left.
     pub(crate) fn create(root: &Path, path: PathBuf, limits: &[Limit]) -> Result<Cgroup, Error> {
         let below = path
             .strip_prefix(root)
@@ -163,8 +167,8 @@ impl Cgroup {
         result
     }
 
-    /// Has systemd make the cgroup of `scope` below `root`, with `limits`. It exists while there is a process in it: until the
-    /// container has one, the placeholder. On an error nothing that was made is left.
+    /// Has systemd make the cgroup of `scope` below `root`, with `limits`. It exists while there is a process in it:
+    /// until the container has one, the placeholder. On an error nothing that was made is left.
     pub(crate) fn of_scope(
         root: &Path,
         scope: &Scope,
@@ -173,7 +177,8 @@ impl Cgroup {
         let placeholder = scope.start(limits)?;
         let unit = Some(scope.name().to_owned());
         let cgroup = Cgroup::existing(scope.directory(root)).of_unit(unit);
-        // As runc: exactly what is asked for, where systemd rounds; and an error where a controller is missing, where systemd is silent.
+        // As runc: exactly what is asked for, where systemd rounds; and an error where a controller is missing, where
+        // systemd is silent.
         match limits.iter().try_for_each(|limit| cgroup.set(limit)) {
             Ok(()) => Ok((cgroup, placeholder)),
             Err(e) => {
@@ -199,8 +204,8 @@ impl Cgroup {
         Ok(File::open(&self.path).doing_to("open", &self.path)?)
     }
 
-    /// Writes those of `limits` that are not what the files say; gives the files written and what to write for all to be as before. On an
-    /// error all is as before.
+    /// Writes those of `limits` that are not what the files say; gives the files written and what to write for all to
+    /// be as before. On an error all is as before.
     pub(crate) fn update(&self, limits: &[Limit]) -> Result<Vec<Former>, Error> {
         let mut former = Vec::new();
         if let Some(scope) = &self.scope {
@@ -330,7 +335,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Ends what runs in the cgroup, then removes it and what is below it; what is gone already is fine.
+    /// Ends what runs in the cgroup, then removes it and what is below it; what is already gone is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         if let Some(scope) = &self.scope {
             self.kill()?;
@@ -350,7 +355,8 @@ impl Cgroup {
     }
 }
 
-/// Makes the directories `below` `root` one by one, each with the controllers of the one above; `made` gets those that were not there.
+/// Makes the directories `below` `root` one by one, each with the controllers of the one above; `made` gets those that
+/// were not there.
 fn make(root: &Path, below: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
     let mut path = root.to_owned();
     for component in below.components() {
@@ -387,7 +393,8 @@ fn is_removed(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
-/// Writes to a file that must exist: in this file system the attempt to create one is another error than that it is missing.
+/// Writes to a file that must exist: in this file system the attempt to create one is another error than that it is
+/// missing.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)

@@ -1,6 +1,6 @@
-//! Properties of the container's scope that the caller asks for by annotations: `org.systemd.property.NAME` with a value in the text
-//! format of GVariant, of which booleans, integers, strings and lists of strings are understood. As with runc a name that ends in `Sec`
-//! means the property that ends in `USec`.
+//! Properties of the container's scope that the caller asks for by annotations: `org.systemd.property.NAME` with a
+//! value in the text format of GVariant, of which booleans, integers, strings and lists of strings are understood. As
+//! with runc a name that ends in `Sec` means the property that ends in `USec`.
 
 use super::dbus::Value;
 

@@ -9,8 +9,8 @@
 //!   ends the placeholder
 //! delete: the cgroup is emptied, which ends the scope; StopUnit waits until it has.
 //! ```
-//! A scope without processes does not exist, hence the placeholder: the machine is a member of its cgroup from its first instruction on.
-//! When create fails or is killed, placeholder and machine end, and with them the scope.
+//! A scope without processes does not exist, hence the placeholder: the machine is a member of its cgroup from its
+//! first instruction on. When create fails or is killed, placeholder and machine end, and with them the scope.
 
 use std::fs;
 use std::io;
@@ -217,7 +217,8 @@ pub(super) fn stop(unit: &str) {
     }
 }
 
-/// Changes the limits of a scope, as long as it lives. What is written to its files only is undone by the next `systemctl daemon-reload`.
+/// Changes the limits of a scope, as long as it lives. What is written to its files only is undone by the next
+/// `systemctl daemon-reload`.
 pub(super) fn set(unit: &str, limits: &[Limit]) -> Result<(), Error> {
     let mut properties = Vec::new();
     for limit in limits {
@@ -260,7 +261,8 @@ fn is_unit_name(name: &str) -> bool {
     name.len() <= NAME_MAX && name.chars().all(valid)
 }
 
-/// The properties for a limit (systemd.resource-control(5)): what is not one of the unit's own is reset by `systemctl daemon-reload`.
+/// The properties for a limit (systemd.resource-control(5)): what is not one of the unit's own is reset by `systemctl
+/// daemon-reload`.
 fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
     let named = || limit.property.as_ref().unwrap_or(&limit.file).to_string();
     let invalid = || Error::Value(named());
@@ -294,8 +296,8 @@ fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
                 mask(&limit.value).ok_or_else(invalid)?,
             )]
         }
-        // systemd has no property for them, or one that names files instead of devices; as runc: the files are written, and are the
-        // container's own to write (Delegate=).
+        // systemd has no property for them, or one that names files instead of devices; as runc: the files are written,
+        // and are the container's own to write (Delegate=).
         "cpu.idle" | "cpu.max.burst" | "cpu.weight.nice" => Vec::new(),
         file if file.starts_with("io.") => Vec::new(),
         _ => return Err(Error::Limit(named())),

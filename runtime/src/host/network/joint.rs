@@ -1,5 +1,5 @@
-//! A tap and an interface, each getting what comes in at the other: tc(8)'s ingress qdisc with a filter that matches everything and
-//! redirects it (linux/pkt_sched.h, linux/pkt_cls.h, linux/tc_act/tc_mirred.h).
+//! A tap and an interface, each getting what comes in at the other: tc(8)'s ingress qdisc with a filter that matches
+//! everything and redirects it (linux/pkt_sched.h, linux/pkt_cls.h, linux/tc_act/tc_mirred.h).
 
 use std::fs::File;
 use std::io;

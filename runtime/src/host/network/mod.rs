@@ -1,14 +1,15 @@
-//! The container's network: what CNI, netavark or libnetwork have put into its network namespace on this host becomes the guest's.
+//! The container's network: what CNI, netavark or libnetwork have put into its network namespace on this host becomes
+//! the guest's.
 //!
 //! ```text
 //!                    the container's namespace on this host            │ the guest
 //!   bridge ── veth ──> eth0, ingress ───redirect──> chiton2 (tap) ──── │ ──> eth0
 //!          <── veth ── eth0 <───redirect─── chiton2, ingress <──────── │ ─── eth0
 //! ```
-//! At `start`, the latest moment at which callers have filled the namespace, it is looked at: each interface with addresses is joined to
-//! a tap, by redirecting all frames of each to the other, and the guest is told what to make of it. The host's addresses and routes stay;
-//! no packet gets to them any more. The taps belong to the machine process and end with it; the redirections of an interface that
-//! outlives it are taken away by `delete`.
+//! At `start`, the latest moment at which callers have filled the namespace, it is looked at: each interface with
+//! addresses is joined to a tap, by redirecting all frames of each to the other, and the guest is told what to make of
+//! it. The host's addresses and routes stay; no packet gets to them any more. The taps belong to the machine process
+//! and end with it; the redirections of an interface that outlives it are taken away by `delete`.
 
 mod joint;
 mod moved;
@@ -70,8 +71,9 @@ pub(crate) struct Joined {
     pub(crate) taps: Vec<OwnedFd>,
 }
 
-/// Joins the interfaces of the network namespace that a process lives in to taps: those with addresses, and those `wanted` by name. There
-/// may be as many as the machine has slots. With `names` the guest gets the name server of the namespace, if there is one.
+/// Joins the interfaces of the network namespace that a process lives in to taps: those with addresses, and those
+/// `wanted` by name. There may be as many as the machine has slots. With `names` the guest gets the name server of the
+/// namespace, if there is one.
 ///
 /// # Errors
 /// What the guest cannot have; with nothing changed in the namespace but leftovers of earlier machines.

@@ -1,5 +1,5 @@
-//! `linux.netDevices`: interfaces that move from the caller's network namespace into the container's, where `start` finds them like all
-//! others (config-linux.md, Network Devices).
+//! `linux.netDevices`: interfaces that move from the caller's network namespace into the container's, where `start`
+//! finds them like all others (config-linux.md, Network Devices).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -30,8 +30,8 @@ pub(crate) struct NetDevice {
     pub(crate) inside: String,
 }
 
-/// Interfaces that have moved into a container's network namespace. They move back with this value unless they are kept: the kernel
-/// would destroy virtual ones together with the namespace.
+/// Interfaces that have moved into a container's network namespace. They move back with this value unless they are
+/// kept: the kernel would destroy virtual ones together with the namespace.
 pub(crate) struct Moved {
     /// The caller's network namespace.
     own: File,
@@ -42,7 +42,8 @@ pub(crate) struct Moved {
 }
 
 impl Moved {
-    /// Moves interfaces to where the process lives: with their global addresses, and up afterwards, as the specification has it.
+    /// Moves interfaces to where the process lives: with their global addresses, and up afterwards, as the
+    /// specification has it.
     ///
     /// # Errors
     /// For an interface that is not there, that no machine can have, or whose new name is taken; with all of them back.

@@ -10,14 +10,15 @@ use protocol::NAMES_ADDRESS;
 /// Where C libraries look for name servers (resolv.conf(5)).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Most bytes of it that are looked at.
+/// Maximum number of bytes of it that are looked at.
 const RESOLV_CONF_MAX: u64 = 64 << 10;
 
 /// The state of a socket that listens (TCP_LISTEN of net/tcp_states.h), as in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
 
-/// Whether a container is to ask the name server: engines say so in the file that they mount over its resolv.conf. Looking for a listener
-/// takes the kernel through a table as large as the host's memory asks for, which is no good on every start.
+/// Whether a container is to ask the name server: engines say so in the file that they mount over its resolv.conf.
+/// Looking for a listener takes the kernel through a table as large as the host's memory asks for, which is no good on
+/// every start.
 pub(crate) fn are_asked(spec: &Spec) -> bool {
     let mounts = spec.mounts().iter().flatten();
     mounts
@@ -38,8 +39,8 @@ fn names_it(file: &Path) -> bool {
         })
 }
 
-/// Whether somebody listens at the name server's address, on whatever port, in the network namespace of the calling thread: Docker
-/// leads there what is sent to port 53.
+/// Whether somebody listens at the name server's address, on whatever port, in the network namespace of the calling
+/// thread: Docker leads there what is sent to port 53.
 pub(super) fn listening() -> io::Result<bool> {
     Ok(listens(&fs::read_to_string("/proc/thread-self/net/tcp")?))
 }

@@ -9,8 +9,8 @@ use super::Error;
 use super::netlink::Socket;
 use crate::error::Doing;
 
-/// Does some work in a network namespace, given by its file or by a process that lives in it, with a socket to its configuration, and
-/// comes back.
+/// Does some work in a network namespace, given by its file or by a process that lives in it, with a socket to its
+/// configuration, and comes back.
 ///
 /// # Errors
 /// Those of the work; others when the namespace cannot be entered or left, of which the latter counts more.

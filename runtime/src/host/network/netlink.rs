@@ -1,7 +1,7 @@
 //! rtnetlink(7): messages as bytes, and a socket for them.
 //!
-//! There is no typed model of the messages, such as the netlink-packet crates have: few attributes are looked at, and what the guest is
-//! to have is what the host's kernel said, attributes that nobody here knows included.
+//! There is no typed model of the messages, such as the netlink-packet crates have: few attributes are looked at, and
+//! what the guest is to have is what the host's kernel said, attributes that nobody here knows included.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +17,7 @@ const HEADER: usize = 16;
 /// Size of `struct nlattr` (linux/netlink.h).
 const ATTRIBUTE_HEADER: usize = 4;
 
-/// What is said about an attribute beside its type (`NLA_TYPE_MASK` of linux/netlink.h).
+/// What is said about an attribute besides its type (`NLA_TYPE_MASK` of linux/netlink.h).
 const TYPE_MASK: u16 = 0x3fff;
 
 /// Flags of a request (linux/netlink.h).

@@ -1,7 +1,7 @@
 //! From what is in a network namespace of the host to what the guest is to have. A pure function.
 //!
-//! The guest's interfaces have the indices of the host's, so addresses, routes, rules and neighbours are passed on as the host's kernel
-//! describes them, less what a kernel makes of itself.
+//! The guest's interfaces have the indices of the host's, so addresses, routes, rules and neighbours are passed on as
+//! the host's kernel describes them, less what a kernel makes of itself.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,7 +28,8 @@ pub(super) const IFF_UP: u32 = 1;
 /// ARPHRD_ETHER (linux/if_arp.h).
 const ETHERNET: u16 = 1;
 
-/// The least and greatest MTU that an Ethernet interface of the guest takes (linux/if_ether.h, `ETH_MIN_MTU`; virtio_net.c, `MAX_MTU`).
+/// The least and greatest MTU that an Ethernet interface of the guest takes (linux/if_ether.h, `ETH_MIN_MTU`;
+/// virtio_net.c, `MAX_MTU`).
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
 /// Attributes of a link (linux/if_link.h).
@@ -66,8 +67,8 @@ mod rta {
     pub(super) const MULTIPATH: u16 = 9;
     pub(super) const TABLE: u16 = 15;
     pub(super) const VIA: u16 = 18;
-    /// What the kernel says of its own state: how long a route has been there, counters, padding, and the object that its next hops,
-    /// which it lists too, come from.
+    /// What the kernel says of its own state: how long a route has been there, counters, padding, and the object that
+    /// its next hops, which it lists too, come from.
     pub(super) const STATE: [u16; 6] = [12, 17, 23, 24, 25, 30];
     pub(super) const TABLE_LOCAL: u32 = 255;
     pub(super) const TABLE_MAIN: u32 = 254;
@@ -94,8 +95,8 @@ mod nda {
     pub(super) const PERMANENT: u16 = 0x80;
 }
 
-/// The interfaces' settings below `/proc/sys/net` that are carried over when they are not what a kernel has at its start: family, index
-/// (linux/ip.h less one, linux/ipv6.h), name, value at the start.
+/// The interfaces' settings below `/proc/sys/net` that are carried over when they are not what a kernel has at its
+/// start: family, index (linux/ip.h less one, linux/ipv6.h), name, value at the start.
 const SETTINGS: [(u8, usize, &str, i32); 14] = [
     (INET, 0, "forwarding", 0),
     (INET, 2, "proxy_arp", 0),
@@ -167,7 +168,8 @@ fn check<'a>(
     if !MTU.contains(&link.mtu) {
         return refuse(format!("an MTU of {} is not possible", link.mtu));
     }
-    // What comes for the upper one is taken away from the lower one before it gets there. The other end of a veth is not below it.
+    // What comes for the upper one is taken away from the lower one before it gets there. The other end of a veth is
+    // not below it.
     for below in [link.lower.filter(|_| link.kind != "veth"), link.master] {
         if let Some(below) = below.and_then(|index| carried(index.cast_unsigned())) {
             return refuse(format!(
@@ -220,8 +222,8 @@ impl NetworkPlan {
         });
     }
 
-    /// The interface, with its IPv6 address generation off until it has its addresses: what a kernel makes would be tried out for a
-    /// second before it can be used.
+    /// The interface, with its IPv6 address generation off until it has its addresses: what a kernel makes would be
+    /// tried out for a second before it can be used.
     fn interface(&mut self, link: &Link) -> Result<(), Error> {
         let mac = link.address.as_slice().try_into();
         self.network.interfaces.push(Interface {
@@ -297,8 +299,8 @@ impl NetworkPlan {
         }
     }
 
-    /// All routes but those that a kernel makes of addresses and learns from routers: first those that others need to reach their
-    /// gateways.
+    /// All routes but those that a kernel makes of addresses and learns from routers: first those that others need to
+    /// reach their gateways.
     fn routes<'a>(&mut self, scan: &Scan, carried: &impl Fn(u32) -> Option<&'a str>) {
         use rta::{F_CLONED, PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_REDIRECT, TABLE_LOCAL};
         let made = |route: &&Entry| {

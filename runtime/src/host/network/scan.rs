@@ -11,8 +11,8 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETRULE: u16 = 34;
 
-/// Sizes of the fixed parts of the messages: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg` (linux/rtnetlink.h, linux/if_addr.h),
-/// `ndmsg` (linux/neighbour.h), `fib_rule_hdr` (linux/fib_rules.h).
+/// Sizes of the fixed parts of the messages: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg` (linux/rtnetlink.h,
+/// linux/if_addr.h), `ndmsg` (linux/neighbour.h), `fib_rule_hdr` (linux/fib_rules.h).
 const LINK: usize = 16;
 const ADDRESS: usize = 8;
 const ROUTE: usize = 12;

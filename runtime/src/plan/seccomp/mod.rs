@@ -1,7 +1,8 @@
 //! `linux.seccomp` as a BPF program for the guest's kernel.
 //!
-//! libseccomp translates the rules; what is asked of it, and in which order, is what runc asks, so that a profile means the same here.
-//! The guest is of the host's architecture. Its kernel, not the host's, is what the filter is for: nothing depends on the latter.
+//! libseccomp translates the rules; what is asked of it, and in which order, is what runc asks, so that a profile means
+//! the same here. The guest is of the host's architecture. Its kernel, not the host's, is what the filter is for:
+//! nothing depends on the latter.
 
 mod stub;
 #[cfg(test)]
@@ -26,10 +27,12 @@ const FLAG_LOG: u64 = 1 << 1;
 /// `SECCOMP_FILTER_FLAG_SPEC_ALLOW` of linux/seccomp.h.
 const FLAG_SPEC_ALLOW: u64 = 1 << 2;
 
-/// The level of seccomp_api_set(3) at which libseccomp knows the actions LOG and KILL_PROCESS. It asks the running kernel otherwise.
+/// The level of seccomp_api_set(3) at which libseccomp knows the actions LOG and KILL_PROCESS. It asks the running
+/// kernel otherwise.
 const API_LEVEL: u32 = 3;
 
-/// Most system calls for which libseccomp compares one by one, as with runc. Without any rule, version 2.5 makes no valid tree.
+/// Most system calls for which libseccomp compares one by one, as with runc. Without any rule, version 2.5 makes no
+/// valid tree.
 const LIST_MAX: usize = 32;
 
 /// `BPF_MAXINSNS` of linux/bpf_common.h: the kernel takes no longer program.
@@ -62,14 +65,16 @@ pub(crate) fn version() -> String {
         .unwrap_or_default()
 }
 
-/// Whether a profile may name an architecture: the linked libseccomp must know it and be able to filter it beside this one.
+/// Whether a profile may name an architecture: the linked libseccomp must know it and be able to filter it in addition
+/// to this one.
 pub(crate) fn combines(arch: Arch) -> bool {
     ScmpFilterContext::new(ScmpAction::Allow)
         .and_then(|mut filter| filter.add_arch(architecture(arch)).map(drop))
         .is_ok()
 }
 
-/// What a profile asks for and no guest does, a process outside that decides about system calls: properties and problems.
+/// What a profile asks for and no guest does, a process outside that decides about system calls: properties and
+/// problems.
 pub(crate) fn unsupported(profile: &LinuxSeccomp) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut note = |property: String, what: &str| {

@@ -1,8 +1,8 @@
 //! What comes before libseccomp's filter: ENOSYS for system calls that the profile's author cannot have known.
 //!
-//! A profile lists what is allowed, and denies the rest with an error such as EPERM. A C library that tries a new system call and falls
-//! back to an older one when it is missing does so upon ENOSYS only. So each number above the largest that the profile mentions is
-//! answered by ENOSYS, as runc does:
+//! A profile lists what is allowed, and denies the rest with an error such as EPERM. A C library that tries a new
+//! system call and falls back to an older one when it is missing does so upon ENOSYS only. So each number above the
+//! largest that the profile mentions is answered by ENOSYS, as runc does:
 //! ```text
 //!     arch = AUDIT_ARCH_X86_64 -> 1; arch = AUDIT_ARCH_I386 -> 2; else the filter
 //! 2:  number > limit of i386 -> 3; else the filter
@@ -17,7 +17,8 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::architecture;
 
-/// `AUDIT_ARCH_*` of linux/audit.h: what `seccomp_data.arch` can be in an x86_64 guest. x32 is told by a bit of the number.
+/// `AUDIT_ARCH_*` of linux/audit.h: what `seccomp_data.arch` can be in an x86_64 guest. x32 is told by a bit of the
+/// number.
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// `__X32_SYSCALL_BIT` of asm/unistd.h.

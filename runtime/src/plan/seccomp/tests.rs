@@ -16,7 +16,8 @@ fn compiled(profile: &Value) -> Result<Seccomp, String> {
     compile(&profile).map_err(|e| e.to_string())
 }
 
-/// What the kernel's interpreter makes of a system call (Documentation/networking/filter.rst); only what libseccomp uses.
+/// What the kernel's interpreter makes of a system call (Documentation/networking/filter.rst); only what libseccomp
+/// uses.
 #[allow(
     clippy::cast_possible_truncation,
     reason = "parts of numbers are meant"

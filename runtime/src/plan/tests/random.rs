@@ -1,5 +1,5 @@
-//! Generated configurations: whatever is in one, nothing panics, every property is in the ledger, a plan is made exactly if nothing is
-//! refused, and the guest gets what it relies on.
+//! Generated configurations: whatever is in one, nothing panics, every property is in the ledger, a plan is made
+//! exactly if nothing is refused, and the guest gets what it relies on.
 
 use proptest::prelude::*;
 use proptest::sample::Index;

@@ -1,7 +1,7 @@
 //! Whether KVM is there, has what machines need, and runs the guest's kernel code on hardware.
 //!
-//! On some virtual machines /dev/kvm opens and every ioctl succeeds, but without hardware behind it: guest kernel code (CPL 0) is emulated
-//! one instruction at a time, and no system boots. Only running such code tells.
+//! On some virtual machines /dev/kvm opens and every ioctl succeeds, but without hardware behind it: guest kernel code
+//! (CPL 0) is emulated one instruction at a time, and no system boots. Only running such code tells.
 
 use std::fs::OpenOptions;
 use std::io;

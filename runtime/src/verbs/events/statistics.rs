@@ -1,8 +1,8 @@
 //! The figures of a container in runc's form (types/events.go of runc), which callers of `events` parse.
 //!
-//! They are those of the container's cgroup in the guest. One member is this runtime's own: `machine` has `cpu` and `memory` in the same
-//! form, as the machine's cgroup on this host counts them. It holds the guest's RAM as far as the guest has touched it, so it is what the
-//! container costs the host.
+//! They are those of the container's cgroup in the guest. One member is this runtime's own: `machine` has `cpu` and
+//! `memory` in the same form, as the machine's cgroup on this host counts them. It holds the guest's RAM as far as the
+//! guest has touched it, so it is what the container costs the host.
 
 mod parse;
 

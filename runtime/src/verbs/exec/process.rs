@@ -1,4 +1,5 @@
-//! From the arguments of exec to the `process` object that the guest is given; the rules are runc's (exec.go, newInitConfig).
+//! From the arguments of exec to the `process` object that the guest is given; the rules are runc's (exec.go,
+//! newInitConfig).
 
 use std::path::{Component, Path};
 
@@ -22,8 +23,8 @@ pub(super) struct Wanted {
     pub(super) warnings: Vec<String>,
 }
 
-/// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own process. What
-/// went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has.
+/// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own
+/// process. What went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has.
 pub(super) fn wanted(
     args: &cli::Exec,
     file: Option<Value>,
@@ -169,8 +170,8 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::Invalid(text.into())
 }
 
-/// The cgroup below the container's own that `--cgroup` names, relative; empty if none is named. Controllers are cgroup v1's: the guest
-/// has version 2, where a process is in one cgroup for all.
+/// The cgroup below the container's own that `--cgroup` names, relative; empty if none is named. Controllers are cgroup
+/// v1's: the guest has version 2, where a process is in one cgroup for all.
 pub(super) fn sub_cgroup(args: &[String]) -> Result<String, Error> {
     let Some(first) = args.first() else {
         return Ok(String::new());

@@ -12,7 +12,7 @@ const TICKS: u64 = 100;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
-/// What columns depend on beside the process.
+/// What columns depend on besides the process.
 #[derive(Debug, Default)]
 pub(super) struct View {
     /// The guest's CLOCK_BOOTTIME.
@@ -174,7 +174,8 @@ fn state(process: &Process) -> String {
     std::iter::once(process.state).chain(more).collect()
 }
 
-/// The terminal of a device number, as `new_encode_dev` of linux/kdev_t.h makes them (Documentation/admin-guide/devices.txt).
+/// The terminal of a device number, as `new_encode_dev` of linux/kdev_t.h makes them
+/// (Documentation/admin-guide/devices.txt).
 fn terminal(device: u32) -> String {
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
     match (major, minor) {

@@ -79,7 +79,8 @@ impl Layout {
         table
     }
 
-    /// Adds a line. A text that is too wide moves those after it, until narrow ones have made up for it. `whole`: never cut.
+    /// Adds a line. A text that is too wide moves those after it, until narrow ones have made up for it. `whole`: never
+    /// cut.
     fn line(&self, table: &mut String, text: impl Fn(&Cell) -> (String, bool)) {
         // Where the column begins, and where the line ends so far.
         let (mut begin, mut end) = (0, 0);
@@ -155,7 +156,8 @@ impl Asked {
         Ok(())
     }
 
-    /// Adds the columns of a list: names between commas or blanks, each with `:width` or `=header` if it has others than its own.
+    /// Adds the columns of a list: names between commas or blanks, each with `:width` or `=header` if it has others
+    /// than its own.
     fn add(&mut self, list: &str) -> Result<(), PsError> {
         for item in list.split([',', ' ', '\t', '\n']) {
             if item.is_empty() {

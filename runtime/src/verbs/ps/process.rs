@@ -1,4 +1,5 @@
-//! A process in the words of the guest's `/proc` (proc(5)), which may be anything: read strictly, and printed without control characters.
+//! A process in the words of the guest's `/proc` (proc(5)), which may be anything: read strictly, and printed without
+//! control characters.
 
 use std::str::{FromStr, SplitAsciiWhitespace};
 
@@ -7,7 +8,7 @@ use super::error::PsError;
 /// `TASK_COMM_LEN` of linux/sched.h without its NUL, with room for the longer names of kernel threads.
 const NAME_MAX: usize = 64;
 
-/// Most characters of a command line that are shown: as much as the agent sends.
+/// Maximum number of characters of a command line that are shown: as much as the agent sends.
 const COMMAND_MAX: usize = 4 << 10;
 
 /// What is shown of a process.

@@ -139,14 +139,15 @@ fn limits_are_properties() {
     );
 }
 
-/// The other end of a connection, which answers as a script says. It knows no D-Bus: what it gets it looks through for texts, and what
-/// it sends is made of bytes here.
+/// The other end of a connection, which answers as a script says. It knows no D-Bus: what it gets it looks through for
+/// texts, and what it sends is made of bytes here.
 struct Peer {
     stream: UnixStream,
 }
 
 impl Peer {
-    /// A message with a body of that signature; `fields` are marshalled header fields, each padded to 8 bytes but the last.
+    /// A message with a body of that signature; `fields` are marshalled header fields, each padded to 8 bytes but the
+    /// last.
     fn send(&mut self, kind: u8, fields: &[u8], signature: &str, body: &[u8]) {
         let mut all = fields.to_vec();
         all.resize(all.len().next_multiple_of(8), 0);

@@ -1,4 +1,5 @@
-//! Reads cgroup files. Those of the guest may say anything: each is read strictly, and nothing of one that is wrong is shown.
+//! Reads cgroup files. Those of the guest may say anything: each is read strictly, and nothing of one that is wrong is
+//! shown.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ pub(super) const HOST_FILES: [&str; 5] = [
     "memory.peak",
 ];
 
-/// Most lines of a file; memory.stat has about 60, io.stat one for each device.
+/// Maximum number of lines of a file; memory.stat has about 60, io.stat one for each device.
 const LINES_MAX: usize = 1024;
 
 /// Longest name in a file in bytes; the kernel's have up to 30.
@@ -161,7 +162,8 @@ pub(super) fn block_io(files: &Files) -> Result<BlockIo> {
     })
 }
 
-/// io.stat: `MAJOR:MINOR rbytes=N wbytes=N rios=N wios=N ...` for each device. True goes with bytes, false with operations.
+/// io.stat: `MAJOR:MINOR rbytes=N wbytes=N rios=N wios=N ...` for each device. True goes with bytes, false with
+/// operations.
 fn devices(text: &str) -> Option<Vec<(bool, BlockIoEntry)>> {
     let mut entries = Vec::new();
     for line in lines(text)? {
