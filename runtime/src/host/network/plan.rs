@@ -508,5 +508,4 @@ fn describe_route(route: &Entry) -> String {
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;

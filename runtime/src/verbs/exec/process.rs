@@ -208,5 +208,4 @@ pub(super) fn sub_cgroup(args: &[String]) -> Result<String, Error> {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
