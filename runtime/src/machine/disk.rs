@@ -9,7 +9,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
 use protocol::Device;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::jail::Error;
+use super::error::JailError as Error;
 use crate::error::Doing;
 
 /// A block device of the host.

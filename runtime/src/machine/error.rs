@@ -32,3 +32,8 @@ impl From<SystemError> for Error {
         Error::System { doing, source }
     }
 }
+
+/// A step into the jail that failed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) struct JailError(#[from] SystemError);

@@ -33,9 +33,10 @@ use rustix::thread::{
     set_capabilities, set_capabilities_secure_bits, set_no_new_privs,
 };
 
-use super::share::SAFE;
-use super::{Share, mountinfo};
-use crate::error::{Doing, SystemError};
+pub(super) use super::error::JailError as Error;
+use super::mountinfo;
+use super::share::{SAFE, Share};
+use crate::error::Doing;
 use crate::state::Network;
 use crate::sys::{self, MountChange};
 
@@ -59,11 +60,6 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
-
-/// A step into the jail that failed.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub(super) struct Error(#[from] SystemError);
 
 /// What of the tree the file server works with.
 pub(super) struct Tree {

@@ -16,7 +16,7 @@ use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
-use super::jail::Error;
+use super::error::JailError as Error;
 use crate::error::Doing;
 use crate::sys::{self, Cloned, MountChange};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::events::statistics;
-use super::ps::PsError;
+use super::ps::error::PsError;
 use crate::error::SystemError;
 use crate::host::{cgroup, hooks, network, notify, preserved, resctrl, terminal};
 use crate::plan::Refused;
@@ -114,6 +114,50 @@ impl From<control::Error> for Error {
         match e {
             control::Error::NotRunning => Error::NotRunning,
             e => Error::Control(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_layer_says_once_what_was_being_done() {
+        let failed = || SystemError {
+            doing: "open /x".into(),
+            source: std::io::Error::other("no"),
+        };
+        for (error, text) in [
+            (Error::from(failed()), "open /x: no"),
+            (state::Error::from(failed()).into(), "open /x: no"),
+            (control::Error::from(failed()).into(), "cannot open /x: no"),
+            (machine::Error::from(failed()).into(), "cannot open /x: no"),
+            (terminal::Error::from(failed()).into(), "open /x: no"),
+            (preserved::Error::from(failed()).into(), "open /x: no"),
+            (notify::Error::from(failed()).into(), "open /x: no"),
+            (cgroup::Error::from(failed()).into(), "open /x: no"),
+            (network::Error::from(failed()).into(), "cannot open /x: no"),
+            (
+                resctrl::Error::from(failed()).into(),
+                "linux.intelRdt: open /x: no",
+            ),
+            (
+                Error::Failed("create", Box::new(failed().into())),
+                "chiton create failed: open /x: no",
+            ),
+        ] {
+            assert_eq!(format!("{:#}", anyhow::Error::from(error)), text);
+        }
+    }
+
+    #[test]
+    fn that_a_container_does_not_run_is_one_error() {
+        for error in [
+            Error::from(state::Error::NotRunning),
+            control::Error::NotRunning.into(),
+        ] {
+            assert!(matches!(error, Error::NotRunning));
         }
     }
 }

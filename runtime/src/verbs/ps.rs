@@ -2,7 +2,7 @@
 //! processes.
 
 mod columns;
-mod error;
+pub(super) mod error;
 mod layout;
 mod process;
 
@@ -17,8 +17,6 @@ use crate::control::{Control, ControlReply, control};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::state::{Record, StateDir, Status, Verb};
-pub(crate) use error::PsError;
-
 use columns::View;
 use layout::Layout;
 use process::Process;
