@@ -1,5 +1,6 @@
 """What a stranger runs into: full disks, closed descriptors, limits that bite, terminals, machines shot at awkward moments."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -189,6 +190,19 @@ def test_a_frozen_machine_is_killed(chiton, bundle):
     chiton.ok("kill", "frozen", "KILL")
     assert not alive(pid)
     chiton.ok("delete", "frozen")
+
+
+@only_chiton
+def test_a_machine_that_stands_still_is_not_waited_for(container):
+    """No verb waits for a guest without a limit, and the container can be deleted all the same."""
+    made = container("sleep", "1000")
+    os.kill(made.pid, signal.SIGSTOP)
+    verbs = [("ps", made.name), ("exec", made.name, "true"), ("pause", made.name), ("kill", made.name, "USR1"),
+             ("update", "--pids-limit", "50", made.name), ("events", "--stats", made.name)]
+    with concurrent.futures.ThreadPoolExecutor(len(verbs)) as pool:
+        for verb, done in zip(verbs, pool.map(lambda verb: made.runtime(*verb, timeout=55), verbs)):
+            assert done.returncode != 0 and "the guest did not answer within 30 seconds" in done.stderr, (verb, done)
+    made.runtime.ok("delete", "--force", made.name)
 
 
 def test_a_shot_foreground_verb_leaves_the_container(chiton, bundle):

@@ -1,18 +1,27 @@
 //! A connection to the machine process, seen from a verb; and the socket in the state directory that it is made to.
+//!
+//! Whether and when an answer comes is the guest's to decide, or that of whoever has taken the machine process over: no
+//! verb waits for one without a limit.
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use protocol::{FIRST, Network};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, sendmsg, socket_with,
+};
 use serde::Serialize;
 
 use super::message::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl, ExecRequest, Request};
@@ -20,6 +29,12 @@ use crate::error::{Doing, SystemError};
 
 /// Name of the socket in the state directory.
 const SOCKET: &str = "control.sock";
+
+/// How long the machine process may take to read a request and to answer it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same for a start, of which hooks in the guest are part.
+const START_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why a machine process could not be spoken to.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +50,9 @@ pub(crate) enum Error {
     /// The container's machine answers no control requests.
     #[error("container not running")]
     NotRunning,
+    /// The machine process did not answer within this time.
+    #[error("the guest did not answer within {} seconds", .0.as_secs())]
+    Unanswered(Duration),
     /// The machine process broke the control protocol.
     #[error("invalid reply of the machine process")]
     Protocol(#[source] protocol::Error),
@@ -49,30 +67,41 @@ impl From<SystemError> for Error {
 /// Asks the machine process of the container whose state directory is given, and waits for its answer.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when no machine listens or it ends before it answers.
+/// [`Error::NotRunning`] when no machine listens or it ends before it answers; [`Error::Unanswered`].
 pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
-    let connection = Connection::open(state_dir)?;
-    connection.ask(request)?;
-    connection.receive()?.ok_or(Error::NotRunning)
+    control_within(state_dir, request, PATIENCE)
 }
 
-/// Asks the machine process to execute one more process, and passes it the descriptors that `request.streams` speaks
-/// of. The answers are for the caller to receive.
+/// The same with a limit of the caller's own.
+pub(crate) fn control_within(
+    state_dir: &Path,
+    request: &Control,
+    limit: Duration,
+) -> Result<ControlReply, Error> {
+    let connection = Connection::open(state_dir)?;
+    connection.ask(request)?;
+    connection.answer_within(limit)
+}
+
+/// Asks the machine process to execute one more process, passes it the descriptors that `request.streams` speaks of, and
+/// waits for the first answer. Further ones are for the caller to receive.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when no machine listens or it ends meanwhile.
+/// As [`control`].
 pub(crate) fn exec(
     state_dir: &Path,
     request: &ExecRequest,
     descriptors: &[BorrowedFd<'_>],
-) -> Result<Connection, Error> {
-    send_with(state_dir, &Control::Exec(request.clone()), descriptors)
+) -> Result<(Connection, ControlReply), Error> {
+    let connection = send_with(state_dir, &Control::Exec(request.clone()), descriptors)?;
+    let answer = connection.answer_within(PATIENCE)?;
+    Ok((connection, answer))
 }
 
 /// Asks the machine process to give the container its network and to execute its program, and waits for the answer.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when no machine listens or it ends before it answers.
+/// As [`control`].
 pub(crate) fn start(
     state_dir: &Path,
     network: Network,
@@ -80,7 +109,7 @@ pub(crate) fn start(
 ) -> Result<ControlReply, Error> {
     let taps: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
     let connection = send_with(state_dir, &Control::Start(network), &taps)?;
-    connection.receive()?.ok_or(Error::NotRunning)
+    connection.answer_within(START_PATIENCE)
 }
 
 fn send_with(
@@ -91,12 +120,21 @@ fn send_with(
     let frame = protocol::encode(&named(request)).map_err(Error::Protocol)?;
     let connection = Connection::open(state_dir)?;
     match connection.send_with(&frame, descriptors) {
-        Err(e) if is_gone(&e) => Err(Error::NotRunning),
-        result => Ok(result.doing("send the request").map(|()| connection)?),
+        Err(e) => Err(unsent(e)),
+        Ok(()) => Ok(connection),
     }
 }
 
-/// A connection to the machine process, seen from a verb. Blocks.
+/// The error of a request that could not be sent.
+fn unsent(e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::WouldBlock => Error::Unanswered(PATIENCE),
+        _ if is_gone(&e) => Error::NotRunning,
+        _ => Error::Protocol(protocol::Error::Write(e)),
+    }
+}
+
+/// A connection to the machine process, seen from a verb.
 pub(crate) struct Connection {
     stream: UnixStream,
 }
@@ -108,18 +146,11 @@ impl Connection {
     /// [`Error::NotRunning`] when no machine listens.
     pub(crate) fn open(state_dir: &Path) -> Result<Connection, Error> {
         let directory = File::open(state_dir).doing("open the state directory")?;
-        match UnixStream::connect(address(directory.as_fd())) {
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                Err(Error::NotRunning)
-            }
-            result => Ok(Connection {
-                stream: result.doing("connect to control.sock")?,
-            }),
+        match connect(&address(directory.as_fd())) {
+            Ok(stream) => Ok(Connection { stream }),
+            Err(Errno::NOENT | Errno::CONNREFUSED) => Err(Error::NotRunning),
+            Err(Errno::AGAIN) => Err(Error::Unanswered(PATIENCE)),
+            Err(e) => Err(e).doing("connect to control.sock")?,
         }
     }
 
@@ -140,10 +171,10 @@ impl Connection {
     }
 
     fn send<T: Serialize>(&self, message: &T) -> Result<(), Error> {
-        match protocol::write(&mut &self.stream, message) {
-            Err(protocol::Error::Write(e)) if is_gone(&e) => Err(Error::NotRunning),
-            result => result.map_err(Error::Protocol),
-        }
+        protocol::write(&mut &self.stream, message).map_err(|e| match e {
+            protocol::Error::Write(e) => unsent(e),
+            e => Error::Protocol(e),
+        })
     }
 
     /// Sends bytes, the first of them with descriptors.
@@ -164,15 +195,77 @@ impl Connection {
         (&self.stream).write_all(&bytes[sent..])
     }
 
-    /// The next reply; `None` when the machine has ended or has no more to say.
+    /// The next reply, within `limit`.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when the machine has ended, [`Error::Unanswered`].
+    pub(crate) fn answer_within(&self, limit: Duration) -> Result<ControlReply, Error> {
+        self.read_within(limit)?.ok_or(Error::NotRunning)
+    }
+
+    /// The next reply, however long it takes until it begins; `None` when the machine has ended or has no more to say.
     pub(crate) fn receive(&self) -> Result<Option<ControlReply>, Error> {
-        match protocol::read(&mut &self.stream) {
+        readable(self.stream.as_fd(), None).doing("wait for the machine process")?;
+        self.read_within(PATIENCE)
+    }
+
+    fn read_within(&self, limit: Duration) -> Result<Option<ControlReply>, Error> {
+        let mut stream = Until {
+            stream: &self.stream,
+            end: Instant::now() + limit,
+        };
+        match protocol::read(&mut stream) {
             Ok(reply) => Ok(reply),
             Err(protocol::Error::Truncated) => Ok(None),
             Err(protocol::Error::Read(e)) if is_gone(&e) => Ok(None),
+            Err(protocol::Error::Read(e)) if e.kind() == io::ErrorKind::TimedOut => {
+                Err(Error::Unanswered(limit))
+            }
             Err(e) => Err(Error::Protocol(e)),
         }
     }
+}
+
+/// A stream that is read until a moment, whatever comes until then.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    end: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if readable(self.stream.as_fd(), Some(self.end))? {
+            self.stream.read(buffer)
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}
+
+/// Whether there is something to be read, or the end, before a moment; without one it is waited for.
+fn readable(fd: BorrowedFd<'_>, end: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            // A part of a millisecond more, not less: poll(2) must not return at once, again and again.
+            let left = left + Duration::from_micros(999);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            count => return Ok(count? > 0),
+        }
+    }
+}
+
+/// Connects to a socket, and gives up sending to it after [`PATIENCE`].
+fn connect(path: &Path) -> Result<UnixStream, Errno> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // That holds for connect(2) as well, which waits where too many connections have not been accepted.
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 impl AsFd for Connection {
@@ -214,7 +307,7 @@ pub(crate) fn listen(state_dir: BorrowedFd<'_>) -> io::Result<UnixListener> {
 
 /// The process that listens on the socket in a state directory, as the kernel knows it; `None` if there is none.
 pub(crate) fn listener(state_dir: BorrowedFd<'_>) -> Option<i32> {
-    let connection = UnixStream::connect(address(state_dir)).ok()?;
+    let connection = connect(&address(state_dir)).ok()?;
     let credentials = getsockopt(&connection, PeerCredentials).ok()?;
     Some(credentials.pid())
 }
@@ -233,5 +326,48 @@ mod tests {
         assert_eq!(listener(directory), Some(std::process::id().cast_signed()));
         drop(socket);
         assert_eq!(listener(directory), None);
+    }
+
+    /// A machine process that accepts connections and does what it is told with each, and a state directory with it.
+    fn machine(
+        answer: impl Fn(UnixStream) + Send + 'static,
+    ) -> (
+        tempfile::TempDir,
+        impl Fn(Duration) -> Result<ControlReply, Error>,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = listen(File::open(dir.path()).unwrap().as_fd()).unwrap();
+        socket.set_nonblocking(false).unwrap();
+        std::thread::spawn(move || {
+            for stream in socket.incoming() {
+                answer(stream.unwrap());
+            }
+        });
+        let path = dir.path().to_owned();
+        let ask = move |limit| control_within(&path, &Control::Processes, limit);
+        (dir, ask)
+    }
+
+    #[test]
+    fn no_machine_process_is_waited_for_without_a_limit() {
+        let limit = Duration::from_millis(50);
+        let unanswered = |result| matches!(result, Err(Error::Unanswered(after)) if after == limit);
+        let kept = std::sync::Mutex::new(Vec::new());
+        let (_dir, ask) = machine(move |stream| kept.lock().unwrap().push(stream));
+        assert!(unanswered(ask(limit)), "it says nothing");
+        // A frame of 16 bytes, of which one comes now and then.
+        let (_dir, ask) = machine(|mut stream| {
+            let _ = stream.write_all(&16_u32.to_le_bytes());
+            while stream.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        assert!(unanswered(ask(limit)), "it says little");
+        let (_dir, ask) = machine(|stream| drop(stream));
+        assert!(matches!(ask(limit), Err(Error::NotRunning)));
+        let (_dir, ask) = machine(|stream| {
+            protocol::write(&mut &stream, &ControlReply::Done).unwrap();
+        });
+        assert_eq!(ask(PATIENCE).unwrap(), ControlReply::Done);
     }
 }

@@ -15,7 +15,9 @@
 mod connection;
 mod message;
 
-pub(crate) use connection::{Connection, Error, control, exec, listen, listener, start};
+pub(crate) use connection::{
+    Connection, Error, control, control_within, exec, listen, listener, start,
+};
 pub(crate) use message::{
     Control, ControlReply, DESCRIPTORS_MAX, Direction, ExecControl, ExecRequest, ExtraDescriptor,
     Preserved, Request, Stream,

@@ -81,8 +81,11 @@ fn start_time(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    (!matches!(state, "Z" | "X" | "x")).then_some(start_time)
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    // The state is the main thread's. Where that alone has ended, the others still run.
+    let ended = matches!(state, "Z" | "X" | "x") && threads <= 1;
+    (!ended).then_some(start_time)
 }
 
 /// Whether the process of `pidfd` ends before `timeout` has passed.
@@ -113,9 +116,12 @@ mod tests {
 
     #[test]
     fn reads_stat() {
-        let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-        assert_eq!(start_time(&format!("7 (a) b) S {rest}")), Some(4242));
-        assert_eq!(start_time(&format!("7 (a) Z {rest}")), None);
+        let rest = |threads| format!("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 {threads} 18 4242 20");
+        assert_eq!(start_time(&format!("7 (a) b) S {}", rest(1))), Some(4242));
+        for threads in [0, 1] {
+            assert_eq!(start_time(&format!("7 (a) Z {}", rest(threads))), None);
+        }
+        assert_eq!(start_time(&format!("7 (a) Z {}", rest(2))), Some(4242));
         assert_eq!(start_time("7 (a) S 1 2"), None);
         assert_eq!(start_time(""), None);
     }

@@ -1,7 +1,6 @@
 //! What a verb can fail with. Callers match some of the texts, so these are runc's.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::events::statistics;
 use super::ps::error::PsError;
@@ -38,8 +37,6 @@ pub(crate) enum Error {
     /// The machine process's own words.
     #[error("{0}")]
     Reply(String),
-    #[error("the guest did not answer within {} seconds", .0.as_secs())]
-    Unanswered(Duration),
     #[error("duration interval must be greater than 0")]
     Interval,
     #[error(transparent)]

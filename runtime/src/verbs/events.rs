@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::ask::{ask, invalid_reply, open};
+use super::ask::{invalid_reply, open};
 use super::error::Error;
 use crate::cli;
 use crate::control::{self, Connection, Control, ControlReply};
@@ -44,7 +44,7 @@ pub(crate) fn events(root: &Path, args: &cli::Events, report: &Report) -> Result
         dir: &dir,
     };
     let result = if args.stats {
-        ask(dir.path(), &Control::Statistics).and_then(|reply| watched.print(reply))
+        watched.print(control::control(dir.path(), &Control::Statistics)?)
     } else {
         watched.follow(args.interval.min(INTERVAL_MAX), report)
     };

@@ -198,12 +198,12 @@ fn request(
         extra: streams.extra,
     };
     let descriptors: Vec<_> = streams.descriptors.iter().map(AsFd::as_fd).collect();
-    let connection = control::exec(dir.path(), &request, &descriptors)?;
-    match connection.receive()? {
-        Some(ControlReply::Executed) => Ok(connection),
-        Some(ControlReply::Paused) => Err(state::Error::ExecPaused.into()),
-        Some(ControlReply::Failed(text)) => Err(Error::Reply(text)),
-        Some(_) | None => Err(Error::NotRunning),
+    let (connection, answer) = control::exec(dir.path(), &request, &descriptors)?;
+    match answer {
+        ControlReply::Executed => Ok(connection),
+        ControlReply::Paused => Err(state::Error::ExecPaused.into()),
+        ControlReply::Failed(text) => Err(Error::Reply(text)),
+        _ => Err(Error::NotRunning),
     }
 }
 

@@ -1,8 +1,6 @@
 //! `kill`. Takes no lock: a container whose create or start hangs can be killed.
 
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::libc;
@@ -11,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::ask::{done, open};
 use super::error::Error;
 use crate::cli;
-use crate::control::{Control, ControlReply, control};
+use crate::control::{Control, ControlReply, control, control_within};
 use crate::error::Doing;
 use crate::state::{Identity, process};
 use crate::state::{StateDir, Verb};
@@ -53,21 +51,9 @@ fn end(dir: &StateDir, machine: Identity, all: bool) -> Result<(), Error> {
     let Some(pidfd) = machine.open().doing("open the machine process")? else {
         return Err(Error::NotRunning);
     };
-    let (sender, receiver) = mpsc::channel();
-    let path: PathBuf = dir.path().to_owned();
-    // The guest decides when the answer comes. A thread that still waits ends with this program.
-    thread::spawn(move || {
-        let reply = control(
-            &path,
-            &Control::Kill {
-                signal: libc::SIGKILL,
-                all,
-            },
-        );
-        // Nobody waits any more: the machine has been killed.
-        let _ = sender.send(reply);
-    });
-    let obeyed = matches!(receiver.recv_timeout(GRACE), Ok(Ok(ControlReply::Done)));
+    let signal = libc::SIGKILL;
+    let reply = control_within(dir.path(), &Control::Kill { signal, all }, GRACE);
+    let obeyed = matches!(reply, Ok(ControlReply::Done));
     let waiting = "wait for the machine process";
     if !obeyed || !process::ends_within(&pidfd, GRACE).doing(waiting)? {
         process::kill(&pidfd).doing("kill the machine process")?;

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::ask::{ask, done, open};
+use super::ask::{done, open};
 use super::error::Error;
 use crate::cli;
 use crate::config::Config;
-use crate::control::Control;
+use crate::control::{Control, control};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::plan::{self, MachineSize};
@@ -55,7 +55,8 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
         None => Vec::new(),
     };
     let guest = Value::Object(update.guest).to_string();
-    let result = ask(dir.path(), &Control::Update(guest)).and_then(done);
+    let result = control(dir.path(), &Control::Update(guest));
+    let result = result.map_err(Error::from).and_then(done);
     if result.is_err()
         && let Some(cgroup) = &cgroup
         && let Err(e) = cgroup.restore(&former)
