@@ -272,9 +272,13 @@ print(json.dumps({"processes": sorted(text.split()[1] for text in texts if "VmRS
 """
 
 
+# More than a number of one byte counts.
+IN_A_ROW = 300
+
+
 @only_chiton
 @pytest.mark.timeout(600)
-def test_fifty_at_once_and_a_thousand_in_a_row(container):
+def test_fifty_at_once_and_hundreds_in_a_row(container):
     """Nothing is left of them: on the host, in the machine process, in the guest, in its agent."""
     def change(config):
         # The agent is to be seen, and looked into.
@@ -310,8 +314,9 @@ def test_fifty_at_once_and_a_thousand_in_a_row(container):
     after, memory = count()
     assert after == before
     command = " ".join(c.runtime.command("exec", c.name, "true"))
-    loop = f"i=0; while [ $i -lt 1000 ]; do {command} || exit 1; i=$((i+1)); done"
+    loop = f"i=0; while [ $i -lt {IN_A_ROW} ]; do {command} || exit 1; i=$((i+1)); done"
     assert subprocess.run(["sh", "-c", loop], stdin=subprocess.DEVNULL, timeout=500, check=False).returncode == 0
     after, grown = count()
     assert after == before
-    assert grown < memory + 256, "KiB of the agent's own"
+    # The fifty took more at once than one does, so what it grows by now was not given back: a quarter of a KiB each is the most.
+    assert grown < memory + IN_A_ROW / 4, "KiB of the agent's own"
