@@ -21,7 +21,7 @@ use crate::virtio::{
 use crate::vsock::{GUEST_CID, Port, Vsock};
 
 /// The tag the guest mounts its file system by.
-const SHARE_TAG: &str = "chiton";
+pub const SHARE_TAG: &str = "chiton";
 
 /// The devices.
 pub(crate) struct Devices {

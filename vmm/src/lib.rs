@@ -31,6 +31,7 @@ mod window;
 pub use address_space::AddressSpace;
 pub use boot::Error as BootError;
 pub use config::MachineConfig;
+pub use devices::SHARE_TAG;
 pub use end::{EndReason, Ended};
 pub use error::Error;
 pub use fault::{Device, Fault};

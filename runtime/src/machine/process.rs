@@ -32,7 +32,19 @@ const FS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Exit code of a container whose machine ended before it.
 pub(super) const MACHINE_LOST: u8 = 255;
 
+// What the agent and the devices must agree upon, without a crate that both could have it from.
 const _: () = assert!(protocol::BALLOON_DEVICE == vmm::BALLOON);
+const _: () = assert!(same(protocol::SHARE_TAG, vmm::SHARE_TAG));
+
+/// Whether two texts are equal; `==` is not for constants yet.
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    a.len() == b.len() && at == a.len()
+}
 
 /// Why the machine process gives up before the guest runs.
 #[derive(Debug, thiserror::Error)]
