@@ -7,6 +7,7 @@
 //! | `state.json` | atomically, before and after the machine is started | create |
 //! | `journal` | see [`Entry`] | the machine process |
 //! | `control.sock` | see [`crate::control`] | the machine process |
+//! | `log` | what goes wrong in the machine process, rate-limited | the machine process |
 //!
 //! Making the directory is what makes an id unique. Readers take no lock: every file is whole or absent.
 
