@@ -223,9 +223,8 @@ fn confine(
     Ok(placeholder)
 }
 
-/// A machine whose container is created.
+/// A machine whose container is created, and the network devices that have moved to it.
 struct Launched {
-    // Dropped in this order.
     spawned: Spawned,
     moved: Option<Moved>,
 }
@@ -292,10 +291,12 @@ fn commit(
     context: &Context<'_>,
     args: &cli::Create,
     mut attempt: Attempt,
-    Launched { spawned, moved }: Launched,
+    launched: Launched,
     mut record: Record,
     caller: Caller,
 ) -> Result<Created, Error> {
+    // On an error they are dropped in reverse: the machine ends, then the devices move back.
+    let Launched { moved, spawned } = launched;
     let machine = Identity::of(spawned.pid()).ok_or(Error::NotRunning)?;
     let prepared = format!("container prepared in machine {}", machine.pid);
     context.report.debug(&prepared);
