@@ -1,4 +1,13 @@
 //! The chiton binary: OCI verbs, state, and the process that is a container's machine.
+//!
+//! | folder | what is in it | imports |
+//! |---|---|---|
+//! | `verbs` | one file for each verb | all that follow |
+//! | `plan` | decides what is done about a configuration, and touches nothing | `host`, `machine`, `state` |
+//! | `host` | what is done on this host | `control`, `state` |
+//! | `machine` | the jailed process that is a machine, and its start | `control`, `state` |
+//! | `control` | what verbs and stubs say to a machine process | |
+//! | `state` | what is on record of a container | |
 
 mod cli;
 mod clock;

@@ -1,4 +1,13 @@
-//! What touches this host: its cgroups, networks, terminals, hooks and descriptors, for the verbs.
+//! What the verbs do on this host. Each module has an error of its own.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cgroup`], [`resctrl`] | bounds the machine |
+//! | [`network`] | joins the interfaces of the container's network namespace to the machine |
+//! | [`hooks`] | runs the caller's programs |
+//! | [`terminal`], [`relay`], [`signals`] | the terminal of a process, and the caller's terminal and signals lent to it |
+//! | [`preserved`], [`notify`] | passes on the caller's descriptors, and the container's readiness |
+//! | [`stub`] | the process that stands for an exec'd one |
 
 pub(crate) mod cgroup;
 pub(crate) mod hooks;

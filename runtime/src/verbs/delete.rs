@@ -14,8 +14,7 @@ use crate::host::cgroup::{self, Cgroup};
 use crate::host::hooks::Hooks;
 use crate::host::network;
 use crate::report::Report;
-use crate::state::Network;
-use crate::state::{self, Identity, Lock, Record, StateDir, Verb, process};
+use crate::state::{self, Identity, Lock, Network, Record, StateDir, Verb, process};
 
 /// How long the kernel may take to end a process after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);

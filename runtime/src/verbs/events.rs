@@ -19,8 +19,7 @@ use crate::cli;
 use crate::control::{self, Connection, Control, ControlReply};
 use crate::error::Doing;
 use crate::report::Report;
-use crate::state::process;
-use crate::state::{self, Record, StateDir, Verb};
+use crate::state::{self, Record, StateDir, Verb, process};
 use statistics::{Event, Statistics, host_files};
 
 /// Longest time between two statistics; with a longer one the clock would overflow before anybody saw the second.

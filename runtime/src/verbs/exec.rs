@@ -18,8 +18,9 @@ use super::context::Context;
 use super::error::Error;
 use crate::cli;
 use crate::config::{self, CONFIG, Config};
-use crate::control::Preserved;
-use crate::control::{self, Connection, ControlReply, ExecRequest, ExtraDescriptor, Stream};
+use crate::control::{
+    self, Connection, ControlReply, ExecRequest, ExtraDescriptor, Preserved, Stream,
+};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::host::preserved::Inherited;

@@ -11,8 +11,7 @@ use super::error::Error;
 use crate::cli;
 use crate::control::{Control, ControlReply, control, control_within};
 use crate::error::Doing;
-use crate::state::{Identity, process};
-use crate::state::{StateDir, Verb};
+use crate::state::{Identity, StateDir, Verb, process};
 
 /// How long a guest may take to obey SIGKILL before its machine is killed.
 const GRACE: Duration = Duration::from_secs(10);

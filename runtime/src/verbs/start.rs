@@ -11,8 +11,7 @@ use crate::host::hooks::{Hooks, Kind};
 use crate::host::network::{self, Joined};
 use crate::host::notify::NotifySocket;
 use crate::report::Report;
-use crate::state::process;
-use crate::state::{self, Record, StateDir, Verb};
+use crate::state::{self, Record, StateDir, Verb, process};
 
 /// Executes the program of a created container.
 pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
