@@ -1,23 +1,20 @@
 //! PID 1 of the guest: applies the OCI configuration and runs processes. Knows nothing of the VMM.
 //!
-//! One binary, two roles: PID 1 boots the guest and serves the host ([`agent`]); re-executed with
-//! `stage` it sets a container up ([`stage`]), so that PID 1 never changes itself.
+//! One binary, two programs: PID 1 boots the guest and serves the host ([`pid1`]); re-executed with
+//! `stage` it sets a container up ([`stage`]), so that PID 1 never changes itself. What is common to
+//! both stands beside the two folders: what they say to each other ([`task`]), and what each needs
+//! of the kernel.
 
-mod agent;
-mod boot;
-mod cgroup;
-mod container;
-mod control;
-mod device;
-mod errand;
+mod answer;
+mod clock;
 mod error;
-mod names;
-mod network;
-mod notify;
-mod process;
+mod hierarchy;
+mod paths;
+mod pid1;
 mod stage;
-mod stream;
 mod sys;
+mod task;
+mod vsock;
 
 use std::process::ExitCode;
 
@@ -33,7 +30,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     // The end of PID 1 is the end of the guest: the kernel panics, and the host shows its log.
-    if let Err(error) = boot::boot().and_then(agent::Agent::run) {
+    if let Err(error) = pid1::run() {
         error::log(&error.failure().to_string());
     }
     ExitCode::FAILURE

@@ -34,14 +34,12 @@ fn own(result: c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Adopts a descriptor that the parent process passed by number.
-///
-/// # Safety
-/// The number must name an open descriptor that nothing else in this process owns.
-pub(crate) unsafe fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+/// Adopts a descriptor that the parent process passed by number. Must be called once for each.
+pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD touches no memory.
     int(c_long::from(unsafe { libc::fcntl(fd, libc::F_GETFD) }))?;
-    // SAFETY: the caller vouches for sole ownership, and the descriptor is open as just seen.
+    // SAFETY: the descriptor is open as just seen. PID 1 passes distinct inherited descriptors for
+    // a stage alone to own, and the one caller adopts each of them once, before it opens others.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

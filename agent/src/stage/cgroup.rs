@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 use specification::{CPU_PERIOD, Place, cpu_weight, swap_max};
@@ -11,46 +11,11 @@ use specification::{CPU_PERIOD, Place, cpu_weight, swap_max};
 use super::device_filter;
 use super::devices::Disks;
 use crate::error::{During, Error, Result};
+use crate::hierarchy::{self, ROOT};
 use crate::sys;
-
-/// Where the agent mounts the hierarchy.
-pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 
 /// One file of a cgroup and what to write to it.
 type Setting = (String, String);
-
-/// The directory of the container's cgroup. `slice:prefix:name` is systemd's notation.
-pub(crate) fn directory(spec: &Spec, id: &str) -> Result<PathBuf> {
-    let configured = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().clone());
-    let path = configured.unwrap_or_else(|| PathBuf::from(id));
-    let text = path.to_str().unwrap_or_default();
-    let path = match text.split(':').collect::<Vec<_>>()[..] {
-        [slice, prefix, name] if !text.contains('/') => {
-            Path::new(slice).join(format!("{prefix}-{name}.scope"))
-        }
-        _ => path,
-    };
-    let mut directory = PathBuf::from(ROOT);
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => directory.push(name),
-            _ => {
-                return Err(Error::Config(format!(
-                    "linux.cgroupsPath: {} leads out",
-                    path.display()
-                )));
-            }
-        }
-    }
-    if directory == Path::new(ROOT) {
-        return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
-    }
-    Ok(directory)
-}
 
 /// Creates the cgroup, applies the limits and the device rules, and returns it as a descriptor.
 pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<OwnedFd> {
@@ -58,7 +23,7 @@ pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<Own
     let names = directory.strip_prefix(ROOT).unwrap_or(directory);
     for (depth, name) in names.iter().enumerate() {
         if depth > 0 {
-            delegate(&parent)?;
+            hierarchy::delegate(&parent)?;
         }
         parent.push(name);
         match fs::create_dir(&parent) {
@@ -173,27 +138,8 @@ fn complete(mut resources: LinuxResources, read: impl Fn(&str) -> String) -> Lin
     resources
 }
 
-/// Passes all controllers of a cgroup on to its children.
-pub(crate) fn delegate(cgroup: &Path) -> Result<()> {
-    let file = cgroup.join("cgroup.controllers");
-    let controllers = fs::read_to_string(&file).during(|| format!("read {}", file.display()))?;
-    let enable: Vec<String> = controllers
-        .split_whitespace()
-        .map(|c| format!("+{c}"))
-        .collect();
-    if enable.is_empty() {
-        Ok(())
-    } else {
-        write(cgroup, "cgroup.subtree_control", &enable.join(" "))
-    }
-}
-
 fn write(directory: &Path, file: &str, value: &str) -> Result<()> {
-    match fs::OpenOptions::new()
-        .write(true)
-        .open(directory.join(file))
-        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-    {
+    match hierarchy::write(directory, file, value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && file.starts_with("hugetlb.") => {
             let size = file.split('.').nth(1).unwrap_or_default();
             Err(Error::Config(format!(
@@ -465,24 +411,5 @@ mod tests {
         let error = put_back(dir.path(), former.into(), reason).to_string();
         assert_eq!(error, "the reason; not put back: gone");
         assert_eq!(fs::read(dir.path().join("kept")).unwrap(), b"2\n");
-    }
-
-    #[test]
-    fn the_directory_stays_in_the_hierarchy() {
-        let at = |path: &str| {
-            let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"cgroupsPath":"{path}"}}}}"#);
-            directory(&serde_json::from_str(&json).unwrap(), "id")
-        };
-        assert_eq!(at("/a/b").unwrap(), Path::new("/sys/fs/cgroup/a/b"));
-        assert_eq!(at("a").unwrap(), Path::new("/sys/fs/cgroup/a"));
-        let scope = Path::new("/sys/fs/cgroup/machine.slice/libpod-1.scope");
-        assert_eq!(at("machine.slice:libpod:1").unwrap(), scope);
-        assert!(at("/../x").is_err());
-        assert!(at("/").is_err());
-        let bare: Spec = serde_json::from_str(r#"{"ociVersion":"1.0.2"}"#).unwrap();
-        assert_eq!(
-            directory(&bare, "id").unwrap(),
-            Path::new("/sys/fs/cgroup/id")
-        );
     }
 }

@@ -14,7 +14,7 @@ use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
 use protocol::{Device, Disk, Overlay};
 use specification::mount::is_bind;
 
-use super::mapped;
+use super::ids::mapped;
 use super::mounts::guest_device;
 use super::tree::{Kind, Tree, clone_mount};
 use crate::error::{During, Error, Result};
@@ -249,25 +249,6 @@ fn make_at(dir: impl AsFd, path: &Path, node: &Node, owner: (u32, u32)) -> nix::
 fn same(parent: impl AsFd, name: &std::ffi::OsStr, node: &Node) -> nix::Result<bool> {
     let stat = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     Ok(stat.st_mode & SFlag::S_IFMT.bits() == node.kind.bits() && stat.st_rdev == node.device)
-}
-
-/// A mount of the guest's own node of a device.
-pub(crate) fn own(kind: SFlag, device: Device) -> Result<OwnedFd> {
-    let Device { major, minor } = device;
-    let kind = if kind == SFlag::S_IFBLK {
-        "block"
-    } else {
-        "char"
-    };
-    // The kernel keeps the node's name in devtmpfs in its uevent.
-    let id = format!("/sys/dev/{kind}/{major}:{minor}/uevent");
-    let uevent = fs::read_to_string(&id).during(|| format!("read {id}"))?;
-    let name = uevent
-        .lines()
-        .find_map(|line| line.strip_prefix("DEVNAME="));
-    let name = name
-        .ok_or_else(|| Error::Config(format!("the guest has no node of device {major}:{minor}")))?;
-    guest_device(name)
 }
 
 /// Makes a symbolic link. One that exists is replaced, anything else is left alone, as runc does.

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
@@ -15,10 +15,16 @@ use nix::unistd::{chdir, chroot, fchdir, setsid};
 use oci_spec::runtime::{ExecCPUAffinity, LinuxNamespaceType as Kind, Process, Spec};
 use specification::namespace;
 
+use super::birth::{Born, clone};
+use super::configuration::Configuration;
+use super::ids::give_stdio;
 use super::tree::Tree;
-use super::{Born, Join, Plan, Wire, cgroup, clone, devices, give_stdio, init, process};
+use super::wire::Wire;
+use super::{devices, init, process};
 use crate::error::{During, Error, Result};
+use crate::hierarchy;
 use crate::sys;
+use crate::task::Join;
 
 /// What leads into the container.
 struct Door {
@@ -33,15 +39,15 @@ struct Door {
 /// The stage process: makes the process and lets it go.
 pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
     let Join { create, exec, init } = join;
-    let plan = Plan::new(create)?;
+    let configuration = Configuration::new(create)?;
     let process: Process = serde_json::from_str(&exec.config)
         .map_err(|e| Error::Config(format!("process is not valid: {e}")))?;
     if !process.cwd().is_absolute() {
         return Err(Error::Config("process.cwd is not an absolute path".into()));
     }
     let pidfd = sys::pidfd_open(init).during(|| "open the container's init")?;
-    let directory = cgroup::directory(&plan.spec, &plan.create.id)?;
-    let directory = below(&directory, &exec.cgroup)?;
+    let directory = hierarchy::directory(&configuration.spec, &configuration.create.id)?;
+    let directory = hierarchy::below(&directory, &exec.cgroup)?;
     let cgroup = open_cgroup(&directory)?;
     let door = Door {
         root: open(
@@ -53,8 +59,8 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
         namespaces: different(init)?,
         init: pidfd,
     };
-    give_stdio(&plan.spec, &process, exec.stdio)?;
-    let affinity = affinity(&plan.spec, &process);
+    give_stdio(&configuration.spec, &process, exec.stdio)?;
+    let affinity = affinity(&configuration.spec, &process);
     if let Some(cpus) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
         process::run_on(cpus).during(|| "set process.execCPUAffinity.initial")?;
     }
@@ -64,7 +70,7 @@ pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
     let extra = exec.extra.len();
     let born = |cgroup: &OwnedFd| {
         clone(0, cgroup.as_fd(), wire, || {
-            run(&plan, &process, extra, &door, wire)
+            run(&configuration, &process, extra, &door, wire)
         })
     };
     match born(&cgroup) {
@@ -86,19 +92,6 @@ fn affinity<'a>(spec: &'a Spec, process: &'a Process) -> Option<&'a ExecCPUAffin
     own.or_else(|| spec.process().as_ref()?.exec_cpu_affinity().as_ref())
 }
 
-/// The cgroup `path` below the container's own.
-fn below(cgroup: &Path, path: &str) -> Result<PathBuf> {
-    let mut directory = cgroup.to_owned();
-    for component in Path::new(path).components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => directory.push(name),
-            _ => return Err(Error::Config(format!("the cgroup {path:?} leads out"))),
-        }
-    }
-    Ok(directory)
-}
-
 fn open_cgroup(directory: &Path) -> Result<OwnedFd> {
     File::open(directory)
         .during(|| format!("open the cgroup {}", directory.display()))
@@ -111,7 +104,7 @@ fn cgroup_of(pid: i32) -> Result<PathBuf> {
     let text = fs::read_to_string(&file).during(|| format!("read {file}"))?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
     let path = path.ok_or_else(|| Error::Config("the container's init has no cgroup".into()))?;
-    Ok(Path::new(cgroup::ROOT).join(path))
+    Ok(Path::new(hierarchy::ROOT).join(path))
 }
 
 fn differs(kind: Kind, init: i32) -> Result<bool> {
@@ -137,15 +130,21 @@ fn different(init: i32) -> Result<i32> {
 }
 
 /// The process. Returns what failed.
-fn run(plan: &Plan, process: &Process, extra: usize, door: &Door, wire: &Wire) -> Error {
-    match prepare(plan, process, extra, door, wire) {
+fn run(
+    configuration: &Configuration,
+    process: &Process,
+    extra: usize,
+    door: &Door,
+    wire: &Wire,
+) -> Error {
+    match prepare(configuration, process, extra, door, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
 }
 
 fn prepare(
-    plan: &Plan,
+    configuration: &Configuration,
     process: &Process,
     extra: usize,
     door: &Door,
@@ -153,11 +152,11 @@ fn prepare(
 ) -> Result<process::Program> {
     setsid().during(|| "create a session")?;
     // In its cgroup by now.
-    let affinity = affinity(&plan.spec, process);
+    let affinity = affinity(&configuration.spec, process);
     if let Some(cpus) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()) {
         process::run_on(cpus).during(|| "set process.execCPUAffinity.final")?;
     }
-    process::limit(&plan.spec, process)?;
+    process::limit(&configuration.spec, process)?;
     enter(door)?;
     let terminal = if process.terminal() == Some(true) {
         let root = open(
@@ -170,7 +169,7 @@ fn prepare(
     } else {
         None
     };
-    let seccomp = plan.create.overlay.seccomp.as_ref();
+    let seccomp = configuration.create.overlay.seccomp.as_ref();
     let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
     Ok(program)

@@ -12,29 +12,40 @@ use nix::unistd::{
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::configuration::Configuration;
 use super::devices::{self, Node};
 use super::hooks;
 use super::mounts::{self, Sources};
 use super::process::{self, Program};
 use super::sysctl::{self, Moment};
 use super::tree::{Kind, Tree};
-use super::{Plan, Wire};
+use super::wire::Wire;
 use crate::error::{During, Error, Result};
 use crate::sys;
 
 /// Sets the container up, waits for the start, and executes its program. Returns what failed.
-pub(super) fn run(plan: &Plan, sources: Sources, devices: &[Node], wire: &Wire) -> Error {
-    match prepare(plan, sources, devices, wire) {
+pub(super) fn run(
+    configuration: &Configuration,
+    sources: Sources,
+    devices: &[Node],
+    wire: &Wire,
+) -> Error {
+    match prepare(configuration, sources, devices, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
 }
 
-fn prepare(plan: &Plan, sources: Sources, devices: &[Node], wire: &Wire) -> Result<Program> {
-    let spec = &plan.spec;
+fn prepare(
+    configuration: &Configuration,
+    sources: Sources,
+    devices: &[Node],
+    wire: &Wire,
+) -> Result<Program> {
+    let spec = &configuration.spec;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
-    enter(plan)?;
+    enter(configuration)?;
     name(spec)?;
     sysctl::set(spec, Moment::InNamespaces)?;
     let tree = mounts::mount_all(spec, sources)?;
@@ -50,28 +61,28 @@ fn prepare(plan: &Plan, sources: Sources, devices: &[Node], wire: &Wire) -> Resu
     mounts::protect(spec, &tree)?;
     mounts::seal(spec, &tree)?;
     process::limit(spec, process)?;
-    change_root(&tree, plan.has(LinuxNamespaceType::Mount))?;
+    change_root(&tree, configuration.has(LinuxNamespaceType::Mount))?;
     drop(tree);
     mounts::propagate_root(spec)?;
-    let seccomp = plan.create.overlay.seccomp.as_ref();
-    let extra = plan.create.extra.len();
+    let seccomp = configuration.create.overlay.seccomp.as_ref();
+    let extra = configuration.create.extra.len();
     let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
-    hooks::run(spec, &plan.create, program.environment())?;
+    hooks::run(spec, &configuration.create, program.environment())?;
     Ok(program)
 }
 
 /// Completes the namespaces that init was born into.
-fn enter(plan: &Plan) -> Result<()> {
-    if plan.has(LinuxNamespaceType::User) {
+fn enter(configuration: &Configuration) -> Result<()> {
+    if configuration.has(LinuxNamespaceType::User) {
         become_root()?;
     }
     setsid().during(|| "create a session")?;
-    if plan.has(LinuxNamespaceType::Cgroup) {
+    if configuration.has(LinuxNamespaceType::Cgroup) {
         // After init is in its cgroup, which thereby becomes the namespace's root.
         unshare(CloneFlags::CLONE_NEWCGROUP).during(|| "create a cgroup namespace")?;
     }
-    if plan.has(LinuxNamespaceType::Network) {
+    if configuration.has(LinuxNamespaceType::Network) {
         sys::loopback_up().during(|| "bring the loopback interface up")?;
     }
     Ok(())

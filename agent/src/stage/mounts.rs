@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -12,31 +12,19 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
-use protocol::Overlay;
+use protocol::{Device, Overlay};
 use specification::MountOption;
 use specification::mount::{Reach, is_bind, options};
 
 use super::copy_up;
-use super::devices;
 use super::options::MountOptions;
 use super::tree::{Kind, Tree, c_path, clone_mount, is, proc_path};
 use crate::error::{During, Error, Result};
+use crate::paths::{NOTIFY, SHARE, STAGING};
 use crate::sys::{self, MountAttributes};
-
-/// Where the agent mounts the share.
-pub(crate) const SHARE: &str = "/run/share";
-
-/// Where the container's root is mounted until it becomes `/`.
-pub(crate) const STAGING: &str = "/run/root";
 
 /// The guest's cgroups.
 const CGROUP_TREE: &CStr = c"/sys/fs/cgroup";
-
-/// Where the agent makes the socket for notifications, and the container finds it, as with runc.
-pub(crate) const NOTIFY: &str = "/run/notify";
-
-/// The name of the socket there.
-pub(crate) const NOTIFY_SOCKET: &str = "notify.sock";
 
 /// Detached mounts, taken before the namespaces are entered: a user namespace could not.
 pub(crate) struct Sources {
@@ -77,7 +65,7 @@ impl Sources {
             binds.insert(*index, take(path, options.recursive)?);
         }
         for (index, device) in &overlay.devices {
-            binds.insert(*index, devices::own(SFlag::S_IFCHR, *device)?);
+            binds.insert(*index, own(SFlag::S_IFCHR, *device)?);
         }
         let notify = || clone_mount(AT_FDCWD, Path::new(NOTIFY), false);
         let notify = overlay.notify.then(notify).transpose()?;
@@ -336,6 +324,25 @@ pub(crate) fn propagate_root(spec: &Spec) -> Result<()> {
 /// is copied from there by name.
 pub(crate) fn guest_device(name: &str) -> Result<OwnedFd> {
     clone_mount(AT_FDCWD, &Path::new("/dev").join(name), false)
+}
+
+/// A mount of the guest's own node of a device.
+fn own(kind: SFlag, device: Device) -> Result<OwnedFd> {
+    let Device { major, minor } = device;
+    let kind = if kind == SFlag::S_IFBLK {
+        "block"
+    } else {
+        "char"
+    };
+    // The kernel keeps the node's name in devtmpfs in its uevent.
+    let id = format!("/sys/dev/{kind}/{major}:{minor}/uevent");
+    let uevent = fs::read_to_string(&id).during(|| format!("read {id}"))?;
+    let name = uevent
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="));
+    let name = name
+        .ok_or_else(|| Error::Config(format!("the guest has no node of device {major}:{minor}")))?;
+    guest_device(name)
 }
 
 /// Hides `linux.maskedPaths` and protects `linux.readonlyPaths`.

@@ -27,10 +27,11 @@ use specification::{
 
 use super::devices::Terminal;
 use super::tree::c_path;
-use super::{Report, Wire};
-use super::{extra, seccomp};
+use super::wire::Wire;
+use super::{descriptors, seccomp};
 use crate::error::{During, Error, Result};
 use crate::sys::{self, CapabilitySets, SchedulerAttributes};
+use crate::task::Report;
 
 /// The default umask, as runc's.
 const UMASK: u32 = 0o022;
@@ -166,7 +167,7 @@ pub(super) fn assume<'a>(
     // Before a filter that may not know the system calls for it. What is opened from here on is close-on-exec.
     sys::reset_signals().during(|| "reset the signals")?;
     sys::close_on_exec_from_3().during(|| "close the descriptors")?;
-    extra::pass_on(extra)?;
+    descriptors::pass_on(extra)?;
     let (early, late) = seccomp::moment(process, filter);
     early.map_or(Ok(()), seccomp::load)?;
     become_user(process)?;

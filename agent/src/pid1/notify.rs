@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
 use crate::error::{During, Result};
-use crate::stage;
+use crate::paths::{NOTIFY, NOTIFY_SOCKET};
 
 /// Longest datagram that is looked at, in bytes, as with runc.
 const DATAGRAM_MAX: usize = 4096;
@@ -33,8 +33,8 @@ impl Notify {
     /// Makes it, in a directory of its own that the container gets to see.
     pub(crate) fn create() -> Result<Notify> {
         let what = || "create the socket for notifications";
-        fs::create_dir(stage::NOTIFY).during(what)?;
-        let path = format!("{}/{}", stage::NOTIFY, stage::NOTIFY_SOCKET);
+        fs::create_dir(NOTIFY).during(what)?;
+        let path = format!("{}/{}", NOTIFY, NOTIFY_SOCKET);
         let socket = UnixDatagram::bind(&path).during(what)?;
         socket.set_nonblocking(true).during(what)?;
         // Any user of the container may speak.

@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::unistd::read;
 use protocol::{Decoder, Failure, FailureKind, Reply};
 
+use super::spawn::spawn_stage;
 use crate::error::{Error, Result};
-use crate::process::spawn_stage;
-use crate::stage::{Report, Task};
+use crate::task::{Report, Task};
 
 /// Lists of processes at a time.
 const MAX_LISTS: usize = 16;

@@ -12,17 +12,18 @@ use protocol::{
     Request, RequestBody,
 };
 
-use crate::boot::{Booted, now};
-use crate::cgroup::Cgroup;
-use crate::container::{Container, Event};
-use crate::device;
-use crate::errand::Errands;
+use super::boot::Booted;
+use super::cgroup::Cgroup;
+use super::container::{Container, Event};
+use super::device;
+use super::errand::Errands;
+use super::notify::Notify;
+use super::process::{self, Process};
+use super::stream::Stream;
+use crate::clock::now;
 use crate::error::{self, During, Error, Result};
-use crate::notify::Notify;
-use crate::process::Process;
-use crate::stage::Task;
-use crate::stream::Stream;
 use crate::sys;
+use crate::task::Task;
 
 /// What an epoll event is about: one of these, or a part of a process.
 const CONTROL: u64 = u64::MAX;
@@ -351,7 +352,7 @@ impl Agent {
 
     fn exec(&mut self, id: u64, exec: Exec) -> std::result::Result<(), Failure> {
         let container = self.container.as_mut();
-        let container = container.ok_or_else(crate::process::not_running)?;
+        let container = container.ok_or_else(process::not_running)?;
         let name = exec.process;
         container.exec(id, exec)?;
         let watched = watch_process(&self.epoll, name, container.process(name));

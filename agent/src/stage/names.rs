@@ -8,18 +8,15 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use protocol::{NAMES_ADDRESS, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT};
+use protocol::{NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT};
 
-use crate::control::connect_from_anywhere;
 use crate::error::{self, During, Result};
-use crate::process::spawn_stage;
-use crate::stage::Task;
+use crate::vsock::connect_from_anywhere;
 
 /// How long an answer may take, in s: longer than those who ask wait (`timeout` of resolv.conf(5) is 5 s).
 const PATIENCE: i64 = 20;
@@ -30,23 +27,8 @@ const DATAGRAM_MAX: usize = 4096;
 /// Bytes of each thread's stack.
 const STACK: usize = 64 << 10;
 
-/// Takes the address in this network namespace.
-pub(crate) fn bind() -> Result<[OwnedFd; 2]> {
-    let what = || format!("be the name server at {NAMES_ADDRESS}");
-    let datagrams = UdpSocket::bind(NAMES_ADDRESS).during(what)?;
-    let connections = TcpListener::bind(NAMES_ADDRESS).during(what)?;
-    Ok([datagrams.into(), connections.into()])
-}
-
-/// Starts the process that serves there.
-pub(crate) fn start(sockets: &[OwnedFd; 2]) -> Result<()> {
-    let null = [Stdio::null(), Stdio::null(), Stdio::null()];
-    // It has nothing to say.
-    spawn_stage(&Task::Names, null, sockets).map(drop)
-}
-
 /// Serves for as long as there is a guest.
-pub(crate) fn serve([datagrams, connections]: [OwnedFd; 2]) -> Result<()> {
+pub(super) fn serve([datagrams, connections]: [OwnedFd; 2]) -> Result<()> {
     let connections = TcpListener::from(connections);
     background(move || accept(&connections));
     let datagrams = Arc::new(UdpSocket::from(datagrams));

@@ -1,17 +1,29 @@
-//! The descriptors that a process has beside its standard streams: numbers 3 and following, from the begin of the stage on, so that
+//! The descriptors that a stage inherits, and those that the container's process has in addition to
+//! its standard streams: numbers 3 and following, from the beginning of the stage on, so that
 //! whatever is opened later gets another number.
 
 use std::os::fd::{OwnedFd, RawFd};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use protocol::Extra;
 
-use super::{Wire, adopt};
-use crate::control;
+use super::wire::Wire;
 use crate::error::{During, Error, Result};
 use crate::sys;
+use crate::vsock;
 
 /// The first number.
 const FIRST: RawFd = 3;
+
+/// Takes over a descriptor that PID 1 has passed by its number, which must be done once for each.
+pub(super) fn adopt(number: Option<&String>) -> Result<OwnedFd> {
+    let number: Option<RawFd> = number.and_then(|number| number.parse().ok());
+    let number = number.filter(|number| *number > 2);
+    let number = number.ok_or_else(|| Error::Config("stage: bad descriptor number".into()))?;
+    let fd = sys::adopt(number).during(|| "adopt a descriptor")?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).during(|| "set close-on-exec")?;
+    Ok(fd)
+}
 
 /// Puts each of `extra` in its place. `pipes` are the numbers of the pipes among them; the sockets are connected here.
 pub(super) fn place(extra: &[Extra], pipes: &[String], wire: &mut Wire) -> Result<()> {
@@ -31,7 +43,7 @@ pub(super) fn place(extra: &[Extra], pipes: &[String], wire: &mut Wire) -> Resul
     for extra in extra {
         let fd = match *extra {
             Extra::In(_) | Extra::Out(_) => adopt(Some(next_pipe()?))?,
-            Extra::Both(ports) => control::connect_now(ports)?,
+            Extra::Both(ports) => vsock::connect_now(ports)?,
         };
         // The original stays where it is until all have been taken from where others belong.
         lifted.push((lift(&fd)?, fd));

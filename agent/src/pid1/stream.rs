@@ -19,9 +19,9 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{read, write};
 
-use crate::control;
 use crate::error::Result;
 use crate::sys;
+use crate::vsock;
 
 /// Bytes moved at once: the size of a pipe.
 const BUFFER: usize = 64 << 10;
@@ -136,7 +136,7 @@ impl Stream {
         let ends = EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
         let ended = !self.connected && events.intersects(ends);
         if let Some(socket) = self.socket.as_ref().filter(|_| ended) {
-            control::connected(socket)?;
+            vsock::connected(socket)?;
             self.connected = true;
         }
         Ok(())

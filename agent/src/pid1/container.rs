@@ -13,12 +13,13 @@ use protocol::{
     Create, Exec, Exit, Failure, FailureKind, INIT, Network, ProcessId, Reply, TerminalSize,
 };
 
-use crate::boot::now;
+use super::network;
+use super::process::{Process, Step, not_running};
+use crate::clock::now;
 use crate::error::{Error, Result};
-use crate::network;
-use crate::process::{Process, Step, not_running};
-use crate::stage::{self, Join, Task};
+use crate::hierarchy;
 use crate::sys::{self, Reaped};
+use crate::task::{Join, Task};
 
 /// Passes over a cgroup while processes keep appearing in it.
 const KILL_PASSES: usize = 64;
@@ -61,7 +62,7 @@ impl Container {
     pub(crate) fn create(id: u64, create: Create) -> Result<Container> {
         let started = now();
         let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
-        let cgroup = stage::cgroup_directory(&spec, &create.id)?;
+        let cgroup = hierarchy::directory(&spec, &create.id)?;
         let linux = spec.linux().as_ref();
         let mut namespaces = linux
             .and_then(|l| l.namespaces().as_ref())
@@ -309,7 +310,7 @@ impl Container {
         let mut done = std::collections::HashSet::new();
         for _ in 0..KILL_PASSES {
             let mut pids = Vec::new();
-            processes(&self.cgroup, &mut pids)?;
+            hierarchy::processes(&self.cgroup, &mut pids)?;
             pids.retain(|pid| done.insert(*pid));
             if pids.is_empty() {
                 return Ok(());
@@ -326,22 +327,4 @@ impl Container {
             "processes appear faster than they can be signalled",
         ))
     }
-}
-
-/// The processes of a cgroup and of those below it.
-pub(crate) fn processes(cgroup: &Path, pids: &mut Vec<i32>) -> std::io::Result<()> {
-    let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    // 0 stands for a process that is not in this pid namespace; there is none outside of ours.
-    pids.extend(
-        text.lines()
-            .filter_map(|line| line.parse().ok())
-            .filter(|pid: &i32| *pid > 0),
-    );
-    for entry in fs::read_dir(cgroup)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            processes(&entry.path(), pids)?;
-        }
-    }
-    Ok(())
 }

@@ -11,22 +11,24 @@
 //! the end is told only when all that the process wrote has been handed to the vsock. Outputs that
 //! other processes still hold then are read on and discarded, so that nobody gets SIGPIPE for it.
 
-use std::fs::File;
-use std::io::{Seek, Write};
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, send, socketpair};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{MsgFlags, recvmsg, send};
 use nix::unistd::pipe2;
 use protocol::{Decoder, EXTRA_MAX, Exit, Extra, Failure, FailureKind, Ports, TerminalSize};
 
-use crate::control::{STREAM_PATIENCE, dial};
+use super::spawn::spawn_stage;
+use super::stream::{Direction, Stream, Turn};
 use crate::error::{During, Error, Result};
-use crate::stage::{Report, Task};
-use crate::stream::{Direction, Stream, Turn};
 use crate::sys;
+use crate::task::{Report, Task};
+use crate::vsock::{STREAM_PATIENCE, dial};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -420,52 +422,6 @@ fn died(exit: Option<Exit>) -> Failure {
     Failure::message(FailureKind::Other, text)
 }
 
-/// Starts a stage process for `task`, with these standard streams and pipes; the wire to it, which
-/// does not block.
-pub(crate) fn spawn_stage(
-    task: &Task,
-    [stdin, stdout, stderr]: [Stdio; 3],
-    pipes: &[OwnedFd],
-) -> Result<OwnedFd> {
-    let (wire, far) = socketpair(
-        AddressFamily::Unix,
-        SockType::Stream,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .during(|| "create a socket pair")?;
-    fcntl(&wire, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-    let task = task_file(task)?;
-    for inherited in [&far, &task].into_iter().chain(pipes) {
-        fcntl(inherited, FcntlArg::F_SETFD(FdFlag::empty())).during(|| "pass a descriptor")?;
-    }
-    // Waited for by the agent's loop, as every child.
-    Command::new("/proc/self/exe")
-        .env_clear()
-        .arg("stage")
-        .arg(task.as_raw_fd().to_string())
-        .arg(far.as_raw_fd().to_string())
-        .args(pipes.iter().map(|pipe| pipe.as_raw_fd().to_string()))
-        .stdin(stdin)
-        .stdout(stdout)
-        .stderr(stderr)
-        .spawn()
-        .during(|| "start the stage process")?;
-    Ok(wire)
-}
-
-/// The task in a file of its own: a pipe could fill up and block the agent.
-fn task_file(task: &Task) -> Result<OwnedFd> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    let what = || "pass the request on";
-    let text = serde_json::to_vec(task).map_err(Error::Parse)?;
-    let mut file = File::from(memfd_create(c"request", MFdFlags::MFD_CLOEXEC).during(what)?);
-    file.write_all(&text)
-        .and_then(|()| file.rewind())
-        .during(what)?;
-    Ok(file.into())
-}
-
 /// Dials the host for a standard stream and makes the pipe behind it. Terminals come later.
 fn ends(ports: Option<Ports>, direction: Direction, terminal: bool) -> Result<Ends> {
     let Some(ports) = ports else {
@@ -514,7 +470,3 @@ fn receive(wire: &OwnedFd, piece: &mut [u8]) -> nix::Result<(usize, Option<Owned
     }
     Ok((message.bytes, descriptor))
 }
-
-#[cfg(test)]
-#[path = "process_tests.rs"]
-mod tests;

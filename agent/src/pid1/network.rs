@@ -14,9 +14,8 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use protocol::{Interface, NetlinkRequest, Network, from_hex};
 
-use crate::device;
+use super::{device, names};
 use crate::error::{During, Error, Result};
-use crate::names;
 
 /// Makes the network of the container whose init is given. An interface that is there stays there
 /// when something fails.

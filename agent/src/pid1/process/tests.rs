@@ -1,6 +1,9 @@
+//! A process's life, with tests in place of the stage and the host.
+
 use super::*;
 use nix::sys::epoll::EpollFlags;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 /// The stage's end of a wire.

@@ -7,13 +7,15 @@ use nix::fcntl::AT_FDCWD;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{chroot, fchdir, mkdir};
 
-use crate::control::{self, Control};
+use super::control::Control;
+use crate::clock::now;
 use crate::error::{During, Result};
-use crate::stage;
+use crate::hierarchy;
+use crate::paths::{SHARE, STAGING};
 use crate::sys;
+use crate::vsock;
 
 /// What PID 1 starts with.
 pub(crate) struct Booted {
@@ -28,30 +30,10 @@ pub(crate) struct Booted {
 /// Descriptors of PID 1: ten for each of some thousand processes, or more for fewer ones.
 const FILES: u64 = 16 << 10;
 
-/// CLOCK_MONOTONIC in ns.
-pub(crate) fn now() -> u64 {
-    read_clock(ClockId::CLOCK_MONOTONIC)
-}
-
-/// CLOCK_BOOTTIME in ns.
-pub(crate) fn since_boot() -> u64 {
-    read_clock(ClockId::CLOCK_BOOTTIME)
-}
-
-fn read_clock(clock: ClockId) -> u64 {
-    // The clocks always exist and are never negative.
-    clock_gettime(clock)
-        .map(|time| {
-            let part = |value: i64| u64::try_from(value).unwrap_or(0);
-            part(time.tv_sec()) * 1_000_000_000 + part(time.tv_nsec())
-        })
-        .unwrap_or(0)
-}
-
 /// Boots the guest. The host is dialled first, so that it answers while the mounts are made.
 pub(crate) fn boot() -> Result<Booted> {
     let started = now();
-    let control = Control::new(control::dial(protocol::CONTROL_PORTS, control::PATIENCE)?);
+    let control = Control::new(vsock::dial(protocol::CONTROL_PORTS, vsock::PATIENCE)?);
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().during(|| "block SIGCHLD")?;
@@ -81,17 +63,17 @@ fn mounts() -> Result<()> {
     file_system("sysfs", "/sys", safe, None)?;
     file_system("devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"))?;
     file_system("tmpfs", "/run", MsFlags::MS_NOSUID, Some("mode=755"))?;
-    file_system("cgroup2", stage::CGROUP_ROOT, safe, None)?;
-    stage::delegate(Path::new(stage::CGROUP_ROOT))?;
+    file_system("cgroup2", hierarchy::ROOT, safe, None)?;
+    hierarchy::delegate(Path::new(hierarchy::ROOT))?;
     // The root of a user namespace mounts on the second, and is nobody special here.
-    for (directory, mode) in [(stage::SHARE, 0o700), (stage::STAGING, 0o755)] {
+    for (directory, mode) in [(SHARE, 0o700), (STAGING, 0o755)] {
         let mode = nix::sys::stat::Mode::from_bits_retain(mode);
         mkdir(directory, mode).during(|| format!("create {directory}"))?;
     }
     // The source of a virtio-fs mount is the tag of the device.
     mount(
         Some(protocol::SHARE_TAG),
-        stage::SHARE,
+        SHARE,
         Some("virtiofs"),
         none,
         None::<&str>,

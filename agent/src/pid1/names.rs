@@ -1,0 +1,27 @@
+//! The name server's place in the guest: its address in the container's network namespace, and the
+//! process that serves there ([`names`](crate::stage)).
+
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+
+use protocol::NAMES_ADDRESS;
+
+use super::spawn::spawn_stage;
+use crate::error::{During, Result};
+use crate::task::Task;
+
+/// Takes the address in this network namespace.
+pub(crate) fn bind() -> Result<[OwnedFd; 2]> {
+    let what = || format!("be the name server at {NAMES_ADDRESS}");
+    let datagrams = UdpSocket::bind(NAMES_ADDRESS).during(what)?;
+    let connections = TcpListener::bind(NAMES_ADDRESS).during(what)?;
+    Ok([datagrams.into(), connections.into()])
+}
+
+/// Starts the process that serves there.
+pub(crate) fn start(sockets: &[OwnedFd; 2]) -> Result<()> {
+    let null = [Stdio::null(), Stdio::null(), Stdio::null()];
+    // It has nothing to say.
+    spawn_stage(&Task::Names, null, sockets).map(drop)
+}

@@ -1,0 +1,46 @@
+//! The container's configuration as a stage reads it.
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use protocol::Create;
+use specification::namespace;
+
+use crate::error::{Error, Result};
+
+/// The container to be made. The host has refused what cannot be had, before there was a machine.
+pub(super) struct Configuration {
+    pub(super) create: Create,
+    pub(super) spec: Spec,
+}
+
+impl Configuration {
+    pub(super) fn new(create: Create) -> Result<Configuration> {
+        let mut spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
+        if let (Some(process), false) = (spec.process_mut(), create.overlay.env.is_empty()) {
+            let env = process.env().iter().flatten().chain(&create.overlay.env);
+            process.set_env(Some(env.cloned().collect()));
+        }
+        Ok(Configuration { create, spec })
+    }
+
+    /// The new namespaces that are asked for.
+    fn namespaces(&self) -> impl Iterator<Item = LinuxNamespaceType> + '_ {
+        let linux = self.spec.linux().as_ref();
+        linux
+            .and_then(|linux| linux.namespaces().as_ref())
+            .into_iter()
+            .flatten()
+            .map(|n| n.typ())
+    }
+
+    pub(super) fn has(&self, namespace: LinuxNamespaceType) -> bool {
+        self.namespaces().any(|known| known == namespace)
+    }
+
+    /// The flags of clone3: all but the time namespace, which comes first, and the cgroup
+    /// namespace, which comes when init is in its cgroup.
+    pub(super) fn clone_flags(&self) -> i32 {
+        let later = [LinuxNamespaceType::Cgroup, LinuxNamespaceType::Time];
+        let at_once = self.namespaces().filter(|kind| !later.contains(kind));
+        at_once.fold(0, |flags, kind| flags | namespace::flag(kind))
+    }
+}
