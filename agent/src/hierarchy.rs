@@ -5,8 +5,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::Spec;
-
 use crate::error::{During, Error, Result};
 
 /// Where the hierarchy is mounted.
@@ -24,39 +22,6 @@ pub(crate) fn below(cgroup: &Path, path: &str) -> Result<PathBuf> {
             Component::Normal(name) => directory.push(name),
             _ => return Err(Error::Config(format!("the cgroup {path:?} leads out"))),
         }
-    }
-    Ok(directory)
-}
-
-/// The directory of the container's cgroup. `slice:prefix:name` is systemd's notation.
-pub(crate) fn directory(spec: &Spec, id: &str) -> Result<PathBuf> {
-    let configured = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().clone());
-    let path = configured.unwrap_or_else(|| PathBuf::from(id));
-    let text = path.to_str().unwrap_or_default();
-    let path = match text.split(':').collect::<Vec<_>>()[..] {
-        [slice, prefix, name] if !text.contains('/') => {
-            Path::new(slice).join(format!("{prefix}-{name}.scope"))
-        }
-        _ => path,
-    };
-    let mut directory = PathBuf::from(ROOT);
-    for component in path.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => directory.push(name),
-            _ => {
-                return Err(Error::Config(format!(
-                    "linux.cgroupsPath: {} leads out",
-                    path.display()
-                )));
-            }
-        }
-    }
-    if directory == Path::new(ROOT) {
-        return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
     }
     Ok(directory)
 }
@@ -105,21 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_stays_in_the_hierarchy() {
-        let at = |path: &str| {
-            let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"cgroupsPath":"{path}"}}}}"#);
-            directory(&serde_json::from_str(&json).unwrap(), "id")
-        };
-        assert_eq!(at("/a/b").unwrap(), Path::new("/sys/fs/cgroup/a/b"));
-        assert_eq!(at("a").unwrap(), Path::new("/sys/fs/cgroup/a"));
-        let scope = Path::new("/sys/fs/cgroup/machine.slice/libpod-1.scope");
-        assert_eq!(at("machine.slice:libpod:1").unwrap(), scope);
-        assert!(at("/../x").is_err());
-        assert!(at("/").is_err());
-        let bare: Spec = serde_json::from_str(r#"{"ociVersion":"1.0.2"}"#).unwrap();
-        assert_eq!(
-            directory(&bare, "id").unwrap(),
-            Path::new("/sys/fs/cgroup/id")
-        );
+    fn a_path_stays_in_the_hierarchy() {
+        let root = Path::new(ROOT);
+        for path in ["/a/b", "a/b", "./a//b/"] {
+            assert_eq!(below(root, path).unwrap(), root.join("a/b"), "{path}");
+        }
+        assert_eq!(below(root, "").unwrap(), root);
+        for path in ["/../x", "a/../b", ".."] {
+            assert!(below(root, path).is_err(), "{path}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The file's name in a bundle.
 pub(crate) const CONFIG: &str = "config.json";
 
-/// Largest configuration in bytes: it travels to the guest in one frame, as a JSON string, which can double its size.
+/// Largest configuration in bytes. It travels to the guest in one frame together with the overlay.
 const SIZE_MAX: usize = protocol::MAX_FRAME / 2 - (64 << 10);
 
 /// The version of the OCI runtime specification.

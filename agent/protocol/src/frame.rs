@@ -1,4 +1,5 @@
-//! Framing: a length as u32 little-endian, then that many bytes of JSON.
+//! Framing: a length as u32 little-endian, then that many bytes, which are JSON unless another frame
+//! has announced that they are not.
 //!
 //! ```text
 //!          push           take
@@ -14,8 +15,7 @@ use std::io::{self, Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Largest frame body in bytes. A `config.json` of a large pod is below 1 MiB; twice escaped it
-/// still fits.
+/// Largest frame body in bytes. A `config.json` of a large pod is below 1 MiB.
 pub const MAX_FRAME: usize = 4 << 20;
 
 /// Bytes of the length that precedes the body.
@@ -56,17 +56,39 @@ pub enum Error {
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
     let mut frame = vec![0; HEADER];
     serde_json::to_writer(&mut frame, message).map_err(Error::Json)?;
-    let length = frame.len() - HEADER;
-    let too_long = Error::TooLong {
-        length,
-        cap: MAX_FRAME,
-    };
-    if length > MAX_FRAME {
-        return Err(too_long);
-    }
-    let header = u32::try_from(length).map_err(|_| too_long)?;
-    frame[..HEADER].copy_from_slice(&header.to_le_bytes());
+    let header = header(frame.len() - HEADER)?;
+    frame[..HEADER].copy_from_slice(&header);
     Ok(frame)
+}
+
+/// Appends a frame of bytes as they are.
+pub(crate) fn append_bytes(frames: &mut Vec<u8>, body: &[u8]) -> Result<(), Error> {
+    frames.extend_from_slice(&header(body.len())?);
+    frames.extend_from_slice(body);
+    Ok(())
+}
+
+/// The length of a body that is to be sent, checked.
+fn header(length: usize) -> Result<[u8; HEADER], Error> {
+    match u32::try_from(length) {
+        Ok(header) if length <= MAX_FRAME => Ok(header.to_le_bytes()),
+        _ => Err(Error::TooLong {
+            length,
+            cap: MAX_FRAME,
+        }),
+    }
+}
+
+/// The message of the frame that `bytes` begin with, and what follows the frame.
+///
+/// # Errors
+/// [`Error::TooLong`], [`Error::Json`] and [`Error::Truncated`].
+pub fn split<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Error> {
+    let (header, rest) = bytes.split_first_chunk().ok_or(Error::Truncated)?;
+    let length = body_length(*header, MAX_FRAME)?;
+    let (body, rest) = rest.split_at_checked(length).ok_or(Error::Truncated)?;
+    let message = serde_json::from_slice(body).map_err(Error::Json)?;
+    Ok((message, rest))
 }
 
 /// Turns a byte stream into messages, without doing I/O itself.
@@ -126,10 +148,25 @@ impl Decoder {
     /// # Errors
     /// [`Error::TooLong`] and [`Error::Json`], after which the decoder is [`Error::Broken`].
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
+        self.next(|body| serde_json::from_slice(body).map_err(Error::Json))
+    }
+
+    /// The body of the next frame as it is, or None when more bytes are needed.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`], after which the decoder is [`Error::Broken`].
+    pub fn take_bytes(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        self.next(|body| Ok(body.to_vec()))
+    }
+
+    fn next<T>(
+        &mut self,
+        read: impl FnOnce(&[u8]) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
         if self.broken {
             return Err(Error::Broken);
         }
-        let result = self.parse();
+        let result = self.parse(read);
         if result.is_err() {
             self.broken = true;
             self.buffer = Vec::new();
@@ -138,7 +175,10 @@ impl Decoder {
         result
     }
 
-    fn parse<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
+    fn parse<T>(
+        &mut self,
+        read: impl FnOnce(&[u8]) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
         let pending = &self.buffer[self.position..];
         let Some((header, rest)) = pending.split_first_chunk::<HEADER>() else {
             self.compact();
@@ -149,7 +189,7 @@ impl Decoder {
             self.compact();
             return Ok(None);
         };
-        let message = serde_json::from_slice(body).map_err(Error::Json)?;
+        let message = read(body)?;
         self.position += HEADER + length;
         Ok(Some(message))
     }

@@ -17,13 +17,12 @@ use super::cgroup::Cgroup;
 use super::container::{Container, Event};
 use super::device;
 use super::errand::Errands;
-use super::notify::Notify;
 use super::process::{self, Process};
 use super::stream::Stream;
 use crate::clock::now;
 use crate::error::{self, During, Error, Result};
 use crate::sys;
-use crate::task::Task;
+use crate::task::{Task, Update};
 
 /// What an epoll event is about: one of these, or a part of a process.
 const CONTROL: u64 = u64::MAX;
@@ -59,11 +58,8 @@ pub(crate) struct Agent {
     epoll: Epoll,
     booted: Booted,
     container: Option<Container>,
-    /// The container's configuration, until its cgroup exists.
-    config: String,
     /// Of the container that has been created.
     cgroup: Option<Cgroup>,
-    notify: Option<Notify>,
     errands: Errands,
     /// Until the container has run for [`SETTLING`].
     settling: Option<TimerFd>,
@@ -82,9 +78,7 @@ impl Agent {
             epoll,
             booted,
             container: None,
-            config: String::new(),
             cgroup: None,
-            notify: None,
             errands: Errands::default(),
             settling: None,
             out_of_memory: false,
@@ -133,8 +127,7 @@ impl Agent {
         let (events, more) = container.turn();
         for event in events {
             if matches!(event, Event::Answer(_, Ok(Reply::Created { .. }))) {
-                let config = std::mem::take(&mut self.config);
-                let cgroup = Cgroup::open(container.cgroup(), config)?;
+                let cgroup = Cgroup::open(container.cgroup())?;
                 watch_cgroup(&self.epoll, &cgroup)?;
                 self.cgroup = Some(cgroup);
             }
@@ -251,13 +244,13 @@ impl Agent {
                     Err(error) => Err(error),
                 }
             }
-            RequestBody::Update(json) => {
-                let task = Task::Update(cgroup.update(json));
-                return self.errand(id, &task);
+            RequestBody::Update { resources } => {
+                let cgroup = cgroup.directory().to_owned();
+                return self.errand(id, &Task::Update(Update { cgroup, resources }));
             }
             RequestBody::Processes => {
-                let task = Task::Processes(cgroup.processes());
-                return self.errand(id, &task);
+                let cgroup = cgroup.directory().to_owned();
+                return self.errand(id, &Task::Processes(cgroup));
             }
             RequestBody::Statistics => cgroup.statistics().map(Reply::Statistics),
             _ => Err(Error::Config("the request is not supported".into())),
@@ -270,7 +263,10 @@ impl Agent {
         let watch = |number, wire: BorrowedFd<'_>| {
             watch(&self.epoll, wire, EpollFlags::EPOLLIN, ERRANDS + number)
         };
-        let begun = self.errands.begin(id, task, watch);
+        let Some(container) = &self.container else {
+            return Some(Err(Error::NotRunning.failure()));
+        };
+        let begun = self.errands.begin(id, task, container.setup(), watch);
         begun.err().map(|error| Err(error.failure()))
     }
 
@@ -301,7 +297,8 @@ impl Agent {
     }
 
     fn notified(&mut self) -> Result<()> {
-        let Some(notify) = &mut self.notify else {
+        let container = self.container.as_mut();
+        let Some(notify) = container.and_then(Container::notify_mut) else {
             return Ok(());
         };
         if notify.read()? {
@@ -336,16 +333,12 @@ impl Agent {
             let text = "this guest has its container already";
             return Err(Failure::message(FailureKind::Other, text));
         }
-        self.config.clone_from(&create.config);
-        if create.overlay.notify {
-            let notify = Notify::create().and_then(|notify| {
-                watch(&self.epoll, notify.fd(), EpollFlags::EPOLLIN, NOTIFY)?;
-                Ok(notify)
-            });
-            self.notify = Some(notify.map_err(|error| error.failure())?);
-        }
         let container = Container::create(id, create).map_err(|error| error.failure())?;
         let watched = watch_process(&self.epoll, INIT, container.process(INIT));
+        let watched = watched.and_then(|()| match container.notify() {
+            Some(notify) => watch(&self.epoll, notify.fd(), EpollFlags::EPOLLIN, NOTIFY),
+            None => Ok(()),
+        });
         self.container = Some(container);
         watched.map_err(|error| error.failure())
     }

@@ -13,7 +13,7 @@ use super::control::Control;
 use crate::clock::now;
 use crate::error::{During, Result};
 use crate::hierarchy;
-use crate::paths::{SHARE, STAGING};
+use crate::paths::{CONTAINERS, SHARE};
 use crate::sys;
 use crate::vsock;
 
@@ -65,8 +65,7 @@ fn mounts() -> Result<()> {
     file_system("tmpfs", "/run", MsFlags::MS_NOSUID, Some("mode=755"))?;
     file_system("cgroup2", hierarchy::ROOT, safe, None)?;
     hierarchy::delegate(Path::new(hierarchy::ROOT))?;
-    // The root of a user namespace mounts on the second, and is nobody special here.
-    for (directory, mode) in [(SHARE, 0o700), (STAGING, 0o755)] {
+    for (directory, mode) in [(SHARE, 0o700), (CONTAINERS, 0o755)] {
         let mode = nix::sys::stat::Mode::from_bits_retain(mode);
         mkdir(directory, mode).during(|| format!("create {directory}"))?;
     }

@@ -1,6 +1,5 @@
 //! The container's cgroup while the container lives: freezing, limits, figures, processes, and the
-//! watch for want of memory. What can block is only described here, for another process to do
-//! ([`errand`](super::errand)).
+//! watch for want of memory. What can block is not done here, but by others ([`errand`](super::errand)).
 //!
 //! Pause and resume are answered by what `cgroup.events` says, and the kernel says when that has
 //! changed (cgroup-v2.rst: a modified event generated on the file, here EPOLLPRI).
@@ -14,7 +13,6 @@ use protocol::{Failure, FailureKind, Reply};
 
 use crate::answer::{MAX_ANSWER, bounded, fitting, json_length};
 use crate::error::{During, Error, Result};
-use crate::task::{Processes, Update};
 
 /// The most of one file of a cgroup that is reported, in bytes. The longest, `memory.stat`, has 2 KiB.
 const MAX_FILE: u64 = 64 << 10;
@@ -50,8 +48,6 @@ pub(crate) type Answer = (u64, std::result::Result<Reply, Failure>);
 /// The cgroup.
 pub(crate) struct Cgroup {
     directory: PathBuf,
-    /// The `config.json` that it was created with.
-    config: String,
     /// `cgroup.events` and `memory.events`.
     events: File,
     memory_events: File,
@@ -63,19 +59,23 @@ pub(crate) struct Cgroup {
 
 impl Cgroup {
     /// Of a container that has been created in `directory`.
-    pub(crate) fn open(directory: &Path, config: String) -> Result<Cgroup> {
+    pub(crate) fn open(directory: &Path) -> Result<Cgroup> {
         let open = |name| {
             let path = directory.join(name);
             File::open(&path).during(|| format!("open {}", path.display()))
         };
         Ok(Cgroup {
             directory: directory.to_owned(),
-            config,
             events: open("cgroup.events")?,
             memory_events: open("memory.events")?,
             kills: 0,
             waiting: Vec::new(),
         })
+    }
+
+    /// Its directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// What to wait for EPOLLPRI on: the file about freezing, and the one about memory.
@@ -131,22 +131,6 @@ impl Cgroup {
         let grown = kills > self.kills;
         self.kills = kills;
         Ok(grown)
-    }
-
-    /// What is to be done for an update to the JSON of a `linux.resources` object. It may take as long as the kernel needs to make room.
-    pub(crate) fn update(&self, resources: String) -> Update {
-        Update {
-            cgroup: self.directory.clone(),
-            config: self.config.clone(),
-            resources,
-        }
-    }
-
-    /// What is to be done to list the processes. They may hold it up: their command lines are in their own memory.
-    pub(crate) fn processes(&self) -> Processes {
-        Processes {
-            cgroup: self.directory.clone(),
-        }
     }
 
     /// The figures: names and contents of the files that there are.
@@ -211,7 +195,7 @@ mod tests {
         ] {
             fs::write(dir.path().join(name), text).unwrap();
         }
-        let cgroup = Cgroup::open(dir.path(), "{}".to_owned()).unwrap();
+        let cgroup = Cgroup::open(dir.path()).unwrap();
         (dir, cgroup)
     }
 

@@ -8,18 +8,21 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process as Configuration, Spec};
 use protocol::{
-    Create, Exec, Exit, Failure, FailureKind, INIT, Network, ProcessId, Reply, TerminalSize,
+    Create, Exec, Exit, FIRST, Failure, FailureKind, INIT, Network, PROCESSES_MAX, ProcessId,
+    Reply, TerminalSize,
 };
 
 use super::network;
+use super::notify::Notify;
+use super::place::Place;
 use super::process::{Process, Step, not_running};
+use super::spawn::SetupFile;
 use crate::clock::now;
 use crate::error::{Error, Result};
 use crate::hierarchy;
 use crate::sys::{self, Reaped};
-use crate::task::{Join, Task};
+use crate::task::{self, Join, Task};
 
 /// Passes over a cgroup while processes keep appearing in it.
 const KILL_PASSES: usize = 64;
@@ -27,9 +30,6 @@ const KILL_PASSES: usize = 64;
 /// Processes at a time beside the init; and, of those that have ended, how many may leave outputs
 /// to others.
 const MAX_EXECS: usize = 512;
-
-/// The largest name of a process, so that names fit into the events of the loop.
-pub(crate) const MAX_ID: ProcessId = u64::MAX >> 8;
 
 /// What the host must be told.
 #[derive(Debug)]
@@ -42,7 +42,10 @@ pub(crate) enum Event {
 
 /// The container.
 pub(crate) struct Container {
-    create: Create,
+    setup: SetupFile,
+    notify: Option<Notify>,
+    /// Removed with it.
+    _place: Place,
     started: u64,
     cgroup: PathBuf,
     own_pids: bool,
@@ -61,33 +64,33 @@ impl Container {
     /// Begins to create a container, for the request `id`.
     pub(crate) fn create(id: u64, create: Create) -> Result<Container> {
         let started = now();
-        let spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
-        let cgroup = hierarchy::directory(&spec, &create.id)?;
-        let linux = spec.linux().as_ref();
-        let mut namespaces = linux
-            .and_then(|l| l.namespaces().as_ref())
-            .into_iter()
-            .flatten();
-        let own_pids = namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
-        let terminal = spec
-            .process()
-            .as_ref()
-            .is_some_and(|p| p.terminal() == Some(true));
-        let (stdio, extra) = (create.stdio, create.extra.clone());
-        let task = Task::Create(Box::new(create));
-        let process = Process::spawn(&task, stdio, &extra, terminal)?;
-        let Task::Create(create) = task else {
-            unreachable!("made just above")
-        };
+        let cgroup = hierarchy::below(Path::new(hierarchy::ROOT), &create.cgroup)?;
+        if cgroup == Path::new(hierarchy::ROOT) {
+            return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
+        }
+        let setup = SetupFile::new(&create.setup)?;
+        let place = Place::create(FIRST)?;
+        let notify = create.notify.then(|| Notify::create(FIRST)).transpose()?;
+        let task = Task::Create(task::Create {
+            container: FIRST,
+            cgroup: cgroup.clone(),
+            notify: create.notify,
+            stdio: create.stdio,
+            extra: create.extra.clone(),
+        });
+        let (stdio, extra) = (create.stdio, &create.extra);
+        let process = Process::spawn(&task, &setup, stdio, extra, create.terminal)?;
         let init = Entry {
             process,
             request: Some(id),
         };
         Ok(Container {
-            create: *create,
+            setup,
+            notify,
+            _place: place,
             started,
             cgroup,
-            own_pids,
+            own_pids: create.own_pids,
             processes: BTreeMap::from([(INIT, init)]),
             last: INIT,
         })
@@ -101,7 +104,7 @@ impl Container {
             .filter(|_| !init.has_ended() && (init.is_ready() || init.is_released()))
             .ok_or_else(not_running)?;
         let refuse = |text: &str| Err(Failure::message(FailureKind::Other, text));
-        if exec.process <= self.last || exec.process > MAX_ID {
+        if exec.process <= self.last || exec.process >= PROCESSES_MAX {
             return refuse("the process id has been used before, or is out of range");
         }
         let execs = self.processes.values().filter(|e| !e.process.is_gone());
@@ -109,18 +112,14 @@ impl Container {
         if execs.count() > MAX_EXECS {
             return refuse("too many processes are executed at a time");
         }
-        let configuration: std::result::Result<Configuration, _> =
-            serde_json::from_str(&exec.config);
-        let configuration = configuration
-            .map_err(|e| Error::Config(format!("process is not valid: {e}")).failure())?;
-        let terminal = configuration.terminal() == Some(true);
-        let (name, stdio, extra) = (exec.process, exec.stdio, exec.extra.clone());
-        let task = Task::Exec(Box::new(Join {
-            create: self.create.clone(),
-            exec,
+        let (name, terminal) = (exec.process, exec.terminal);
+        let (stdio, extra) = (exec.stdio, exec.extra.clone());
+        let task = Task::Exec(Join {
+            cgroup: self.cgroup.clone(),
             init: pid,
-        }));
-        let process = Process::spawn(&task, stdio, &extra, terminal);
+            exec,
+        });
+        let process = Process::spawn(&task, &self.setup, stdio, &extra, terminal);
         let process = process.map_err(|error| error.failure())?;
         let request = Some(id);
         self.last = name;
@@ -131,6 +130,21 @@ impl Container {
     /// Gives up a process that cannot be served.
     pub(crate) fn forget(&mut self, name: ProcessId) {
         self.processes.remove(&name);
+    }
+
+    /// Its socket for notifications, if it has one.
+    pub(crate) fn notify(&self) -> Option<&Notify> {
+        self.notify.as_ref()
+    }
+
+    /// See [`Container::notify`].
+    pub(crate) fn notify_mut(&mut self) -> Option<&mut Notify> {
+        self.notify.as_mut()
+    }
+
+    /// What it is made from.
+    pub(crate) fn setup(&self) -> &SetupFile {
+        &self.setup
     }
 
     /// The directory of its cgroup.

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::read;
-use protocol::{Decoder, Message, Request};
+use protocol::{Message, Request, Requests};
 
 use crate::error::{During, Error, Result};
 use crate::vsock;
@@ -18,7 +18,7 @@ const PIECE: usize = 16 << 10;
 pub(crate) struct Control {
     socket: OwnedFd,
     connected: bool,
-    decoder: Decoder,
+    requests: Requests,
     /// What is still to be sent: the answers to the host's own requests, so the host bounds it.
     unsent: Vec<u8>,
 }
@@ -29,7 +29,7 @@ impl Control {
         Control {
             socket,
             connected: false,
-            decoder: Decoder::new(),
+            requests: Requests::default(),
             unsent: Vec::new(),
         }
     }
@@ -82,7 +82,9 @@ impl Control {
 
     /// The next request that has arrived.
     pub(crate) fn request(&mut self) -> Result<Option<Request>> {
-        self.decoder.take().map_err(|e| Error::Stream("control", e))
+        self.requests
+            .take()
+            .map_err(|e| Error::Stream("control", e))
     }
 
     fn receive(&mut self) -> Result<()> {
@@ -90,7 +92,7 @@ impl Control {
         match read(&self.socket, &mut piece) {
             Ok(0) => Err(Error::Closed("the host")),
             Ok(count) => {
-                self.decoder.push(&piece[..count]);
+                self.requests.push(&piece[..count]);
                 Ok(())
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),

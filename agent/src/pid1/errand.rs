@@ -6,13 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Stdio;
 
 use nix::errno::Errno;
 use nix::unistd::read;
 use protocol::{Decoder, Failure, FailureKind, Reply};
 
-use super::spawn::spawn_stage;
+use super::spawn::{Inheritance, SetupFile, spawn_stage};
 use crate::error::{Error, Result};
 use crate::task::{Report, Task};
 
@@ -45,12 +44,12 @@ impl Errands {
         &mut self,
         request: u64,
         task: &Task,
+        setup: &SetupFile,
         watch: impl FnOnce(u64, BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
         let updates = matches!(task, Task::Update(_));
         self.check_room(updates)?;
-        let null = [Stdio::null(), Stdio::null(), Stdio::null()];
-        let wire = spawn_stage(task, null, &[])?;
+        let wire = spawn_stage(task, Inheritance::silent(updates.then_some(setup)))?;
         watch(self.last + 1, wire.as_fd())?;
         self.add(request, updates, wire);
         Ok(())

@@ -10,6 +10,7 @@ mod errand;
 mod names;
 mod network;
 mod notify;
+mod place;
 mod process;
 mod spawn;
 mod stream;

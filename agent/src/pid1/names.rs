@@ -3,11 +3,10 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
 
 use protocol::NAMES_ADDRESS;
 
-use super::spawn::spawn_stage;
+use super::spawn::{Inheritance, spawn_stage};
 use crate::error::{During, Result};
 use crate::task::Task;
 
@@ -21,7 +20,10 @@ pub(crate) fn bind() -> Result<[OwnedFd; 2]> {
 
 /// Starts the process that serves there.
 pub(crate) fn start(sockets: &[OwnedFd; 2]) -> Result<()> {
-    let null = [Stdio::null(), Stdio::null(), Stdio::null()];
+    let inheritance = Inheritance {
+        others: sockets,
+        ..Inheritance::silent(None)
+    };
     // It has nothing to say.
-    spawn_stage(&Task::Names, null, sockets).map(drop)
+    spawn_stage(&Task::Names, inheritance).map(drop)
 }

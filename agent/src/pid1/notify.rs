@@ -10,9 +10,10 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use protocol::ContainerId;
 
 use crate::error::{During, Result};
-use crate::paths::{NOTIFY, NOTIFY_SOCKET};
+use crate::paths::{self, NOTIFY_SOCKET};
 
 /// Longest datagram that is looked at, in bytes, as with runc.
 const DATAGRAM_MAX: usize = 4096;
@@ -31,10 +32,11 @@ pub(crate) struct Notify {
 
 impl Notify {
     /// Makes it, in a directory of its own that the container gets to see.
-    pub(crate) fn create() -> Result<Notify> {
+    pub(crate) fn create(container: ContainerId) -> Result<Notify> {
         let what = || "create the socket for notifications";
-        fs::create_dir(NOTIFY).during(what)?;
-        let path = format!("{}/{}", NOTIFY, NOTIFY_SOCKET);
+        let directory = paths::notify(container);
+        fs::create_dir(&directory).during(what)?;
+        let path = directory.join(NOTIFY_SOCKET);
         let socket = UnixDatagram::bind(&path).during(what)?;
         socket.set_nonblocking(true).during(what)?;
         // Any user of the container may speak.

@@ -23,7 +23,7 @@ use nix::sys::socket::{MsgFlags, recvmsg, send};
 use nix::unistd::pipe2;
 use protocol::{Decoder, EXTRA_MAX, Exit, Extra, Failure, FailureKind, Ports, TerminalSize};
 
-use super::spawn::spawn_stage;
+use super::spawn::{Inheritance, SetupFile, spawn_stage};
 use super::stream::{Direction, Stream, Turn};
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -85,12 +85,13 @@ impl Process {
     /// Starts a stage process for `task`, with the streams that it is to pass on.
     pub(crate) fn spawn(
         task: &Task,
+        setup: &SetupFile,
         stdio: protocol::Stdio,
         extra: &[Extra],
         terminal: bool,
     ) -> Result<Process> {
         if extra.len() > EXTRA_MAX {
-            let text = format!("{} descriptors, of {EXTRA_MAX} at most", extra.len());
+            let text = format!("{} descriptors, the maximum is {EXTRA_MAX}", extra.len());
             return Err(Error::Config(text));
         }
         let stderr = stdio.stderr.filter(|_| !terminal);
@@ -112,7 +113,12 @@ impl Process {
             extra_streams.push(stream);
             pipes.push(theirs);
         }
-        let wire = spawn_stage(task, theirs, &pipes)?;
+        let inheritance = Inheritance {
+            stdio: theirs,
+            setup: Some(setup),
+            others: &pipes,
+        };
+        let wire = spawn_stage(task, inheritance)?;
         let streams = [stdin.ours, stdout.ours, stderr.ours];
         let mut process = Process::new(wire, streams.into_iter().flatten().collect());
         process.streams.extend(extra_streams);

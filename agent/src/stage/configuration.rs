@@ -1,25 +1,25 @@
 //! The container's configuration as a stage reads it.
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use protocol::Create;
+use protocol::Setup;
 use specification::namespace;
 
 use crate::error::{Error, Result};
 
 /// The container to be made. The host has refused what cannot be had, before there was a machine.
 pub(super) struct Configuration {
-    pub(super) create: Create,
+    pub(super) setup: Setup,
     pub(super) spec: Spec,
 }
 
 impl Configuration {
-    pub(super) fn new(create: Create) -> Result<Configuration> {
-        let mut spec: Spec = serde_json::from_str(&create.config).map_err(Error::Parse)?;
-        if let (Some(process), false) = (spec.process_mut(), create.overlay.env.is_empty()) {
-            let env = process.env().iter().flatten().chain(&create.overlay.env);
+    pub(super) fn new(setup: Setup) -> Result<Configuration> {
+        let mut spec: Spec = serde_json::from_slice(&setup.config).map_err(Error::Parse)?;
+        if let (Some(process), false) = (spec.process_mut(), setup.overlay.env.is_empty()) {
+            let env = process.env().iter().flatten().chain(&setup.overlay.env);
             process.set_env(Some(env.cloned().collect()));
         }
-        Ok(Configuration { create, spec })
+        Ok(Configuration { setup, spec })
     }
 
     /// The new namespaces that are asked for.

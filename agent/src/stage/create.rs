@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, unshare};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use protocol::Create;
+use protocol::Setup;
 
 use super::birth::clone;
 use super::configuration::Configuration;
@@ -15,25 +15,24 @@ use super::ids::{give_stdio, write_maps};
 use super::wire::Wire;
 use super::{cgroup, init, mounts, sysctl};
 use crate::error::{During, Error, Result};
-use crate::hierarchy;
+use crate::task::Create;
 
 /// The stage process: makes the container's init and lets it go.
-pub(super) fn set_up(create: Create, wire: &Wire) -> Result<()> {
-    let configuration = Configuration::new(create)?;
+pub(super) fn set_up(create: &Create, setup: Setup, wire: &Wire) -> Result<()> {
+    let configuration = Configuration::new(setup)?;
     let process = configuration.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
-    let directory = hierarchy::directory(&configuration.spec, &configuration.create.id)?;
-    let disks = Disks::find(&configuration.create.overlay)?;
-    let cgroup = cgroup::create(&configuration.spec, &directory, &disks)?;
-    let devices = devices::configured(&configuration.spec, &disks)?;
-    let sources = mounts::Sources::take(&configuration.spec, &configuration.create.overlay)?;
-    give_stdio(&configuration.spec, process, configuration.create.stdio)?;
+    let disks = Disks::find(&configuration.setup.overlay)?;
+    let cgroup = cgroup::create(&configuration.spec, &create.cgroup, &disks)?;
+    let devices = devices::configured(&configuration.spec, &disks, create.container)?;
+    let sources = mounts::Sources::take(&configuration, create)?;
+    give_stdio(&configuration.spec, process, create.stdio)?;
     sysctl::set(&configuration.spec, sysctl::Moment::Before)?;
     if configuration.has(LinuxNamespaceType::Time) {
         new_time(&configuration.spec)?;
     }
     let born = clone(configuration.clone_flags(), cgroup.as_fd(), wire, || {
-        init::run(&configuration, sources, &devices, wire)
+        init::run(&configuration, create, sources, &devices, wire)
     })?;
     if configuration.has(LinuxNamespaceType::User) {
         write_maps(&configuration.spec, born.pid)?;

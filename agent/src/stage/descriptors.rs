@@ -26,7 +26,11 @@ pub(super) fn adopt(number: Option<&String>) -> Result<OwnedFd> {
 }
 
 /// Puts each of `extra` in its place. `pipes` are the numbers of the pipes among them; the sockets are connected here.
-pub(super) fn place(extra: &[Extra], pipes: &[String], wire: &mut Wire) -> Result<()> {
+pub(super) fn place<'a>(
+    extra: &[Extra],
+    mut pipes: impl Iterator<Item = &'a String>,
+    wire: &mut Wire,
+) -> Result<()> {
     if extra.is_empty() {
         return Ok(());
     }
@@ -34,7 +38,6 @@ pub(super) fn place(extra: &[Extra], pipes: &[String], wire: &mut Wire) -> Resul
     let behind = FIRST + RawFd::try_from(extra.len()).unwrap_or(RawFd::MAX - FIRST);
     let lift = |fd: &OwnedFd| sys::duplicate_above(fd, behind).during(what);
     wire.0 = lift(&wire.0)?;
-    let mut pipes = pipes.iter();
     let mut next_pipe = || {
         let number = pipes.next();
         number.ok_or_else(|| Error::Config("stage: a pipe is missing".into()))

@@ -11,13 +11,14 @@ use nix::sys::stat::FchmodatFlags;
 use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
-use protocol::{Device, Disk, Overlay};
+use protocol::{ContainerId, Device, Disk, Overlay};
 use specification::mount::is_bind;
 
 use super::ids::mapped;
 use super::mounts::guest_device;
 use super::tree::{Kind, Tree, clone_mount};
 use crate::error::{During, Error, Result};
+use crate::paths;
 use crate::sys;
 
 /// A node to be made.
@@ -27,8 +28,8 @@ pub(super) struct Node {
     device: u64,
     mode: u32,
     owner: (u32, u32),
-    /// The node in the guest's own `/dev` that is bound where none can be made.
-    name: String,
+    /// The guest's own node, which is bound where none can be made.
+    guest: PathBuf,
 }
 
 /// The default devices (runtime-spec, config-linux.md), with the kernel's numbers
@@ -42,7 +43,7 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
     ("tty", 5, 0),
 ];
 
-/// Where the guest's nodes are, and those of the container.
+/// Where the guest's own nodes are, and those of the container.
 const DEV: &str = "/dev";
 
 /// The default symbolic links (runtime-spec, runtime-linux.md).
@@ -114,13 +115,18 @@ impl Disks {
     }
 }
 
-/// The nodes of the configuration, each also made in the guest's own `/dev` with its mode and owner: where none can be made, that
-/// is bound. To be called outside of the container's user namespace.
-pub(super) fn configured(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
+/// The nodes of the configuration, each also made in the container's directory of the guest with its
+/// mode and owner: where none can be made, that is bound. Must be called outside of the container's
+/// user namespace.
+pub(super) fn configured(spec: &Spec, disks: &Disks, container: ContainerId) -> Result<Vec<Node>> {
     if !own_dev(spec) {
         return Ok(Vec::new());
     }
-    let nodes = nodes(spec, disks)?;
+    let directory = paths::devices(container);
+    let nodes = nodes(spec, disks, &directory)?;
+    if !nodes.is_empty() {
+        fs::create_dir(&directory).during(|| format!("create {}", directory.display()))?;
+    }
     let linux = spec.linux().as_ref();
     let users = linux.and_then(|linux| linux.uid_mappings().as_ref());
     let groups = linux.and_then(|linux| linux.gid_mappings().as_ref());
@@ -132,7 +138,7 @@ pub(super) fn configured(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
         };
         let owner = (id(users, node.owner.0)?, id(groups, node.owner.1)?);
         if node.kind != SFlag::S_IFIFO {
-            make_at(AT_FDCWD, &Path::new(DEV).join(&node.name), node, owner)
+            make_at(AT_FDCWD, &node.guest, node, owner)
                 .during(|| format!("create a node for {}", node.path.display()))?;
         }
     }
@@ -149,12 +155,12 @@ pub(super) fn create(spec: &Spec, tree: &Tree, configured: &[Node]) -> Result<()
         if !configured.iter().any(|node| node.path == path) {
             let device = makedev(major, minor);
             let node = Node {
+                guest: path.clone(),
                 path,
                 kind: SFlag::S_IFCHR,
                 device,
                 mode: 0o666,
                 owner: (0, 0),
-                name: name.to_owned(),
             };
             make(tree, &node)?;
         }
@@ -170,7 +176,7 @@ pub(super) fn create(spec: &Spec, tree: &Tree, configured: &[Node]) -> Result<()
 
 /// The nodes of the configuration. A device that the guest does not have is an error: its node
 /// would be dead.
-fn nodes(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
+fn nodes(spec: &Spec, disks: &Disks, directory: &Path) -> Result<Vec<Node>> {
     let devices = spec
         .linux()
         .as_ref()
@@ -209,7 +215,7 @@ fn nodes(spec: &Spec, disks: &Disks) -> Result<Vec<Node>> {
             device: number,
             mode: device.file_mode().map_or(0o666, |mode| mode & 0o7777),
             owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
-            name: format!("container-{index}"),
+            guest: directory.join(index.to_string()),
         });
     }
     Ok(nodes)
@@ -224,7 +230,7 @@ fn make(tree: &Tree, node: &Node) -> Result<()> {
         Err(Errno::EEXIST) if same(&parent, name, node).during(what)? => Ok(()),
         // No node can be made in a user namespace or on the share: bind the guest's, as runc does with the host's.
         Err(Errno::EEXIST | Errno::EPERM) if node.kind != SFlag::S_IFIFO => {
-            tree.attach(&guest_device(&node.name)?, &node.path)
+            tree.attach(&guest_device(&node.guest)?, &node.path)
         }
         result => result.during(what),
     }

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, stat};
 use nix::unistd::{chdir, chroot, fchdir, setsid};
 use oci_spec::runtime::{ExecCPUAffinity, LinuxNamespaceType as Kind, Process, Spec};
+use protocol::Setup;
 use specification::namespace;
 
 use super::birth::{Born, clone};
@@ -37,17 +38,17 @@ struct Door {
 }
 
 /// The stage process: makes the process and lets it go.
-pub(super) fn set_up(join: Join, wire: &Wire) -> Result<()> {
-    let Join { create, exec, init } = join;
-    let configuration = Configuration::new(create)?;
-    let process: Process = serde_json::from_str(&exec.config)
+pub(super) fn set_up(join: &Join, setup: Setup, wire: &Wire) -> Result<()> {
+    let Join { cgroup, init, exec } = join;
+    let init = *init;
+    let configuration = Configuration::new(setup)?;
+    let process: Process = serde_json::from_slice(&exec.config)
         .map_err(|e| Error::Config(format!("process is not valid: {e}")))?;
     if !process.cwd().is_absolute() {
         return Err(Error::Config("process.cwd is not an absolute path".into()));
     }
     let pidfd = sys::pidfd_open(init).during(|| "open the container's init")?;
-    let directory = hierarchy::directory(&configuration.spec, &configuration.create.id)?;
-    let directory = hierarchy::below(&directory, &exec.cgroup)?;
+    let directory = hierarchy::below(cgroup, &exec.cgroup)?;
     let cgroup = open_cgroup(&directory)?;
     let door = Door {
         root: open(
@@ -169,7 +170,7 @@ fn prepare(
     } else {
         None
     };
-    let seccomp = configuration.create.overlay.seccomp.as_ref();
+    let seccomp = configuration.setup.overlay.seccomp.as_ref();
     let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
     Ok(program)

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{getpid, pipe2};
 use oci_spec::runtime::{Hook, Spec};
-use protocol::Create;
+use protocol::Setup;
 use serde_json::json;
 use specification::HookKind;
 
@@ -30,22 +30,22 @@ const TAIL: usize = 4 << 10;
 
 /// Runs the hooks one after the other. The first that fails is the last. `env` is the program's environment, for those without one of
 /// their own, as with runc.
-pub(super) fn run(spec: &Spec, create: &Create, env: &[CString]) -> Result<()> {
+pub(super) fn run(spec: &Spec, setup: &Setup, env: &[CString]) -> Result<()> {
     for (index, hook) in KIND.of(spec).iter().enumerate() {
-        run_one(hook, &state(spec, create), env)
+        run_one(hook, &state(spec, setup), env)
             .during(|| format!("error running {KIND} hook #{index}"))?;
     }
     Ok(())
 }
 
 /// The state as the container sees it (runtime-spec, runtime.md, State).
-fn state(spec: &Spec, create: &Create) -> String {
+fn state(spec: &Spec, setup: &Setup) -> String {
     let mut state = json!({
         "ociVersion": spec.version(),
-        "id": create.id,
+        "id": setup.id,
         "status": KIND.status(),
         "pid": getpid().as_raw(),
-        "bundle": create.bundle,
+        "bundle": setup.bundle,
     });
     if let Some(annotations) = spec.annotations().as_ref().filter(|a| !a.is_empty()) {
         state["annotations"] = json!(annotations);
@@ -199,14 +199,16 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn create() -> Create {
-        let value = json!({"id": "c", "config": "", "bundle": "/b", "overlay": {"rootfs": "r"},
-            "stdio": {}});
-        serde_json::from_value(value).unwrap()
+    fn setup() -> Setup {
+        Setup {
+            id: "c".to_owned(),
+            bundle: "/b".to_owned(),
+            ..Setup::default()
+        }
     }
 
     fn failure(hooks: &[&str]) -> String {
-        let error = run(&spec(hooks), &create(), &[]).unwrap_err();
+        let error = run(&spec(hooks), &setup(), &[]).unwrap_err();
         error.failure().to_string()
     }
 
@@ -219,7 +221,7 @@ mod tests {
             at("state").display(),
             at("env").display()
         );
-        run(&spec(&[&script]), &create(), &[c"B=c".into()]).unwrap();
+        run(&spec(&[&script]), &setup(), &[c"B=c".into()]).unwrap();
         let state: serde_json::Value =
             serde_json::from_slice(&std::fs::read(at("state")).unwrap()).unwrap();
         let expected = json!({"ociVersion": "1.0.2", "id": "c", "status": "created",
@@ -270,8 +272,8 @@ mod tests {
         let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
         let hooks = serde_json::from_value(json!({"startContainer": [hook]}));
         spec.set_hooks(hooks.unwrap());
-        run(&spec, &create(), &[c"A=b=c".into()]).unwrap();
-        assert!(run(&spec, &create(), &[]).is_err());
+        run(&spec, &setup(), &[c"A=b=c".into()]).unwrap();
+        assert!(run(&spec, &setup(), &[]).is_err());
     }
 
     #[test]
@@ -279,10 +281,7 @@ mod tests {
         let mut spec = spec(&[]);
         let hooks = json!({"startContainer": [{"path": "/nosuch"}]});
         spec.set_hooks(serde_json::from_value(hooks).unwrap());
-        let text = run(&spec, &create(), &[])
-            .unwrap_err()
-            .failure()
-            .to_string();
+        let text = run(&spec, &setup(), &[]).unwrap_err().failure().to_string();
         assert!(
             text.starts_with("error running startContainer hook #0: No such file"),
             "{text}"

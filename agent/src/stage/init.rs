@@ -22,15 +22,17 @@ use super::tree::{Kind, Tree};
 use super::wire::Wire;
 use crate::error::{During, Error, Result};
 use crate::sys;
+use crate::task::Create;
 
 /// Sets the container up, waits for the start, and executes its program. Returns what failed.
 pub(super) fn run(
     configuration: &Configuration,
+    create: &Create,
     sources: Sources,
     devices: &[Node],
     wire: &Wire,
 ) -> Error {
-    match prepare(configuration, sources, devices, wire) {
+    match prepare(configuration, create, sources, devices, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
@@ -38,6 +40,7 @@ pub(super) fn run(
 
 fn prepare(
     configuration: &Configuration,
+    create: &Create,
     sources: Sources,
     devices: &[Node],
     wire: &Wire,
@@ -48,7 +51,7 @@ fn prepare(
     enter(configuration)?;
     name(spec)?;
     sysctl::set(spec, Moment::InNamespaces)?;
-    let tree = mounts::mount_all(spec, sources)?;
+    let tree = mounts::mount_all(spec, sources, create.container)?;
     devices::create(spec, &tree, devices)?;
     let terminal = if process.terminal() == Some(true) {
         let terminal = devices::open_terminal(&tree, process)?;
@@ -64,11 +67,11 @@ fn prepare(
     change_root(&tree, configuration.has(LinuxNamespaceType::Mount))?;
     drop(tree);
     mounts::propagate_root(spec)?;
-    let seccomp = configuration.create.overlay.seccomp.as_ref();
-    let extra = configuration.create.extra.len();
+    let seccomp = configuration.setup.overlay.seccomp.as_ref();
+    let extra = create.extra.len();
     let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
-    hooks::run(spec, &configuration.create, program.environment())?;
+    hooks::run(spec, &configuration.setup, program.environment())?;
     Ok(program)
 }
 

@@ -43,7 +43,11 @@ mod tree;
 mod wire;
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use protocol::Setup;
 
 use self::descriptors::adopt;
 use self::wire::Wire;
@@ -51,8 +55,8 @@ use crate::error::{self, During, Error, Result};
 use crate::sys;
 use crate::task::Task;
 
-/// The stage process: `arguments` are the numbers of the request's memfd, of the wire, and of the
-/// pipes among the descriptors beside the standard streams.
+/// The stage process: `arguments` are the numbers of the inherited descriptors, those of the task and
+/// of the wire first.
 pub(crate) fn main(arguments: &[String]) -> ! {
     let mut wire = match adopt(arguments.get(1)) {
         Ok(wire) => Wire(wire),
@@ -74,24 +78,37 @@ const FILES: (u64, u64) = (1024, 4096);
 
 fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
     sys::set_rlimit(libc::RLIMIT_NOFILE, FILES.0, FILES.1).during(|| "set RLIMIT_NOFILE")?;
-    let mut text = Vec::new();
-    let mut file = File::from(adopt(arguments.first())?);
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut text))
-        .during(|| "read the request")?;
-    drop(file);
-    let task = serde_json::from_slice(&text).map_err(Error::Parse)?;
-    let extra = match &task {
-        Task::Create(create) => &create.extra[..],
-        Task::Exec(join) => &join.exec.extra,
-        Task::Update(_) | Task::Processes(_) | Task::Names => &[],
+    let task = Task::decode(&content(adopt(arguments.first())?)?)?;
+    let mut others = arguments.iter().skip(2);
+    let mut setup = || -> Result<Setup> {
+        let bytes = content(adopt(others.next())?)?;
+        Setup::decode(&bytes).map_err(|e| Error::Stream("agent", e))
     };
-    descriptors::place(extra, arguments.get(2..).unwrap_or_default(), wire)?;
     match task {
-        Task::Create(create) => create::set_up(*create, wire),
-        Task::Exec(join) => exec::set_up(*join, wire),
-        Task::Update(update) => tasks::update(&update, wire),
-        Task::Processes(processes) => tasks::processes(&processes, wire),
-        Task::Names => names::serve([adopt(arguments.get(2))?, adopt(arguments.get(3))?]),
+        Task::Create(task) => {
+            let setup = setup()?;
+            descriptors::place(&task.extra, others, wire)?;
+            create::set_up(&task, setup, wire)
+        }
+        Task::Exec(join) => {
+            let setup = setup()?;
+            descriptors::place(&join.exec.extra, others, wire)?;
+            exec::set_up(&join, setup, wire)
+        }
+        Task::Update(update) => tasks::update(&update, &setup()?, wire),
+        Task::Processes(cgroup) => tasks::processes(&cgroup, wire),
+        Task::Names => names::serve([adopt(others.next())?, adopt(others.next())?]),
     }
+}
+
+/// All of a file, whose offset others share.
+fn content(file: OwnedFd) -> Result<Vec<u8>> {
+    let file = File::from(file);
+    let read = || {
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok::<_, io::Error>(bytes)
+    };
+    read().during(|| "read the request")
 }

@@ -12,16 +12,18 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
-use protocol::{Device, Overlay};
+use protocol::{ContainerId, Device};
 use specification::MountOption;
 use specification::mount::{Reach, is_bind, options};
 
+use super::configuration::Configuration;
 use super::copy_up;
 use super::options::MountOptions;
 use super::tree::{Kind, Tree, c_path, clone_mount, is, proc_path};
 use crate::error::{During, Error, Result};
-use crate::paths::{NOTIFY, SHARE, STAGING};
+use crate::paths::{self, NOTIFY, SHARE};
 use crate::sys::{self, MountAttributes};
+use crate::task::Create;
 
 /// The guest's cgroups.
 const CGROUP_TREE: &CStr = c"/sys/fs/cgroup";
@@ -35,7 +37,9 @@ pub(crate) struct Sources {
 
 impl Sources {
     /// Takes the root file system and the bind mounts from the share.
-    pub(crate) fn take(spec: &Spec, overlay: &Overlay) -> Result<Sources> {
+    pub(super) fn take(configuration: &Configuration, create: &Create) -> Result<Sources> {
+        let Configuration { spec, setup } = configuration;
+        let overlay = &setup.overlay;
         let share = Path::new(SHARE);
         let share = File::open(share).during(|| "open the share")?;
         let take = |path: &str, recursive| {
@@ -67,8 +71,8 @@ impl Sources {
         for (index, device) in &overlay.devices {
             binds.insert(*index, own(SFlag::S_IFCHR, *device)?);
         }
-        let notify = || clone_mount(AT_FDCWD, Path::new(NOTIFY), false);
-        let notify = overlay.notify.then(notify).transpose()?;
+        let notify = || clone_mount(AT_FDCWD, &paths::notify(create.container), false);
+        let notify = create.notify.then(notify).transpose()?;
         Ok(Sources {
             rootfs,
             binds,
@@ -85,8 +89,9 @@ fn parse(mount: &Mount) -> MountOptions {
 }
 
 /// Mounts the root file system at the staging directory, and all else in it.
-pub(crate) fn mount_all(spec: &Spec, sources: Sources) -> Result<Tree> {
-    let staging = File::open(STAGING).during(|| format!("open {STAGING}"))?;
+pub(crate) fn mount_all(spec: &Spec, sources: Sources, container: ContainerId) -> Result<Tree> {
+    let staging = paths::root(container);
+    let staging = File::open(&staging).during(|| format!("open {}", staging.display()))?;
     sys::attach(&sources.rootfs, staging).during(|| "mount the root file system")?;
     let tree = Tree::new(sources.rootfs);
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -320,10 +325,10 @@ pub(crate) fn propagate_root(spec: &Spec) -> Result<()> {
         .during(|| "set the propagation of the root")
 }
 
-/// Whether a device of the guest's own `/dev` is mounted read-only or hidden does not matter: it
-/// is copied from there by name.
-pub(crate) fn guest_device(name: &str) -> Result<OwnedFd> {
-    clone_mount(AT_FDCWD, &Path::new("/dev").join(name), false)
+/// A mount of one of the guest's own nodes. Whether that is mounted read-only or hidden in the
+/// container does not matter: it is copied from there by name.
+pub(crate) fn guest_device(node: &Path) -> Result<OwnedFd> {
+    clone_mount(AT_FDCWD, node, false)
 }
 
 /// A mount of the guest's own node of a device.
@@ -342,7 +347,7 @@ fn own(kind: SFlag, device: Device) -> Result<OwnedFd> {
         .find_map(|line| line.strip_prefix("DEVNAME="));
     let name = name
         .ok_or_else(|| Error::Config(format!("the guest has no node of device {major}:{minor}")))?;
-    guest_device(name)
+    guest_device(&Path::new("/dev").join(name))
 }
 
 /// Hides `linux.maskedPaths` and protects `linux.readonlyPaths`.
@@ -382,7 +387,7 @@ pub(crate) fn protect(spec: &Spec, tree: &Tree) -> Result<()> {
             )
             .during(|| format!("mask {path}"))?;
         } else {
-            let null = guest_device("null")?;
+            let null = guest_device(Path::new("/dev/null"))?;
             sys::attach(null.as_fd(), target).during(|| format!("mask {path}"))?;
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
-use protocol::{Process, Reply};
+use protocol::{Process, Reply, Setup};
 
 use super::cgroup;
 use super::wire::Wire;
@@ -11,19 +11,19 @@ use crate::answer::{MAX_ANSWER, bounded, fitting, json_length};
 use crate::clock::since_boot;
 use crate::error::{During, Error, Result};
 use crate::hierarchy;
-use crate::task::{Processes, Report, Update};
+use crate::task::{Report, Update};
 
 /// The most of `/proc/<pid>/stat`, `status` and `cmdline` that is reported, in bytes.
 const MAX_PROC: [u64; 3] = [4 << 10, 8 << 10, 4 << 10];
 
 /// Changes the limits that are named, all or none.
-pub(super) fn update(update: &Update, wire: &Wire) -> Result<()> {
-    answer(wire, apply(update).map(|()| Reply::Done))
+pub(super) fn update(update: &Update, setup: &Setup, wire: &Wire) -> Result<()> {
+    answer(wire, apply(update, setup).map(|()| Reply::Done))
 }
 
 /// Lists the processes of a cgroup and of those below it.
-pub(super) fn processes(processes: &Processes, wire: &Wire) -> Result<()> {
-    let reply = list(&processes.cgroup).map(|processes| Reply::Processes {
+pub(super) fn processes(cgroup: &Path, wire: &Wire) -> Result<()> {
+    let reply = list(cgroup).map(|processes| Reply::Processes {
         now: since_boot(),
         processes,
     });
@@ -35,12 +35,12 @@ fn answer(wire: &Wire, result: Result<Reply>) -> Result<()> {
     wire.send(&Report::Answered(result), None)
 }
 
-fn apply(update: &Update) -> Result<()> {
-    let resources: LinuxResources = serde_json::from_str(&update.resources)
+fn apply(update: &Update, setup: &Setup) -> Result<()> {
+    let resources: LinuxResources = serde_json::from_slice(&update.resources)
         .map_err(|error| Error::Config(format!("linux.resources: {error}")))?;
     let rules = resources.devices().as_ref();
     let rules = rules.filter(|rules| !rules.is_empty());
-    if rules.is_some() && rules != devices(&update.config)?.as_ref() {
+    if rules.is_some() && rules != devices(&setup.config)?.as_ref() {
         let text = "cannot be updated: linux.resources.devices (differs from the container's)";
         return Err(Error::Config(text.into()));
     }
@@ -48,8 +48,8 @@ fn apply(update: &Update) -> Result<()> {
 }
 
 /// The device rules of a configuration.
-fn devices(config: &str) -> Result<Option<Vec<LinuxDeviceCgroup>>> {
-    let spec: Spec = serde_json::from_str(config).map_err(Error::Parse)?;
+fn devices(config: &[u8]) -> Result<Option<Vec<LinuxDeviceCgroup>>> {
+    let spec: Spec = serde_json::from_slice(config).map_err(Error::Parse)?;
     let linux = spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     Ok(resources.and_then(|resources| resources.devices().clone()))
@@ -112,11 +112,15 @@ mod tests {
     fn what_an_update_cannot_change_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let update = |config: &str, resources: &str| {
-            apply(&Update {
+            let update = Update {
                 cgroup: dir.path().to_owned(),
-                config: config.to_owned(),
-                resources: resources.to_owned(),
-            })
+                resources: resources.into(),
+            };
+            let setup = Setup {
+                config: config.into(),
+                ..Setup::default()
+            };
+            apply(&update, &setup)
         };
         let text = |config, json| update(config, json).unwrap_err().to_string();
         let bare = r#"{"ociVersion":"1.0.2"}"#;

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use protocol::{ContainerId, Decoder, Message, Request, RequestBody};
 use vmm::vsock::{HostStream, Sink, Source};
 
-/// Maximum number of bytes that may wait for a guest that does not read: a create request and then some.
+/// Maximum number of bytes that may wait for a guest that does not read: a request and its attachment.
 const OUTBOX_MAX: usize = 2 * protocol::MAX_FRAME;
 
 /// What is read at once.
@@ -45,12 +45,12 @@ impl Agent {
     /// Sends a request; its id comes back with the response.
     pub(super) fn request(&mut self, container: ContainerId, body: RequestBody) -> io::Result<u64> {
         self.last_id += 1;
-        let frame = protocol::encode(&Request {
+        let request = Request {
             container,
             id: self.last_id,
             body,
-        })
-        .map_err(io::Error::other)?;
+        };
+        let frame = request.encode().map_err(io::Error::other)?;
         if self.outbox.len() + frame.len() > OUTBOX_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::WouldBlock,

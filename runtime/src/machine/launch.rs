@@ -26,6 +26,12 @@ pub(crate) struct Launch<'a> {
     pub(crate) bundle: &'a str,
     /// What the guest must know besides config.json.
     pub(crate) overlay: Overlay,
+    /// The container's cgroup in the guest: the path below the root of the hierarchy.
+    pub(crate) guest_cgroup: String,
+    /// The container has a pid namespace of its own.
+    pub(crate) own_pids: bool,
+    /// The container gets a socket for sd_notify(3).
+    pub(crate) notify: bool,
     /// Guest RAM in bytes, a multiple of 2 MiB.
     pub(crate) memory: u64,
     /// Number of vCPUs.

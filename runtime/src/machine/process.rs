@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use protocol::{CONTROL_PORTS, Create};
+use protocol::{CONTROL_PORTS, Create, Setup};
 use vmm::vsock::Key;
 use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 
@@ -230,13 +230,21 @@ fn prepare(
     }
     jail::drop_privileges()?;
     machine.start()?;
-    let create = Create {
+    let setup = Setup {
         id: launch.id.to_owned(),
-        config: launch.config.to_owned(),
         bundle: launch.bundle.to_owned(),
         overlay: launch.overlay,
+        config: launch.config.as_bytes().to_vec(),
+    };
+    let setup = setup.encode().map_err(io::Error::other);
+    let create = Create {
+        cgroup: launch.guest_cgroup,
+        own_pids: launch.own_pids,
+        terminal: terminal.is_some(),
+        notify: launch.notify,
         stdio,
         extra,
+        setup: setup.doing("describe the container")?,
     };
     let its_files = container::Files {
         journal: files.journal,

@@ -127,7 +127,10 @@ impl Life {
                 return Err(ControlReply::Failed("container not paused".into()));
             }
             Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),
-            Control::Update(resources) => (RequestBody::Update(resources), Waiting::Client(client)),
+            Control::Update(resources) => {
+                let resources = resources.into_bytes();
+                (RequestBody::Update { resources }, Waiting::Client(client))
+            }
             Control::Statistics => (RequestBody::Statistics, Waiting::Client(client)),
             Control::Processes => (RequestBody::Processes, Waiting::Client(client)),
             Control::Events => {
@@ -180,7 +183,7 @@ impl Life {
         descriptors: Vec<OwnedFd>,
     ) -> Result<(RequestBody, Waiting), ControlReply> {
         let passed = streams::passed(&exec, descriptors);
-        let (streams, beside) = passed.map_err(ControlReply::Failed)?;
+        let (terminal, streams, beside) = passed.map_err(ControlReply::Failed)?;
         let Some(container) = self.containers.get_mut(&id) else {
             return Err(ControlReply::NotRunning);
         };
@@ -204,7 +207,8 @@ impl Life {
         self.parts.clients.steer(client, target);
         let body = protocol::Exec {
             process,
-            config: exec.process,
+            config: exec.process.into_bytes(),
+            terminal,
             cgroup: exec.cgroup,
             stdio,
             extra,

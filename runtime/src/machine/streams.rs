@@ -77,11 +77,11 @@ pub(super) fn offer_one(vsock: &mut Vsock, stream: HostStream) -> Result<Ports, 
     })
 }
 
-/// The streams of an exec. An error is the client's answer.
+/// Whether an exec has a terminal, and its streams. An error is the client's answer.
 pub(super) fn passed(
     exec: &ExecRequest,
     descriptors: Vec<OwnedFd>,
-) -> Result<(Streams, Vec<Extra>), String> {
+) -> Result<(bool, Streams, Vec<Extra>), String> {
     #[derive(Deserialize)]
     struct Terminal {
         #[serde(default)]
@@ -111,7 +111,11 @@ pub(super) fn passed(
         .map(|(wanted, fd)| self::extra(fd, wanted.direction, wanted.own))
         .collect::<Result<_, _>>();
     let text = |e: vsock::Error| e.to_string();
-    Ok((streams.map_err(text)?, extra.map_err(text)?))
+    Ok((
+        process.terminal,
+        streams.map_err(text)?,
+        extra.map_err(text)?,
+    ))
 }
 
 /// Descriptors, and whether they are of our own making ([`Stream::Passed`]).

@@ -97,6 +97,8 @@ pub(crate) struct Plan {
     pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `linux.cgroupsPath`.
     pub(crate) cgroups_path: Option<PathBuf>,
+    /// Whether the container has a pid namespace of its own.
+    pub(crate) own_pids: bool,
     /// Limits of the machine process's cgroup.
     pub(crate) limits: Vec<Limit>,
     /// What the caller should know.
@@ -168,13 +170,13 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 seccomp,
                 // What the verb is asked for, not the configuration.
                 env: Vec::new(),
-                notify: false,
             },
             disks,
             network: namespaces::network(&linux),
             net_devices,
             oom_score_adj: spec.process().as_ref().and_then(Process::oom_score_adj),
             cgroups_path: linux.cgroups_path().clone(),
+            own_pids: namespaces::own_pids(&linux),
             limits: size.limits,
             warnings: ledger.warnings(),
         }),
@@ -262,6 +264,17 @@ fn check_cgroup(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledg
         }
     } else if path.is_some_and(|path| path.components().any(|c| c == Component::ParentDir)) {
         ledger.refuse("linux.cgroupsPath", "contains ..");
+    }
+}
+
+/// The container's cgroup in the guest, as the path below the root of the hierarchy there. What stands for a scope of systemd is one
+/// directory in another, whether or not systemd makes the cgroup on the host.
+pub(crate) fn guest_cgroup(cgroups_path: Option<&Path>, id: &str) -> String {
+    let path = cgroups_path.and_then(Path::to_str).unwrap_or_default();
+    match path.split(':').collect::<Vec<_>>()[..] {
+        [""] => id.to_owned(),
+        [slice, prefix, name] if !path.contains('/') => format!("{slice}/{prefix}-{name}.scope"),
+        _ => path.to_owned(),
     }
 }
 

@@ -67,6 +67,12 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
     }
 }
 
+/// Whether the container has a pid namespace of its own.
+pub(super) fn own_pids(linux: &Linux) -> bool {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.any(|namespace| namespace.typ() == Kind::Pid)
+}
+
 /// The machine process never lives in the host's own network namespace. Without a network namespace in the
 /// configuration the container shares that of the guest, where there is nothing but a loopback interface.
 pub(super) fn network(linux: &Linux) -> Network {

@@ -457,6 +457,28 @@ fn a_scope_of_systemd_has_a_name_of_three_parts() {
 }
 
 #[test]
+fn the_guest_has_the_cgroup_of_the_configuration() {
+    for (path, expected) in [
+        (None, "id"),
+        (Some(""), "id"),
+        (Some("/a/b"), "/a/b"),
+        (Some("a"), "a"),
+        (
+            Some("machine.slice:libpod:1"),
+            "machine.slice/libpod-1.scope",
+        ),
+        (Some("/a:b:c"), "/a:b:c"),
+        (Some("a:b"), "a:b"),
+    ] {
+        assert_eq!(
+            guest_cgroup(path.map(Path::new), "id"),
+            expected,
+            "{path:?}"
+        );
+    }
+}
+
+#[test]
 fn resctrl_has_to_be_there() {
     let config = with("linux.intelRdt", r#"{"closID":"x"}"#);
     let spec: Spec = serde_json::from_value(config.clone()).unwrap();

@@ -26,7 +26,7 @@ use crate::host::preserved::Inherited;
 use crate::host::resctrl;
 use crate::host::terminal::{self, DescriptorSocket};
 use crate::machine::{self, Launch, Spawned};
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::state::{ContainerId, Groups, Identity, Lock, Record, StateDir, write_atomically};
 
 /// A container that has been created, still locked.
@@ -85,6 +85,8 @@ struct Prepared {
     /// The slave of its terminal.
     slave: Option<OwnedFd>,
     preserved: Vec<Preserved>,
+    /// Somebody is to be told when the container is ready.
+    notify: bool,
 }
 
 /// What is left for the caller.
@@ -119,7 +121,6 @@ fn prepare(
     let notify = NotifySocket::of_environment();
     plan.overlay.env = inherited.environment();
     if notify.is_some() {
-        plan.overlay.notify = true;
         plan.overlay.env.push(NotifySocket::environment());
     }
     let scope = if context.systemd_cgroup {
@@ -152,6 +153,7 @@ fn prepare(
         timeline,
         slave,
         preserved,
+        notify: notify.is_some(),
     };
     let caller = Caller {
         pidfd_socket,
@@ -172,7 +174,7 @@ fn record(prepared: &Prepared, root: Option<&Path>) -> Result<Record, Error> {
     record.annotations = annotations.into_iter().collect();
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
-    record.notify = plan.overlay.notify;
+    record.notify = prepared.notify;
     (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     record.network = plan.network.clone();
     let devices = plan.net_devices.iter();
@@ -244,6 +246,9 @@ fn launch(
         config: &config.text,
         bundle: &prepared.bundle.to_string_lossy(),
         overlay: plan.overlay,
+        guest_cgroup: plan::guest_cgroup(plan.cgroups_path.as_deref(), prepared.id.as_str()),
+        own_pids: plan.own_pids,
+        notify: prepared.notify,
         memory: plan.memory,
         vcpus: plan.vcpus,
         shares: plan.shares,

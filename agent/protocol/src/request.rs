@@ -1,0 +1,557 @@
+//! What the host asks of the guest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{self, Decoder, Error};
+use crate::{ContainerId, ProcessId};
+
+/// What the host asks of the guest. Answered by [`Message::Response`](crate::Message)
+/// with the same `id`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the host, unique on this stream.
+    pub id: u64,
+    /// The container that it is about.
+    pub container: ContainerId,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// The requests. Every request is answered exactly once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestBody {
+    /// Sets up a container with a new number, short of executing its program. Answered by
+    /// [`Reply::Created`](crate::Reply). A number that is not new is refused, and so is one container
+    /// too many at a time.
+    Create(Create),
+    /// Configures the machine's network, which comes with [`FIRST`](crate::FIRST) alone, and executes
+    /// the program of the container. Answered by [`Reply::Started`](crate::Reply) once `execve` has
+    /// succeeded. After a failure the container is of no use any more.
+    Start(Network),
+    /// Executes one more process in the container. Answered by [`Reply::Executed`](crate::Reply) once
+    /// `execve` has succeeded; its end is told by [`Message::Exited`](crate::Message).
+    Exec(Exec),
+    /// Sends a signal to a process. Answered by [`Reply::Done`](crate::Reply), or by a
+    /// [`FailureKind::NotRunning`](crate::FailureKind) failure.
+    Kill {
+        /// The process.
+        #[serde(default)]
+        process: ProcessId,
+        /// Signal number of x86_64 Linux (`signal(7)`); 0 probes only.
+        signal: i32,
+        /// To every process of the container's cgroup instead of to the one named.
+        all: bool,
+    },
+    /// Sets the window size of a process's terminal. Answered by [`Reply::Done`](crate::Reply).
+    Resize {
+        /// The process.
+        process: ProcessId,
+        /// The new size.
+        size: TerminalSize,
+    },
+    /// Freezes the container's cgroup. Answered by [`Reply::Done`] when all of it is frozen.
+    Pause,
+    /// Thaws the container's cgroup. Answered by [`Reply::Done`](crate::Reply).
+    Resume,
+    /// Changes the limits of the container's cgroup. Answered by [`Reply::Done`](crate::Reply).
+    Update {
+        /// The JSON of a `linux.resources` object, of which only what is present changes.
+        /// [Attached](Request::encode).
+        #[serde(skip)]
+        resources: Vec<u8>,
+    },
+    /// Asks for the files of the container's cgroup. Answered by [`Reply::Statistics`](crate::Reply).
+    Statistics,
+    /// Asks for the processes of the container. Answered by [`Reply::Processes`](crate::Reply).
+    Processes,
+}
+
+impl Request {
+    /// The bytes that it travels as: its frame and, if it has one, its attachment as it is in a frame
+    /// behind that. PID 1 has no use for an attachment but to pass it on.
+    ///
+    /// # Errors
+    /// As for [`encode`](crate::encode), for either frame.
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = frame::encode(self)?;
+        if let Some(attachment) = self.body.attachment() {
+            frame::append_bytes(&mut bytes, attachment)?;
+        }
+        Ok(bytes)
+    }
+}
+
+impl RequestBody {
+    fn attachment(&self) -> Option<&[u8]> {
+        match self {
+            RequestBody::Create(create) => Some(&create.setup),
+            RequestBody::Exec(exec) => Some(&exec.config),
+            RequestBody::Update { resources } => Some(resources),
+            _ => None,
+        }
+    }
+
+    fn attachment_mut(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            RequestBody::Create(create) => Some(&mut create.setup),
+            RequestBody::Exec(exec) => Some(&mut exec.config),
+            RequestBody::Update { resources } => Some(resources),
+            _ => None,
+        }
+    }
+}
+
+/// Turns a byte stream into requests with their attachments. The counterpart of [`Request::encode`].
+#[derive(Debug, Default)]
+pub struct Requests {
+    frames: Decoder,
+    /// A request whose attachment has not arrived.
+    incomplete: Option<Request>,
+}
+
+impl Requests {
+    /// Adds what was received.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.frames.push(bytes);
+    }
+
+    /// The next request, or None when more bytes are needed.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::take`].
+    pub fn take(&mut self) -> Result<Option<Request>, Error> {
+        if self.incomplete.is_none() {
+            self.incomplete = self.frames.take()?;
+        }
+        let attachment = self.incomplete.as_mut();
+        if let Some(attachment) = attachment.and_then(|request| request.body.attachment_mut()) {
+            let Some(bytes) = self.frames.take_bytes()? else {
+                return Ok(None);
+            };
+            *attachment = bytes;
+        }
+        Ok(self.incomplete.take())
+    }
+}
+
+/// What the network namespace is to have in addition to its loopback interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Network {
+    /// The interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Files below `/proc/sys/net` and what is written to them, once the interfaces are there.
+    pub settings: Vec<(String, String)>,
+    /// What the kernel is asked for then, in this order.
+    pub requests: Vec<NetlinkRequest>,
+    /// The host has a name server at [`NAMES_ADDRESS`](crate::NAMES_ADDRESS), which is to be there in the guest, too.
+    #[serde(default)]
+    pub names: bool,
+}
+
+/// A network interface: what becomes of a device of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// The device `virtio-mmio.N`, which no driver is bound to.
+    pub device: u8,
+    /// Its Ethernet address, which the device knows itself.
+    pub mac: [u8; 6],
+    /// The interface's name.
+    pub name: String,
+    /// The interface's index.
+    pub index: i32,
+}
+
+/// A request of rtnetlink(7), which asks for an acknowledgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetlinkRequest {
+    /// What it is about, for an error: `add the address 10.0.0.2/24 to eth0`.
+    pub what: String,
+    /// The message with its header, in hexadecimal.
+    pub message: String,
+}
+
+/// Rows and columns of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines of text.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// A process to execute in the container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Its name from now on.
+    pub process: ProcessId,
+    /// The JSON of a `process` object as in `config.json`. The container's seccomp filter applies.
+    /// [Attached](Request::encode).
+    #[serde(skip)]
+    pub config: Vec<u8>,
+    /// It has a terminal (`process.terminal`).
+    pub terminal: bool,
+    /// The cgroup below the container's own that it starts in; the container's own if empty.
+    #[serde(default)]
+    pub cgroup: String,
+    /// Its standard streams.
+    pub stdio: Stdio,
+    /// Its descriptors from number 3 on, at most [`EXTRA_MAX`](crate::EXTRA_MAX).
+    #[serde(default)]
+    pub extra: Vec<Extra>,
+}
+
+/// The container to set up: what PID 1 must know of it. It does not read the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Create {
+    /// Its cgroup: the path below the root of the guest's hierarchy. No other container has this one,
+    /// one below it or one above it.
+    pub cgroup: String,
+    /// It has a pid namespace of its own, so that its processes end with its init.
+    pub own_pids: bool,
+    /// Its init has a terminal (`process.terminal`).
+    pub terminal: bool,
+    /// It gets a socket for sd_notify(3), which NOTIFY_SOCKET names.
+    #[serde(default)]
+    pub notify: bool,
+    /// The container's standard streams.
+    pub stdio: Stdio,
+    /// The init's descriptors from number 3 on, at most [`EXTRA_MAX`](crate::EXTRA_MAX).
+    #[serde(default)]
+    pub extra: Vec<Extra>,
+    /// The bytes of a [`Setup`], which PID 1 keeps and gives to all who set processes of this
+    /// container up. [Attached](Request::encode).
+    #[serde(skip)]
+    pub setup: Vec<u8>,
+}
+
+/// What a container is made from. Its bytes are a frame, and the configuration as it is behind that.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Setup {
+    /// Container id, for the state that hooks are told.
+    pub id: String,
+    /// The bundle's path on the host, for the same.
+    #[serde(default)]
+    pub bundle: String,
+    /// Where the host has put what the configuration names by host paths.
+    pub overlay: Overlay,
+    /// The bytes of `config.json`, verbatim.
+    #[serde(skip)]
+    pub config: Vec<u8>,
+}
+
+impl Setup {
+    /// The bytes.
+    ///
+    /// # Errors
+    /// As for [`encode`](crate::encode).
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = frame::encode(self)?;
+        bytes.extend_from_slice(&self.config);
+        Ok(bytes)
+    }
+
+    /// From the bytes.
+    ///
+    /// # Errors
+    /// The bytes do not begin with a whole frame of a setup.
+    pub fn decode(bytes: &[u8]) -> Result<Setup, Error> {
+        let (setup, config) = frame::split(bytes)?;
+        Ok(Setup {
+            config: config.to_vec(),
+            ..setup
+        })
+    }
+}
+
+/// Where things of the host are found in the share (paths relative to its root).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Overlay {
+    /// The root filesystem, for instance `rootfs`.
+    pub rootfs: String,
+    /// For each mount whose source is shared: its index in `mounts` of the configuration, and its
+    /// source, for instance `mnt/0`.
+    #[serde(default)]
+    pub binds: Vec<(usize, String)>,
+    /// For each bind mount of a character device: its index in `mounts`, and the device, of which
+    /// the guest has one of its own.
+    #[serde(default)]
+    pub devices: Vec<(usize, Device)>,
+    /// Mounts of the host below those sources, for instance `mnt/0/below`, outer before inner: what
+    /// the configuration does not make recursive must not reach them.
+    #[serde(default)]
+    pub submounts: Vec<String>,
+    /// The block devices of the host that the guest has as virtio-blk.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// `linux.seccomp`, compiled.
+    #[serde(default)]
+    pub seccomp: Option<Seccomp>,
+    /// Added to `process.env`, in its form.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
+/// A block device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its number on the host, as the configuration has it.
+    pub device: Device,
+    /// The serial number under which the guest finds it.
+    pub serial: String,
+}
+
+/// A device number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// The major number.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+}
+
+/// A seccomp filter, ready for `seccomp(SECCOMP_SET_MODE_FILTER)`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Seccomp {
+    /// `SECCOMP_FILTER_FLAG_*` of linux/seccomp.h.
+    pub flags: u64,
+    /// The program: each element is one `struct sock_filter` (linux/filter.h) in its memory layout,
+    /// read as a little-endian number.
+    pub program: Vec<u64>,
+}
+
+/// The two vsock ports of a stream: the one in the guest that the agent dials from, and the one on the host (CID 2) that it dials. The
+/// host draws both at random and accepts no connection between others: any process of the guest may open a vsock socket, and only the
+/// agent knows these ports. They must not be told to a process of a container before the stream is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// In the guest.
+    pub guest: u32,
+    /// On the host.
+    pub host: u32,
+}
+
+/// The streams that the agent dials, one raw stream per descriptor. None stands for
+/// `/dev/null`. With `process.terminal`, `stdin` feeds the terminal, `stdout` carries all its
+/// output and `stderr` is None; when `stdin` ends, the terminal hangs up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stdio {
+    /// Host to guest.
+    #[serde(default)]
+    pub stdin: Option<Ports>,
+    /// Guest to host.
+    #[serde(default)]
+    pub stdout: Option<Ports>,
+    /// Guest to host.
+    #[serde(default)]
+    pub stderr: Option<Ports>,
+}
+
+/// A descriptor in addition to the standard streams, by the ports of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Extra {
+    /// Host to guest: a pipe to read from.
+    In(Ports),
+    /// Guest to host: a pipe to write to.
+    Out(Ports),
+    /// Both ways: a stream socket.
+    Both(Ports),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FIRST, INIT};
+    use std::fmt;
+
+    fn json_round_trip<T>(value: &T, json: &str)
+    where
+        T: Serialize + for<'de> Deserialize<'de> + PartialEq + fmt::Debug,
+    {
+        assert_eq!(serde_json::to_string(value).unwrap(), json);
+        assert_eq!(&serde_json::from_str::<T>(json).unwrap(), value);
+    }
+
+    #[test]
+    fn requests_have_a_stable_form() {
+        json_round_trip(
+            &Request {
+                id: 7,
+                container: FIRST,
+                body: RequestBody::Start(Network::default()),
+            },
+            r#"{"id":7,"container":0,"body":{"Start":{"interfaces":[],"settings":[],"requests":[],"names":false}}}"#,
+        );
+        json_round_trip(
+            &Request {
+                id: 8,
+                container: 3,
+                body: RequestBody::Kill {
+                    process: INIT,
+                    signal: 15,
+                    all: false,
+                },
+            },
+            r#"{"id":8,"container":3,"body":{"Kill":{"process":0,"signal":15,"all":false}}}"#,
+        );
+        json_round_trip(
+            &Request {
+                id: 1,
+                container: FIRST,
+                body: RequestBody::Create(create()),
+            },
+            concat!(
+                r#"{"id":1,"container":0,"body":{"Create":{"cgroup":"a/b","own_pids":true,"#,
+                r#""terminal":false,"notify":true,"stdio":{"stdin":null,"#,
+                r#""stdout":{"guest":70000,"host":80000},"stderr":{"guest":70001,"host":80001}},"#,
+                r#""extra":[{"In":{"guest":5,"host":6}},{"Both":{"guest":7,"host":8}}]}}}"#
+            ),
+        );
+        json_round_trip(
+            &Setup {
+                config: Vec::new(),
+                ..setup()
+            },
+            concat!(
+                r#"{"id":"c1","bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
+                r#""devices":[[4,{"major":1,"minor":3}]],"submounts":["mnt/0/x"],"#,
+                r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
+                r#""seccomp":{"flags":2,"program":[6]},"env":["A=b"]}}"#,
+            ),
+        );
+    }
+
+    fn create() -> Create {
+        let ports = |last: u32| Ports {
+            guest: 70_000 + last,
+            host: 80_000 + last,
+        };
+        Create {
+            cgroup: "a/b".to_owned(),
+            own_pids: true,
+            terminal: false,
+            notify: true,
+            stdio: Stdio {
+                stdin: None,
+                stdout: Some(ports(0)),
+                stderr: Some(ports(1)),
+            },
+            extra: vec![
+                Extra::In(Ports { guest: 5, host: 6 }),
+                Extra::Both(Ports { guest: 7, host: 8 }),
+            ],
+            setup: Vec::new(),
+        }
+    }
+
+    fn setup() -> Setup {
+        Setup {
+            id: "c1".to_owned(),
+            bundle: "/b".to_owned(),
+            overlay: Overlay {
+                rootfs: "rootfs".to_owned(),
+                binds: vec![(3, "mnt/0".to_owned())],
+                seccomp: Some(Seccomp {
+                    flags: 2,
+                    program: vec![6],
+                }),
+                devices: vec![(4, Device { major: 1, minor: 3 })],
+                submounts: vec!["mnt/0/x".to_owned()],
+                disks: vec![Disk {
+                    device: Device { major: 8, minor: 0 },
+                    serial: "disk0".to_owned(),
+                }],
+                env: vec!["A=b".to_owned()],
+            },
+            config: b" {\"ociVersion\":\"1.0\"}\n".to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_setup_keeps_the_bytes_of_the_configuration() {
+        let bytes = setup().encode().unwrap();
+        assert!(bytes.ends_with(&setup().config));
+        assert_eq!(Setup::decode(&bytes).unwrap(), setup());
+        for end in 0..bytes.len() - setup().config.len() {
+            assert!(Setup::decode(&bytes[..end]).is_err(), "{end}");
+        }
+    }
+
+    /// One of each kind that has an attachment, and others between them.
+    fn requests() -> Vec<Request> {
+        let create = Create {
+            setup: setup().encode().unwrap(),
+            ..create()
+        };
+        let exec = Exec {
+            process: 1,
+            config: b"{\"cwd\":\"/\"}".to_vec(),
+            terminal: true,
+            cgroup: String::new(),
+            stdio: Stdio::default(),
+            extra: Vec::new(),
+        };
+        let bodies = [
+            RequestBody::Create(create),
+            RequestBody::Start(Network::default()),
+            RequestBody::Exec(exec),
+            RequestBody::Update {
+                resources: Vec::new(),
+            },
+            RequestBody::Pause,
+        ];
+        let request = |(id, body)| Request {
+            id,
+            container: FIRST,
+            body,
+        };
+        (1..).zip(bodies).map(request).collect()
+    }
+
+    #[test]
+    fn any_split_of_the_stream_gives_the_same_requests_and_attachments() {
+        let stream = requests().into_iter().map(|r| r.encode().unwrap());
+        let stream: Vec<u8> = stream.flatten().collect();
+        for piece in 1..=stream.len() {
+            let mut decoder = Requests::default();
+            let mut got = Vec::new();
+            for bytes in stream.chunks(piece) {
+                decoder.push(bytes);
+                while let Some(request) = decoder.take().unwrap() {
+                    got.push(request);
+                }
+            }
+            assert_eq!(got, requests(), "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn an_attachment_is_bounded_as_any_frame() {
+        let request = |length| Request {
+            id: 1,
+            container: FIRST,
+            body: RequestBody::Update {
+                resources: vec![b' '; length],
+            },
+        };
+        let longest = request(crate::MAX_FRAME);
+        let mut decoder = Requests::default();
+        decoder.push(&longest.encode().unwrap());
+        assert_eq!(decoder.take().unwrap(), Some(longest));
+        let too_long = request(crate::MAX_FRAME + 1);
+        assert!(matches!(too_long.encode(), Err(Error::TooLong { .. })));
+    }
+
+    #[test]
+    fn unknown_fields_are_tolerated() {
+        let text = r#"{"id":7,"container":1,"new":[1],"body":{"Kill":{"signal":9,"all":true,"newer":{}}}}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            request.body,
+            RequestBody::Kill {
+                process: INIT,
+                signal: 9,
+                all: true
+            }
+        );
+    }
+}
