@@ -65,6 +65,22 @@ pub(crate) fn processes(cgroup: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there are processes in a cgroup or below it. In one that is gone there are none.
+pub(crate) fn is_populated(cgroup: &Path) -> bool {
+    let text = fs::read_to_string(cgroup.join("cgroup.events"));
+    text.is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+}
+
+/// Removes a cgroup and those below it, as far as nobody is in them.
+pub(crate) fn remove(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(cgroup);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,12 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use protocol::ContainerId;
-
 /// Where the share is mounted.
 pub(crate) const SHARE: &str = "/run/share";
 
-/// Where each container has a directory of its own.
+/// Where each container has a directory of its own, with its number for a name.
 pub(crate) const CONTAINERS: &str = "/run/containers";
 
 /// Where a container finds the directory with its socket for notifications, as with runc.
@@ -16,22 +14,17 @@ pub(crate) const NOTIFY: &str = "/run/notify";
 /// The name of the socket there.
 pub(crate) const NOTIFY_SOCKET: &str = "notify.sock";
 
-/// The directory of one container, by its number.
-pub(crate) fn of_container(container: ContainerId) -> PathBuf {
-    Path::new(CONTAINERS).join(container.to_string())
+/// Where in a container's directory its root is mounted until it becomes `/`.
+pub(crate) fn root(directory: &Path) -> PathBuf {
+    directory.join("root")
 }
 
-/// Where in there the container's root is mounted until it becomes `/`.
-pub(crate) fn root(container: ContainerId) -> PathBuf {
-    of_container(container).join("root")
+/// The directory in there of the socket for notifications, if the container has one.
+pub(crate) fn notify(directory: &Path) -> PathBuf {
+    directory.join("notify")
 }
 
-/// The directory of the socket for notifications in there, if the container has one.
-pub(crate) fn notify(container: ContainerId) -> PathBuf {
-    of_container(container).join("notify")
-}
-
-/// The directory of the device nodes in there, if the configuration has any.
-pub(crate) fn devices(container: ContainerId) -> PathBuf {
-    of_container(container).join("dev")
+/// The directory in there of the device nodes, if the configuration has any.
+pub(crate) fn devices(directory: &Path) -> PathBuf {
+    directory.join("dev")
 }

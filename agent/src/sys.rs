@@ -136,6 +136,15 @@ impl Reaped {
     }
 }
 
+#[cfg(test)]
+impl Reaped {
+    /// A child that has exited.
+    pub(crate) fn exited(pid: pid_t, code: u8) -> Reaped {
+        let status = c_int::from(code) << 8;
+        Reaped { pid, status }
+    }
+}
+
 /// Collects one dead child, if there is one. Unlike nix, knows real-time signals.
 pub(crate) fn reap() -> io::Result<Option<Reaped>> {
     let mut status = 0;

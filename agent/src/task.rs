@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use protocol::{ContainerId, Exec, Extra, Failure, Reply, Stdio};
+use protocol::{Exec, Extra, Failure, Reply, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -26,8 +26,8 @@ pub(crate) enum Task {
 /// A container to be set up, in addition to its [`Setup`](protocol::Setup).
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Create {
-    /// Its number.
-    pub(crate) container: ContainerId,
+    /// Its directory in the guest ([`paths`](crate::paths)).
+    pub(crate) directory: PathBuf,
     /// The container's cgroup.
     pub(crate) cgroup: PathBuf,
     /// PID 1 has made a socket for notifications.

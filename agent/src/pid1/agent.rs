@@ -1,115 +1,79 @@
 //! The loop of PID 1: one thread, one epoll instance, and nothing that blocks.
 
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::EpollFlags;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use protocol::{
-    BALLOON_DEVICE, Create, Exec, FIRST, Failure, FailureKind, INIT, Message, ProcessId, Reply,
-    Request, RequestBody,
+    BALLOON_DEVICE, ContainerId, Create, Exec, FIRST, Failure, FailureKind, INIT, Message,
+    ProcessId, Reply, Request, RequestBody,
 };
 
 use super::boot::Booted;
-use super::cgroup::Cgroup;
 use super::container::{Container, Event};
+use super::containers::Containers;
 use super::device;
 use super::errand::Errands;
-use super::process::{self, Process};
-use super::stream::Stream;
+use super::process::{Process, not_running};
+use super::token::{Part, Token};
+use super::watcher::Watcher;
 use crate::clock::now;
-use crate::error::{self, During, Error, Result};
+use crate::error::{self, During, Result};
 use crate::sys;
-use crate::task::{Task, Update};
+use crate::task::Task;
 
-/// What an epoll event is about: one of these, or a part of a process.
-const CONTROL: u64 = u64::MAX;
-const SIGNALS: u64 = u64::MAX - 1;
-
-/// A process's parts are its wire, and for each of its streams the socket and its own end; three
-/// streams and those of EXTRA_MAX more descriptors fit.
-const PARTS: u64 = 64;
-const WIRE: u64 = 0;
-const STREAMS: u64 = 1;
-
-/// The files of the container's cgroup, beyond all streams.
-const FREEZING: u64 = u64::MAX - 2;
-const MEMORY: u64 = u64::MAX - 3;
-
-/// The socket that the container tells of its readiness on.
-const NOTIFY: u64 = u64::MAX - 4;
-
-/// There is time for what the start did not need.
-const SETTLED: u64 = u64::MAX - 5;
-
-/// How long after the container's start that is: one that is over sooner is spared it.
+/// How long after the start of the machine's container there is time for what that did not need:
+/// shorter containers skip it.
 const SETTLING: TimeSpec = TimeSpec::from_duration(Duration::from_secs(1));
 
-/// Errands, beyond all streams, too: their numbers are added.
-const ERRANDS: u64 = 1 << 63;
-
-/// Events taken at once.
-const BATCH: usize = 16;
+/// What a request comes to: the reply, None when that comes later, or why it is refused.
+type Outcome = std::result::Result<Option<Reply>, Failure>;
 
 /// PID 1 at work.
 pub(crate) struct Agent {
-    epoll: Epoll,
+    watcher: Watcher,
     booted: Booted,
-    container: Option<Container>,
-    /// Of the container that has been created.
-    cgroup: Option<Cgroup>,
+    containers: Containers,
     errands: Errands,
-    /// Until the container has run for [`SETTLING`].
+    /// Until the machine's container has run for [`SETTLING`].
     settling: Option<TimerFd>,
-    /// The host is to be told, once it has taken what it was told before.
-    out_of_memory: bool,
-    /// What epoll knows of the control stream's wishes.
+    /// What is watched of the control stream.
     interest: EpollFlags,
 }
 
 impl Agent {
     /// Serves the host until it goes away or something breaks; both are the end of the guest.
     pub(crate) fn run(booted: Booted) -> Result<()> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).during(|| "create an epoll")?;
-        let interest = booted.control.interest();
-        let mut agent = Agent {
-            epoll,
-            booted,
-            container: None,
-            cgroup: None,
-            errands: Errands::default(),
-            settling: None,
-            out_of_memory: false,
-            interest,
-        };
-        watch(&agent.epoll, agent.booted.control.fd(), interest, CONTROL)?;
-        watch(
-            &agent.epoll,
-            agent.booted.signals.as_fd(),
-            EpollFlags::EPOLLIN,
-            SIGNALS,
-        )?;
+        let mut agent = Agent::new(booted)?;
         loop {
             agent.turn()?;
         }
     }
 
+    fn new(booted: Booted) -> Result<Agent> {
+        let watcher = Watcher::new()?;
+        let interest = booted.control.interest();
+        watcher.add(booted.control.fd(), interest, Token::Control)?;
+        watcher.add(&booted.signals, EpollFlags::EPOLLIN, Token::Signals)?;
+        Ok(Agent {
+            watcher,
+            booted,
+            containers: Containers::default(),
+            errands: Errands::default(),
+            settling: None,
+            interest,
+        })
+    }
+
     fn turn(&mut self) -> Result<()> {
         let more = self.pump()?;
-        let timeout = if more {
-            EpollTimeout::ZERO
-        } else {
-            EpollTimeout::NONE
-        };
-        let mut events = [EpollEvent::empty(); BATCH];
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Err(Errno::EINTR) => return Ok(()),
-            result => result.during(|| "wait for events")?,
-        };
-        for event in &events[..count] {
-            self.handle(event.data(), event.events())?;
+        for (token, events) in self.watcher.wait(more)? {
+            self.handle(token, events)?;
         }
         Ok(())
     }
@@ -117,58 +81,77 @@ impl Agent {
     /// Moves what can be moved, then tells the host what has come of it. Returns whether there is
     /// more to move at once.
     fn pump(&mut self) -> Result<bool> {
-        if self.out_of_memory && self.booted.control.is_idle() {
-            self.out_of_memory = false;
-            self.booted.control.send(&Message::OutOfMemory(FIRST))?;
+        if self.booted.control.is_idle()
+            && let Some(container) = self.containers.take_out_of_memory()
+        {
+            self.tell(container, Event::OutOfMemory)?;
         }
-        let Some(container) = &mut self.container else {
-            return self.update_interest(false);
-        };
-        let (events, more) = container.turn();
-        for event in events {
-            if matches!(event, Event::Answer(_, Ok(Reply::Created { .. }))) {
-                let cgroup = Cgroup::open(container.cgroup())?;
-                watch_cgroup(&self.epoll, &cgroup)?;
-                self.cgroup = Some(cgroup);
+        let (events, more) = self.containers.turn();
+        for (number, event) in events {
+            if matches!(event, Event::Answer(_, Ok(Reply::Created { .. })))
+                && let Some(cgroup) = self.containers.get(number).and_then(Container::cgroup)
+            {
+                self.watcher.cgroup(number, cgroup)?;
             }
-            let message = match event {
-                Event::Answer(id, result) => Message::Response { id, result },
-                Event::Exited(process, exit) => Message::Exited {
-                    container: FIRST,
-                    process,
-                    exit,
-                },
-            };
-            self.booted.control.send(&message)?;
+            self.tell(number, event)?;
         }
-        self.update_interest(more)
-    }
-
-    fn update_interest(&mut self, more: bool) -> Result<bool> {
+        for (number, event) in self.containers.sweep() {
+            self.tell(number, event)?;
+        }
         let interest = self.booted.control.interest();
         if interest != self.interest {
-            let mut event = EpollEvent::new(interest, CONTROL);
-            self.epoll
-                .modify(self.booted.control.fd(), &mut event)
-                .during(|| "watch a descriptor")?;
+            let control = self.booted.control.fd();
+            self.watcher.modify(control, interest, Token::Control)?;
             self.interest = interest;
         }
         Ok(more)
     }
 
-    fn handle(&mut self, token: u64, events: EpollFlags) -> Result<()> {
+    fn tell(&mut self, container: ContainerId, event: Event) -> Result<()> {
+        let message = match event {
+            Event::Answer(id, result) => Message::Response { id, result },
+            Event::Exited(process, exit) => Message::Exited {
+                container,
+                process,
+                exit,
+            },
+            Event::OutOfMemory => Message::OutOfMemory(container),
+            Event::Ready => Message::Ready(container),
+        };
+        self.booted.control.send(&message)
+    }
+
+    fn handle(&mut self, token: Token, events: EpollFlags) -> Result<()> {
         match token {
-            CONTROL => self.control_ready(events),
-            SIGNALS => self.reap(),
-            FREEZING => self.settle(),
-            MEMORY => self.look_at_memory(),
-            NOTIFY => self.notified(),
-            SETTLED => {
+            Token::Control => self.control_ready(events),
+            Token::Signals => self.reap(),
+            Token::Settled => {
                 self.settled();
                 Ok(())
             }
-            token if token >= ERRANDS => self.errand_ready(token - ERRANDS),
-            token => self.process_ready(token / PARTS, token % PARTS, events),
+            Token::Errand(number) => self.errand_ready(number),
+            // A container that has gone with this event on its way is of no interest.
+            Token::Freezing(container) => {
+                self.container_ready(container, |container| container.settle());
+                Ok(())
+            }
+            Token::Memory(container) => {
+                self.container_ready(container, Container::look_at_memory);
+                Ok(())
+            }
+            Token::Notify(container) => {
+                self.container_ready(container, Container::notified);
+                Ok(())
+            }
+            Token::Process(container, process, part) => {
+                self.process_ready(container, process, part, events)
+            }
+        }
+    }
+
+    fn container_ready(&mut self, number: ContainerId, note: impl FnOnce(&mut Container)) {
+        if let Some(container) = self.containers.get_mut(number) {
+            note(container);
         }
     }
 
@@ -183,91 +166,106 @@ impl Agent {
             self.booted.control.send(&hello)?;
         }
         while let Some(request) = self.booted.control.request()? {
-            self.serve(request)?;
+            let Request {
+                id,
+                container,
+                body,
+            } = request;
+            if let Some(result) = self.serve(id, container, body).transpose() {
+                self.booted
+                    .control
+                    .send(&Message::Response { id, result })?;
+            }
         }
         Ok(())
     }
 
-    fn serve(&mut self, request: Request) -> Result<()> {
-        let id = request.id;
-        let none = || Failure::message(FailureKind::NotRunning, "there is no container");
-        let result = match request.body {
-            // The answers come when the work is done.
-            RequestBody::Create(create) => match self.create(id, create) {
-                Ok(()) => return Ok(()),
-                Err(failure) => Err(failure),
-            },
-            RequestBody::Exec(exec) => match self.exec(id, exec) {
-                Ok(()) => return Ok(()),
-                Err(failure) => Err(failure),
-            },
-            RequestBody::Start(network) => match &mut self.container {
-                Some(container) => match container.start(id, &network) {
-                    Ok(()) => return self.settle_later(),
-                    Err(failure) => Err(failure),
-                },
-                None => Err(none()),
-            },
+    fn serve(&mut self, id: u64, number: ContainerId, body: RequestBody) -> Outcome {
+        let body = match body {
+            RequestBody::Create(create) => return self.create(id, number, &create),
+            body => body,
+        };
+        let container = self.containers.get_mut(number).ok_or_else(not_running)?;
+        match body {
+            RequestBody::Start(network) => {
+                container.start(id, &network)?;
+                if number == FIRST {
+                    self.settle_later();
+                }
+                Ok(None)
+            }
+            RequestBody::Exec(exec) => self.exec(id, number, exec),
             RequestBody::Kill {
                 process,
                 signal,
                 all,
-            } => match &mut self.container {
-                Some(container) => container.kill(process, signal, all).map(|()| Reply::Done),
-                None => Err(none()),
-            },
-            RequestBody::Resize { process, size } => match &self.container {
-                Some(container) => container.resize(process, size).map(|()| Reply::Done),
-                None => Err(none()),
-            },
-            body => match self.serve_cgroup(id, body) {
-                Some(result) => result,
-                None => return self.settle(),
-            },
-        };
-        self.booted.control.send(&Message::Response { id, result })
-    }
-
-    /// Serves what concerns the container's cgroup. None when the answer comes later.
-    fn serve_cgroup(
-        &mut self,
-        id: u64,
-        body: RequestBody,
-    ) -> Option<std::result::Result<Reply, Failure>> {
-        let Some(cgroup) = &mut self.cgroup else {
-            return Some(Err(Error::NotRunning.failure()));
-        };
-        let result = match body {
-            RequestBody::Pause | RequestBody::Resume => {
-                match cgroup.freeze(id, body == RequestBody::Pause) {
-                    Ok(()) => return None,
-                    Err(error) => Err(error),
-                }
+            } => {
+                container.kill(process, signal, all)?;
+                Ok(Some(Reply::Done))
             }
+            RequestBody::Resize { process, size } => {
+                container.resize(process, size)?;
+                Ok(Some(Reply::Done))
+            }
+            RequestBody::Pause => container.freeze(id, true).map(|()| None),
+            RequestBody::Resume => container.freeze(id, false).map(|()| None),
             RequestBody::Update { resources } => {
-                let cgroup = cgroup.directory().to_owned();
-                return self.errand(id, &Task::Update(Update { cgroup, resources }));
+                let task = container.update(resources)?;
+                self.errand(id, number, &task)
             }
             RequestBody::Processes => {
-                let cgroup = cgroup.directory().to_owned();
-                return self.errand(id, &Task::Processes(cgroup));
+                let task = container.list()?;
+                self.errand(id, number, &task)
             }
-            RequestBody::Statistics => cgroup.statistics().map(Reply::Statistics),
-            _ => Err(Error::Config("the request is not supported".into())),
-        };
-        Some(result.map_err(|error| error.failure()))
+            RequestBody::Statistics => container.statistics().map(Some),
+            RequestBody::Create(_) => {
+                let text = "the container has been created already";
+                Err(Failure::message(FailureKind::Other, text))
+            }
+        }
     }
 
-    /// Sends for the answer. None when it comes later.
-    fn errand(&mut self, id: u64, task: &Task) -> Option<std::result::Result<Reply, Failure>> {
-        let watch = |number, wire: BorrowedFd<'_>| {
-            watch(&self.epoll, wire, EpollFlags::EPOLLIN, ERRANDS + number)
+    fn create(&mut self, id: u64, number: ContainerId, create: &Create) -> Outcome {
+        let begun = self.containers.create(number, id, create);
+        let container = begun.map_err(|error| error.failure())?;
+        let watch = || {
+            if let Some(init) = container.process(INIT) {
+                self.watcher.process(number, INIT, init)?;
+            }
+            container.notify().map_or(Ok(()), |notify| {
+                let token = Token::Notify(number);
+                self.watcher.add(notify.fd(), EpollFlags::EPOLLIN, token)
+            })
         };
-        let Some(container) = &self.container else {
-            return Some(Err(Error::NotRunning.failure()));
+        watch().map(|()| None).map_err(|error| {
+            self.containers.forget(number);
+            error.failure()
+        })
+    }
+
+    fn exec(&mut self, id: u64, number: ContainerId, exec: Exec) -> Outcome {
+        let container = self.containers.get_mut(number).ok_or_else(not_running)?;
+        let name = exec.process;
+        container.exec(id, exec)?;
+        let process = container.process(name).ok_or_else(not_running)?;
+        let watched = self.watcher.process(number, name, process);
+        watched.map(|()| None).map_err(|error| {
+            container.forget(name);
+            error.failure()
+        })
+    }
+
+    /// Sends for the answer.
+    fn errand(&mut self, id: u64, number: ContainerId, task: &Task) -> Outcome {
+        let container = self.containers.get(number).ok_or_else(not_running)?;
+        let watch = |errand, wire: BorrowedFd<'_>| {
+            self.watcher
+                .add(wire, EpollFlags::EPOLLIN, Token::Errand(errand))
         };
-        let begun = self.errands.begin(id, task, container.setup(), watch);
-        begun.err().map(|error| Err(error.failure()))
+        let begun = self
+            .errands
+            .begin(id, number, task, container.setup(), watch);
+        begun.map(|()| None).map_err(|error| error.failure())
     }
 
     fn errand_ready(&mut self, number: u64) -> Result<()> {
@@ -277,46 +275,24 @@ impl Agent {
         }
     }
 
-    fn settle(&mut self) -> Result<()> {
-        let Some(cgroup) = &mut self.cgroup else {
-            return Ok(());
-        };
-        for (id, result) in cgroup.settle()? {
-            self.booted
-                .control
-                .send(&Message::Response { id, result })?;
-        }
-        Ok(())
-    }
-
-    fn look_at_memory(&mut self) -> Result<()> {
-        if let Some(cgroup) = &mut self.cgroup {
-            self.out_of_memory |= cgroup.out_of_memory()?;
-        }
-        Ok(())
-    }
-
-    fn notified(&mut self) -> Result<()> {
-        let container = self.container.as_mut();
-        let Some(notify) = container.and_then(Container::notify_mut) else {
-            return Ok(());
-        };
-        if notify.read()? {
-            self.booted.control.send(&Message::Ready(FIRST))?;
-        }
-        Ok(())
-    }
-
-    fn settle_later(&mut self) -> Result<()> {
+    /// Without a timer the memory stays with the guest: see [`Agent::settled`].
+    fn settle_later(&mut self) {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)
             .and_then(|timer| {
                 timer.set(Expiration::OneShot(SETTLING), TimerSetTimeFlags::empty())?;
                 Ok(timer)
             })
-            .during(|| "set a timer")?;
-        watch(&self.epoll, timer.as_fd(), EpollFlags::EPOLLIN, SETTLED)?;
-        self.settling = Some(timer);
-        Ok(())
+            .during(|| "set a timer");
+        let watched = timer.and_then(|timer| {
+            let timer_fd = timer.as_fd();
+            self.watcher
+                .add(timer_fd, EpollFlags::EPOLLIN, Token::Settled)?;
+            Ok(timer)
+        });
+        match watched {
+            Ok(timer) => self.settling = Some(timer),
+            Err(error) => error::log(&error.failure().to_string()),
+        }
     }
 
     /// From here on the guest gives memory back that it has no use for.
@@ -328,114 +304,54 @@ impl Agent {
         }
     }
 
-    fn create(&mut self, id: u64, create: Create) -> std::result::Result<(), Failure> {
-        if self.container.is_some() {
-            let text = "this guest has its container already";
-            return Err(Failure::message(FailureKind::Other, text));
-        }
-        let container = Container::create(id, create).map_err(|error| error.failure())?;
-        let watched = watch_process(&self.epoll, INIT, container.process(INIT));
-        let watched = watched.and_then(|()| match container.notify() {
-            Some(notify) => watch(&self.epoll, notify.fd(), EpollFlags::EPOLLIN, NOTIFY),
-            None => Ok(()),
-        });
-        self.container = Some(container);
-        watched.map_err(|error| error.failure())
-    }
-
-    fn exec(&mut self, id: u64, exec: Exec) -> std::result::Result<(), Failure> {
-        let container = self.container.as_mut();
-        let container = container.ok_or_else(process::not_running)?;
-        let name = exec.process;
-        container.exec(id, exec)?;
-        let watched = watch_process(&self.epoll, name, container.process(name));
-        watched.map_err(|error| {
-            container.forget(name);
-            error.failure()
-        })
-    }
-
     fn reap(&mut self) -> Result<()> {
         // Standard signals do not queue: one read, then all children that there are.
         self.booted
             .signals
             .read_signal()
             .during(|| "read the signalfd")?;
-        // The kernel may be late to say why a process ended; the host wants to know before the end.
-        self.look_at_memory()?;
-        // A pid is told before its process may end, so hearing comes before reaping.
-        for (name, process) in self.container.iter_mut().flat_map(Container::processes) {
-            hear(&self.epoll, name, process)?;
+        for (number, container) in self.containers.iter_mut() {
+            // The kernel may be late to say why a process ended; the host wants to know before.
+            container.look_at_memory();
+            // A pid is told before its process may end, so hearing comes before reaping.
+            for (name, process) in container.processes() {
+                hear(&self.watcher, number, name, process)?;
+            }
         }
         while let Some(child) = sys::reap().during(|| "wait for a child")? {
-            if let Some(container) = &mut self.container {
-                container.reaped(&child);
-            }
+            self.containers.reaped(&child);
         }
         Ok(())
     }
 
-    fn process_ready(&mut self, name: ProcessId, part: u64, events: EpollFlags) -> Result<()> {
-        let container = self.container.as_mut();
+    fn process_ready(
+        &mut self,
+        number: ContainerId,
+        name: ProcessId,
+        part: Part,
+        events: EpollFlags,
+    ) -> Result<()> {
+        let container = self.containers.get_mut(number);
         let Some(process) = container.and_then(|container| container.process_mut(name)) else {
             return Ok(());
         };
-        if part == WIRE {
-            return hear(&self.epoll, name, process);
-        }
-        let number = part - STREAMS;
-        let index = usize::try_from(number / 2).unwrap_or(usize::MAX);
-        if number.is_multiple_of(2) {
-            process.socket_ready(index, events);
-        } else {
-            process.end_ready(index, events);
+        match part {
+            Part::Wire => return hear(&self.watcher, number, name, process),
+            Part::Socket(index) => process.socket_ready(index, events),
+            Part::End(index) => process.end_ready(index, events),
         }
         Ok(())
     }
 }
 
-fn hear(epoll: &Epoll, name: ProcessId, process: &mut Process) -> Result<()> {
+fn hear(
+    watcher: &Watcher,
+    container: ContainerId,
+    name: ProcessId,
+    process: &mut Process,
+) -> Result<()> {
     if process.hear()? {
-        watch_ends(epoll, name, process)?;
-    }
-    Ok(())
-}
-
-fn watch(epoll: &Epoll, fd: BorrowedFd<'_>, events: EpollFlags, token: u64) -> Result<()> {
-    epoll
-        .add(fd, EpollEvent::new(events, token))
-        .during(|| "watch a descriptor")
-}
-
-fn watch_process(epoll: &Epoll, name: ProcessId, process: Option<&Process>) -> Result<()> {
-    let Some(process) = process else {
-        return Ok(());
-    };
-    if let Some(wire) = process.wire() {
-        watch(epoll, wire, EpollFlags::EPOLLIN, name * PARTS + WIRE)?;
-    }
-    for (index, stream) in (0..).zip(process.streams()) {
-        if let Some(socket) = stream.socket() {
-            let token = name * PARTS + STREAMS + 2 * index;
-            watch(epoll, socket, Stream::interest(), token)?;
-        }
-    }
-    watch_ends(epoll, name, process)
-}
-
-fn watch_ends(epoll: &Epoll, name: ProcessId, process: &Process) -> Result<()> {
-    for (index, stream) in (0..).zip(process.streams()) {
-        if let Some(end) = stream.end() {
-            let token = name * PARTS + STREAMS + 2 * index + 1;
-            watch(epoll, end, Stream::interest(), token)?;
-        }
-    }
-    Ok(())
-}
-
-fn watch_cgroup(epoll: &Epoll, cgroup: &Cgroup) -> Result<()> {
-    for (file, token) in cgroup.watched().into_iter().zip([FREEZING, MEMORY]) {
-        watch(epoll, file, EpollFlags::EPOLLPRI, token)?;
+        watcher.ends(container, name, process)?;
     }
     Ok(())
 }

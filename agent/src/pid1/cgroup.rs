@@ -1,5 +1,5 @@
 //! The container's cgroup while the container lives: freezing, limits, figures, processes, and the
-//! watch for want of memory. What can block is not done here, but by others ([`errand`](super::errand)).
+//! watch for kills because memory ran out. What can block is not done here, but by others ([`errand`](super::errand)).
 //!
 //! Pause and resume are answered by what `cgroup.events` says, and the kernel says when that has
 //! changed (cgroup-v2.rst: a modified event generated on the file, here EPOLLPRI).
@@ -73,11 +73,6 @@ impl Cgroup {
         })
     }
 
-    /// Its directory.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     /// What to wait for EPOLLPRI on: the file about freezing, and the one about memory.
     pub(crate) fn watched(&self) -> [BorrowedFd<'_>; 2] {
         [self.events.as_fd(), self.memory_events.as_fd()]
@@ -88,7 +83,7 @@ impl Cgroup {
     /// # Errors
     /// [`Error::NotRunning`] when nobody is left in it.
     pub(crate) fn freeze(&mut self, id: u64, frozen: bool) -> Result<()> {
-        if field(&read(&self.events)?, "populated") == Some(0) {
+        if field(&read(&self.events), "populated") == Some(0) {
             return Err(Error::NotRunning);
         }
         let value = if frozen { "1" } else { "0" };
@@ -100,12 +95,12 @@ impl Cgroup {
 
     /// The answers that are due: of the requests that have come true, and of those that a later one
     /// has overtaken.
-    pub(crate) fn settle(&mut self) -> Result<Vec<Answer>> {
+    pub(crate) fn settle(&mut self) -> Vec<Answer> {
         // Reading is also what tells the kernel that the change has been seen.
-        let text = read(&self.events)?;
+        let text = read(&self.events);
         let frozen = field(&text, "frozen") == Some(1);
         let Some(&(_, wanted)) = self.waiting.last() else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
         let due = |&(_, other): &(u64, bool)| other != wanted || frozen == wanted;
         let (due, waiting): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(due);
@@ -120,17 +115,22 @@ impl Cgroup {
             };
             (id, result)
         };
-        Ok(due.into_iter().map(answer).collect())
+        due.into_iter().map(answer).collect()
     }
 
-    /// Whether the kernel has killed for want of memory since this was asked last. The kernel
+    /// The requests that have not been answered, for nobody is left to be frozen or thawed.
+    pub(crate) fn unanswered(&mut self) -> impl Iterator<Item = u64> + '_ {
+        self.waiting.drain(..).map(|(id, _)| id)
+    }
+
+    /// Whether the kernel has killed because memory ran out since this was asked last. The kernel
     /// leaves at least 10 ms between two events of the file (kernel/cgroup/cgroup.c,
     /// CGROUP_FILE_NOTIFY_MIN_INTV).
-    pub(crate) fn out_of_memory(&mut self) -> Result<bool> {
-        let kills = field(&read(&self.memory_events)?, "oom_kill").unwrap_or(0);
+    pub(crate) fn out_of_memory(&mut self) -> bool {
+        let kills = field(&read(&self.memory_events), "oom_kill").unwrap_or(0);
         let grown = kills > self.kills;
-        self.kills = kills;
-        Ok(grown)
+        self.kills = self.kills.max(kills);
+        grown
     }
 
     /// The figures: names and contents of the files that there are.
@@ -168,13 +168,11 @@ fn field(text: &str, name: &str) -> Option<u64> {
         .and_then(|number| number.parse().ok())
 }
 
-/// A short file of the kernel, from its beginning.
-fn read(file: &File) -> Result<String> {
+/// A short file of the kernel, from its beginning. That of a cgroup that is gone says nothing.
+fn read(file: &File) -> String {
     let mut text = [0; 4096];
-    let count = file
-        .read_at(&mut text, 0)
-        .during(|| "read the events of the cgroup")?;
-    Ok(String::from_utf8_lossy(&text[..count]).into_owned())
+    let count = file.read_at(&mut text, 0).unwrap_or(0);
+    String::from_utf8_lossy(&text[..count]).into_owned()
 }
 
 #[cfg(test)]
@@ -208,24 +206,24 @@ mod tests {
         };
         cgroup.freeze(5, true).unwrap();
         assert_eq!(fs::read(dir.path().join("cgroup.freeze")).unwrap(), b"1");
-        assert_eq!(cgroup.settle().unwrap(), []);
+        assert_eq!(cgroup.settle(), []);
         events(1);
-        assert_eq!(cgroup.settle().unwrap(), [(5, Ok(Reply::Done))]);
-        assert_eq!(cgroup.settle().unwrap(), []);
+        assert_eq!(cgroup.settle(), [(5, Ok(Reply::Done))]);
+        assert_eq!(cgroup.settle(), []);
         cgroup.freeze(6, false).unwrap();
-        assert_eq!(cgroup.settle().unwrap(), []);
+        assert_eq!(cgroup.settle(), []);
         cgroup.freeze(7, true).unwrap();
-        let answers = cgroup.settle().unwrap();
+        let answers = cgroup.settle();
         assert!(matches!(answers[..], [(6, Err(_)), (7, Ok(Reply::Done))]));
     }
 
     #[test]
-    fn a_kill_for_want_of_memory_is_told_once() {
+    fn a_kill_because_memory_ran_out_is_told_once() {
         let (dir, mut cgroup) = cgroup();
-        assert!(!cgroup.out_of_memory().unwrap());
+        assert!(!cgroup.out_of_memory());
         fs::write(dir.path().join("memory.events"), "oom 1\noom_kill 2\n").unwrap();
-        assert!(cgroup.out_of_memory().unwrap());
-        assert!(!cgroup.out_of_memory().unwrap());
+        assert!(cgroup.out_of_memory());
+        assert!(!cgroup.out_of_memory());
     }
 
     #[test]

@@ -1,18 +1,20 @@
-//! The container as PID 1 sees it: its cgroup, and the table of its processes.
+//! A container as PID 1 sees it: its cgroup, and the table of its processes.
 //!
 //! Invariants: each request is answered exactly once; the end of a process is told only when it has
 //! been created or executed, and that of the init comes last; an entry stays no longer than its
-//! process, except while other processes hold its outputs.
+//! process, except while other processes hold its outputs; that memory ran out is told before the
+//! end.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use protocol::{
-    Create, Exec, Exit, FIRST, Failure, FailureKind, INIT, Network, PROCESSES_MAX, ProcessId,
-    Reply, TerminalSize,
+    ContainerId, Create, Exec, Exit, FIRST, Failure, FailureKind, INIT, Network, PROCESSES_MAX,
+    ProcessId, Reply, TerminalSize,
 };
 
+use super::cgroup::Cgroup;
 use super::network;
 use super::notify::Notify;
 use super::place::Place;
@@ -22,36 +24,48 @@ use crate::clock::now;
 use crate::error::{Error, Result};
 use crate::hierarchy;
 use crate::sys::{self, Reaped};
-use crate::task::{self, Join, Task};
+use crate::task::{self, Join, Task, Update};
 
 /// Passes over a cgroup while processes keep appearing in it.
 const KILL_PASSES: usize = 64;
 
-/// Processes at a time beside the init; and, of those that have ended, how many may leave outputs
+/// Maximum number of processes at a time in addition to the init; and, of those that have ended, how many may leave outputs
 /// to others.
 const MAX_EXECS: usize = 512;
 
 /// What the host must be told.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The answer to a create, start or exec.
+    /// The answer to a request.
     Answer(u64, std::result::Result<Reply, Failure>),
     /// The end of a process.
     Exited(ProcessId, Exit),
+    /// The kernel has killed because memory ran out.
+    OutOfMemory,
+    /// The container has said that it is ready.
+    Ready,
 }
 
-/// The container.
+/// A container.
 pub(crate) struct Container {
+    number: ContainerId,
     setup: SetupFile,
-    notify: Option<Notify>,
-    /// Removed with it.
-    _place: Place,
-    started: u64,
-    cgroup: PathBuf,
+    /// The directory of its cgroup.
+    directory: PathBuf,
     own_pids: bool,
+    started: u64,
     processes: BTreeMap<ProcessId, Entry>,
     /// The last that was executed.
     last: ProcessId,
+    /// From the moment when it has been created.
+    cgroup: Option<Cgroup>,
+    notify: Option<Notify>,
+    /// The host must be told, once it has taken what it was told before.
+    out_of_memory: bool,
+    /// What the host must be told in the next turn.
+    news: Vec<Event>,
+    /// Goes with it.
+    _place: Place,
 }
 
 /// A process and the request that waits for it.
@@ -61,18 +75,22 @@ struct Entry {
 }
 
 impl Container {
-    /// Begins to create a container, for the request `id`.
-    pub(crate) fn create(id: u64, create: Create) -> Result<Container> {
+    /// Begins to create a container, for `request`: with a cgroup of its own, and a directory of its
+    /// own in the guest.
+    pub(crate) fn create(
+        number: ContainerId,
+        request: u64,
+        directory: PathBuf,
+        cgroup: PathBuf,
+        create: &Create,
+    ) -> Result<Container> {
         let started = now();
-        let cgroup = hierarchy::below(Path::new(hierarchy::ROOT), &create.cgroup)?;
-        if cgroup == Path::new(hierarchy::ROOT) {
-            return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
-        }
         let setup = SetupFile::new(&create.setup)?;
-        let place = Place::create(FIRST)?;
-        let notify = create.notify.then(|| Notify::create(FIRST)).transpose()?;
+        let place = Place::create(directory)?;
+        let notify = create.notify.then(|| Notify::create(place.path()));
+        let notify = notify.transpose()?;
         let task = Task::Create(task::Create {
-            container: FIRST,
+            directory: place.path().to_owned(),
             cgroup: cgroup.clone(),
             notify: create.notify,
             stdio: create.stdio,
@@ -80,31 +98,68 @@ impl Container {
         });
         let (stdio, extra) = (create.stdio, &create.extra);
         let process = Process::spawn(&task, &setup, stdio, extra, create.terminal)?;
-        let init = Entry {
-            process,
-            request: Some(id),
-        };
         Ok(Container {
-            setup,
-            notify,
-            _place: place,
             started,
-            cgroup,
             own_pids: create.own_pids,
-            processes: BTreeMap::from([(INIT, init)]),
-            last: INIT,
+            notify,
+            ..Container::new(number, request, setup, place, cgroup, process)
         })
     }
 
-    /// Begins to execute one more process, for the request `id`.
-    pub(crate) fn exec(&mut self, id: u64, exec: Exec) -> std::result::Result<(), Failure> {
+    /// A container whose init is being set up, for `request`.
+    pub(super) fn new(
+        number: ContainerId,
+        request: u64,
+        setup: SetupFile,
+        place: Place,
+        cgroup: PathBuf,
+        init: Process,
+    ) -> Container {
+        let init = Entry {
+            process: init,
+            request: Some(request),
+        };
+        Container {
+            number,
+            setup,
+            directory: cgroup,
+            own_pids: true,
+            started: now(),
+            processes: BTreeMap::from([(INIT, init)]),
+            last: INIT,
+            cgroup: None,
+            notify: None,
+            out_of_memory: false,
+            news: Vec::new(),
+            _place: place,
+        }
+    }
+
+    /// Begins to execute one more process, for `request`.
+    pub(crate) fn exec(&mut self, request: u64, exec: Exec) -> std::result::Result<(), Failure> {
+        let init = self.admit(exec.process)?;
+        let (name, terminal) = (exec.process, exec.terminal);
+        let (stdio, extra) = (exec.stdio, exec.extra.clone());
+        let task = Task::Exec(Join {
+            cgroup: self.directory.clone(),
+            init,
+            exec,
+        });
+        let process = Process::spawn(&task, &self.setup, stdio, &extra, terminal);
+        let process = process.map_err(|error| error.failure())?;
+        self.add(name, process, request);
+        Ok(())
+    }
+
+    /// Checks whether there may be one more process with this name; the pid of the init.
+    pub(super) fn admit(&self, name: ProcessId) -> std::result::Result<i32, Failure> {
         let init = self.process(INIT).ok_or_else(not_running)?;
         let pid = init
             .pid()
             .filter(|_| !init.has_ended() && (init.is_ready() || init.is_released()))
             .ok_or_else(not_running)?;
         let refuse = |text: &str| Err(Failure::message(FailureKind::Other, text));
-        if exec.process <= self.last || exec.process >= PROCESSES_MAX {
+        if name <= self.last || name >= PROCESSES_MAX {
             return refuse("the process id has been used before, or is out of range");
         }
         let execs = self.processes.values().filter(|e| !e.process.is_gone());
@@ -112,34 +167,19 @@ impl Container {
         if execs.count() > MAX_EXECS {
             return refuse("too many processes are executed at a time");
         }
-        let (name, terminal) = (exec.process, exec.terminal);
-        let (stdio, extra) = (exec.stdio, exec.extra.clone());
-        let task = Task::Exec(Join {
-            cgroup: self.cgroup.clone(),
-            init: pid,
-            exec,
-        });
-        let process = Process::spawn(&task, &self.setup, stdio, &extra, terminal);
-        let process = process.map_err(|error| error.failure())?;
-        let request = Some(id);
+        Ok(pid)
+    }
+
+    /// Adds a process that is being set up, for `request`.
+    pub(super) fn add(&mut self, name: ProcessId, process: Process, request: u64) {
+        let request = Some(request);
         self.last = name;
         self.processes.insert(name, Entry { process, request });
-        Ok(())
     }
 
     /// Gives up a process that cannot be served.
     pub(crate) fn forget(&mut self, name: ProcessId) {
         self.processes.remove(&name);
-    }
-
-    /// Its socket for notifications, if it has one.
-    pub(crate) fn notify(&self) -> Option<&Notify> {
-        self.notify.as_ref()
-    }
-
-    /// See [`Container::notify`].
-    pub(crate) fn notify_mut(&mut self) -> Option<&mut Notify> {
-        self.notify.as_mut()
     }
 
     /// What it is made from.
@@ -148,8 +188,18 @@ impl Container {
     }
 
     /// The directory of its cgroup.
-    pub(crate) fn cgroup(&self) -> &Path {
-        &self.cgroup
+    pub(crate) fn cgroup_directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its cgroup, to be watched; None until it has been created.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// Its socket for notifications, to be watched, if it has one.
+    pub(crate) fn notify(&self) -> Option<&Notify> {
+        self.notify.as_ref()
     }
 
     /// A process.
@@ -171,28 +221,50 @@ impl Container {
             .map(|(name, entry)| (*name, &mut entry.process))
     }
 
-    /// Notes the end of a child, if it is one of the container's.
-    pub(crate) fn reaped(&mut self, child: &Reaped) {
+    /// Notes the end of a child; whether it is one of the container's.
+    pub(crate) fn reaped(&mut self, child: &Reaped) -> bool {
         let found = self
             .processes()
             .find(|(_, process)| process.pid() == Some(child.pid) && !process.has_ended());
-        let Some((name, process)) = found else { return };
+        let Some((name, process)) = found else {
+            return false;
+        };
         process.reaped(child.exit());
         if name == INIT {
             if !self.own_pids {
-                // Nothing else ends what init leaves behind. Gone already is as good.
-                let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+                // Nothing else ends what init leaves behind. Already gone is fine.
+                let _ = fs::write(self.directory.join("cgroup.kill"), "1");
             }
             for (_, process) in self.processes().filter(|(name, _)| *name != INIT) {
                 process.abandon();
             }
+        }
+        true
+    }
+
+    /// Looks whether the kernel has killed because memory ran out.
+    pub(crate) fn look_at_memory(&mut self) {
+        if let Some(cgroup) = &mut self.cgroup {
+            self.out_of_memory |= cgroup.out_of_memory();
+        }
+    }
+
+    /// Whether the host must be told that memory ran out; once.
+    pub(crate) fn take_out_of_memory(&mut self) -> bool {
+        std::mem::take(&mut self.out_of_memory)
+    }
+
+    /// Reads what has come on the socket for notifications.
+    pub(crate) fn notified(&mut self) {
+        if self.notify.as_mut().is_some_and(Notify::read) {
+            self.news.push(Event::Ready);
         }
     }
 
     /// Moves what can be moved and takes the steps that have become possible. Returns what the host
     /// must be told of them, and whether there is more to move at once.
     pub(crate) fn turn(&mut self) -> (Vec<Event>, bool) {
-        let mut events = Vec::new();
+        let mut events = std::mem::take(&mut self.news);
         let mut more = false;
         let awake = |(name, entry): (&ProcessId, &Entry)| entry.process.is_awake().then_some(*name);
         // The init is the first of the table, and the last to be told of.
@@ -206,6 +278,23 @@ impl Container {
             self.processes.remove(name);
         }
         (events, more)
+    }
+
+    /// Whether its end has been told and nobody is left in its cgroup. Outputs that its processes
+    /// have left to others do not count.
+    pub(crate) fn is_over(&self) -> bool {
+        let mut processes = self.processes.values();
+        processes.all(|entry| entry.process.is_gone()) && !hierarchy::is_populated(&self.directory)
+    }
+
+    /// Removes what is left of one that is over. Returns what is left to be told.
+    pub(crate) fn bury(mut self) -> Vec<Event> {
+        if let Some(cgroup) = &mut self.cgroup {
+            let answer = |id| Event::Answer(id, Err(not_running()));
+            self.news.extend(cgroup.unanswered().map(answer));
+        }
+        hierarchy::remove(&self.directory);
+        self.news
     }
 
     fn turn_of(&mut self, name: ProcessId, events: &mut Vec<Event>) -> bool {
@@ -227,19 +316,32 @@ impl Container {
                 }
                 return more;
             };
-            events.extend(self.news(name, step));
+            // All that happened to it comes before its end.
+            if name == INIT && matches!(step, Step::Exited(_)) && self.take_out_of_memory() {
+                events.push(Event::OutOfMemory);
+            }
+            events.extend(self.meaning(name, step));
         }
     }
 
     /// What a step means to the host.
-    fn news(&mut self, name: ProcessId, step: Step) -> Option<Event> {
+    fn meaning(&mut self, name: ProcessId, step: Step) -> Option<Event> {
         let entry = self.processes.get_mut(&name)?;
         let result = match step {
-            Step::Ready if name == INIT => Ok(Reply::Created {
-                pid: entry.process.pid().unwrap_or(0),
-                started: self.started,
-                prepared: now(),
-            }),
+            Step::Ready if name == INIT => match Cgroup::open(&self.directory) {
+                Ok(cgroup) => {
+                    self.cgroup = Some(cgroup);
+                    Ok(Reply::Created {
+                        pid: entry.process.pid().unwrap_or(0),
+                        started: self.started,
+                        prepared: now(),
+                    })
+                }
+                Err(error) => {
+                    entry.process.discard();
+                    Err(error.failure())
+                }
+            },
             Step::Ready => match entry.process.release() {
                 Ok(()) => return None,
                 Err(error) => Err(error.failure()),
@@ -264,9 +366,13 @@ impl Container {
         Some(answer)
     }
 
-    /// Gives the container its network and lets init execute the program, for the request `id`. The
-    /// answer comes as an event.
-    pub(crate) fn start(&mut self, id: u64, network: &Network) -> std::result::Result<(), Failure> {
+    /// Gives the machine its network, if this is the container that brings it, and lets init execute
+    /// the program, for `request`.
+    pub(crate) fn start(
+        &mut self,
+        request: u64,
+        network: &Network,
+    ) -> std::result::Result<(), Failure> {
         let init = self.processes.get_mut(&INIT).ok_or_else(not_running)?;
         if init.process.is_released() {
             let text = "the container has been started already";
@@ -275,6 +381,10 @@ impl Container {
         if !init.process.is_ready() || init.process.has_ended() {
             return Err(not_running());
         }
+        if self.number != FIRST && *network != Network::default() {
+            let text = "the network is the machine's, and comes with its first container";
+            return Err(Failure::message(FailureKind::Config, text));
+        }
         let pid = init.process.pid().ok_or_else(not_running)?;
         if let Err(error) = network::configure(network, pid) {
             // With half a network it is of no use. It is there, and its end will be told.
@@ -282,7 +392,7 @@ impl Container {
             return Err(error.failure());
         }
         init.process.release().map_err(|error| error.failure())?;
-        init.request = Some(id);
+        init.request = Some(request);
         Ok(())
     }
 
@@ -316,15 +426,58 @@ impl Container {
         self.process(name).ok_or_else(not_running)?.resize(size)
     }
 
+    /// Begins to freeze or thaw its cgroup, for `request`.
+    pub(crate) fn freeze(
+        &mut self,
+        request: u64,
+        frozen: bool,
+    ) -> std::result::Result<(), Failure> {
+        let cgroup = self.cgroup.as_mut().ok_or_else(not_running)?;
+        let begun = cgroup.freeze(request, frozen);
+        begun.map_err(|error| error.failure())?;
+        // It may be so already.
+        self.settle();
+        Ok(())
+    }
+
+    /// Looks which requests to freeze or thaw have come true.
+    pub(crate) fn settle(&mut self) {
+        if let Some(cgroup) = &mut self.cgroup {
+            let answers = cgroup.settle().into_iter();
+            let answers = answers.map(|(id, result)| Event::Answer(id, result));
+            self.news.extend(answers);
+        }
+    }
+
+    /// What has to be done to change its limits.
+    pub(crate) fn update(&self, resources: Vec<u8>) -> std::result::Result<Task, Failure> {
+        self.cgroup.as_ref().ok_or_else(not_running)?;
+        let cgroup = self.directory.clone();
+        Ok(Task::Update(Update { cgroup, resources }))
+    }
+
+    /// What has to be done to list its processes.
+    pub(crate) fn list(&self) -> std::result::Result<Task, Failure> {
+        self.cgroup.as_ref().ok_or_else(not_running)?;
+        Ok(Task::Processes(self.directory.clone()))
+    }
+
+    /// The figures of its cgroup.
+    pub(crate) fn statistics(&self) -> std::result::Result<Reply, Failure> {
+        let cgroup = self.cgroup.as_ref().ok_or_else(not_running)?;
+        let files = cgroup.statistics().map_err(|error| error.failure())?;
+        Ok(Reply::Statistics(files))
+    }
+
     fn kill_all(&self, signal: i32) -> std::io::Result<()> {
         if signal == libc::SIGKILL {
-            return fs::write(self.cgroup.join("cgroup.kill"), "1");
+            return fs::write(self.directory.join("cgroup.kill"), "1");
         }
         // A process may fork while the list is read: again until nobody new is found.
         let mut done = std::collections::HashSet::new();
         for _ in 0..KILL_PASSES {
             let mut pids = Vec::new();
-            hierarchy::processes(&self.cgroup, &mut pids)?;
+            hierarchy::processes(&self.directory, &mut pids)?;
             pids.retain(|pid| done.insert(*pid));
             if pids.is_empty() {
                 return Ok(());

@@ -2,14 +2,15 @@
 //! kernel first makes room, and reading the command lines of processes, which are in the memory of those.
 //!
 //! Invariants: each errand is one stage process and is answered exactly once; there is one change of
-//! limits at a time, so that what it puts back when it fails is what was; all errands are bounded in number.
+//! a container's limits at a time, so that what it puts back when it fails is what was; all errands
+//! are bounded in number.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::unistd::read;
-use protocol::{Decoder, Failure, FailureKind, Reply};
+use protocol::{ContainerId, Decoder, Failure, FailureKind, Reply};
 
 use super::spawn::{Inheritance, SetupFile, spawn_stage};
 use crate::error::{Error, Result};
@@ -30,7 +31,8 @@ pub(crate) struct Errands {
 
 struct Errand {
     request: u64,
-    updates: bool,
+    /// The container whose limits it changes, if it does.
+    updates: Option<ContainerId>,
     wire: OwnedFd,
     decoder: Decoder,
 }
@@ -43,23 +45,24 @@ impl Errands {
     pub(crate) fn begin(
         &mut self,
         request: u64,
+        container: ContainerId,
         task: &Task,
         setup: &SetupFile,
         watch: impl FnOnce(u64, BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
-        let updates = matches!(task, Task::Update(_));
+        let updates = matches!(task, Task::Update(_)).then_some(container);
         self.check_room(updates)?;
-        let wire = spawn_stage(task, Inheritance::silent(updates.then_some(setup)))?;
+        let wire = spawn_stage(task, Inheritance::silent(updates.map(|_| setup)))?;
         watch(self.last + 1, wire.as_fd())?;
         self.add(request, updates, wire);
         Ok(())
     }
 
-    fn check_room(&self, updates: bool) -> Result<()> {
+    fn check_room(&self, updates: Option<ContainerId>) -> Result<()> {
         let same = self.table.values().filter(|e| e.updates == updates);
         match (updates, same.count()) {
-            (true, 1..) => Err(Error::Config("another update is under way".into())),
-            (false, MAX_LISTS..) => {
+            (Some(_), 1..) => Err(Error::Config("another update is under way".into())),
+            (None, MAX_LISTS..) => {
                 let text = "too many lists of processes are being made";
                 Err(Error::Config(text.into()))
             }
@@ -67,7 +70,7 @@ impl Errands {
         }
     }
 
-    fn add(&mut self, request: u64, updates: bool, wire: OwnedFd) -> u64 {
+    fn add(&mut self, request: u64, updates: Option<ContainerId>, wire: OwnedFd) -> u64 {
         self.last += 1;
         let errand = Errand {
             request,
@@ -119,7 +122,11 @@ mod tests {
 
     use super::*;
 
-    fn begin(errands: &mut Errands, request: u64, updates: bool) -> (u64, UnixStream) {
+    fn begin(
+        errands: &mut Errands,
+        request: u64,
+        updates: Option<ContainerId>,
+    ) -> (u64, UnixStream) {
         let (wire, stage) = UnixStream::pair().unwrap();
         wire.set_nonblocking(true).unwrap();
         errands.check_room(updates).unwrap();
@@ -134,7 +141,7 @@ mod tests {
     #[test]
     fn it_is_answered_once_when_it_is_done() {
         let mut errands = Errands::default();
-        let (number, mut stage) = begin(&mut errands, 7, true);
+        let (number, mut stage) = begin(&mut errands, 7, Some(0));
         assert_eq!(errands.hear(number), None);
         say(&mut stage, &Report::Answered(Ok(Reply::Done)));
         assert_eq!(errands.hear(number), Some((7, Ok(Reply::Done))));
@@ -145,14 +152,14 @@ mod tests {
     #[test]
     fn one_that_ends_early_is_a_failure() {
         let mut errands = Errands::default();
-        let (number, stage) = begin(&mut errands, 7, false);
+        let (number, stage) = begin(&mut errands, 7, None);
         drop(stage);
         assert!(matches!(errands.hear(number), Some((7, Err(_)))));
-        let (number, mut stage) = begin(&mut errands, 8, false);
+        let (number, mut stage) = begin(&mut errands, 8, None);
         say(&mut stage, &Report::Prepared);
         assert!(matches!(errands.hear(number), Some((8, Err(_)))));
         let failure = Failure::message(FailureKind::Config, "no");
-        let (number, mut stage) = begin(&mut errands, 9, false);
+        let (number, mut stage) = begin(&mut errands, 9, None);
         say(&mut stage, &Report::Failed(failure.clone()));
         assert_eq!(errands.hear(number), Some((9, Err(failure))));
         assert!(errands.table.is_empty());
@@ -161,13 +168,14 @@ mod tests {
     #[test]
     fn they_are_bounded_and_do_not_keep_each_other_out() {
         let mut errands = Errands::default();
-        let lists: Vec<_> = (0..16).map(|n| begin(&mut errands, n, false)).collect();
-        assert!(errands.check_room(false).is_err());
-        let (number, update) = begin(&mut errands, 99, true);
-        let error = errands.check_room(true).unwrap_err().to_string();
+        let lists: Vec<_> = (0..16).map(|n| begin(&mut errands, n, None)).collect();
+        assert!(errands.check_room(None).is_err());
+        let (number, update) = begin(&mut errands, 99, Some(0));
+        let error = errands.check_room(Some(0)).unwrap_err().to_string();
         assert_eq!(error, "another update is under way");
+        assert!(errands.check_room(Some(1)).is_ok(), "another container's");
         drop((lists, update));
         assert!(errands.hear(number).is_some());
-        assert!(errands.check_room(true).is_ok());
+        assert!(errands.check_room(Some(0)).is_ok());
     }
 }

@@ -4,6 +4,7 @@ mod agent;
 mod boot;
 mod cgroup;
 mod container;
+mod containers;
 mod control;
 mod device;
 mod errand;
@@ -14,6 +15,8 @@ mod place;
 mod process;
 mod spawn;
 mod stream;
+mod token;
+mod watcher;
 
 use crate::error::Result;
 

@@ -40,7 +40,7 @@ enum State {
     Gone,
 }
 
-/// What has come of a process.
+/// A process's state change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It is set up and waits for its release.
@@ -126,7 +126,7 @@ impl Process {
     }
 
     /// A process whose stage is at the other end of `wire`.
-    fn new(wire: OwnedFd, streams: Vec<Stream>) -> Process {
+    pub(super) fn new(wire: OwnedFd, streams: Vec<Stream>) -> Process {
         Process {
             state: State::Preparing,
             wire: Some(wire),
@@ -285,12 +285,21 @@ impl Process {
             self.give_up();
         }
         if let (Some(pid), false) = (self.pid, self.has_ended()) {
-            // Ended in between is as good.
+            // Ended in between is fine.
             let _ = sys::kill(pid, libc::SIGKILL);
         }
     }
 
-    /// Moves what can be moved and takes one step that has become possible. To be called until
+    /// Ends one that waits for its release and cannot be served. No step follows.
+    pub(crate) fn discard(&mut self) {
+        self.abandon();
+        self.state = State::Gone;
+        self.wire = None;
+        self.streams.clear();
+        self.terminal = None;
+    }
+
+    /// Moves what can be moved and takes one step that has become possible. Must be called until
     /// there is none. The second is whether there is more to move at once.
     pub(crate) fn turn(&mut self) -> (Option<Step>, bool) {
         loop {

@@ -11,7 +11,7 @@ use nix::sys::stat::FchmodatFlags;
 use nix::sys::stat::{Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
-use protocol::{ContainerId, Device, Disk, Overlay};
+use protocol::{Device, Disk, Overlay};
 use specification::mount::is_bind;
 
 use super::ids::mapped;
@@ -115,14 +115,14 @@ impl Disks {
     }
 }
 
-/// The nodes of the configuration, each also made in the container's directory of the guest with its
-/// mode and owner: where none can be made, that is bound. Must be called outside of the container's
+/// The nodes of the configuration, each also made in the container's own directory of the guest with
+/// its mode and owner: where none can be made, that is bound. Must be called outside of the container's
 /// user namespace.
-pub(super) fn configured(spec: &Spec, disks: &Disks, container: ContainerId) -> Result<Vec<Node>> {
+pub(super) fn configured(spec: &Spec, disks: &Disks, own: &Path) -> Result<Vec<Node>> {
     if !own_dev(spec) {
         return Ok(Vec::new());
     }
-    let directory = paths::devices(container);
+    let directory = paths::devices(own);
     let nodes = nodes(spec, disks, &directory)?;
     if !nodes.is_empty() {
         fs::create_dir(&directory).during(|| format!("create {}", directory.display()))?;

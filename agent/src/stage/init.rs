@@ -51,7 +51,7 @@ fn prepare(
     enter(configuration)?;
     name(spec)?;
     sysctl::set(spec, Moment::InNamespaces)?;
-    let tree = mounts::mount_all(spec, sources, create.container)?;
+    let tree = mounts::mount_all(spec, sources, &create.directory)?;
     devices::create(spec, &tree, devices)?;
     let terminal = if process.terminal() == Some(true) {
         let terminal = devices::open_terminal(&tree, process)?;

@@ -12,7 +12,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
-use protocol::{ContainerId, Device};
+use protocol::Device;
 use specification::MountOption;
 use specification::mount::{Reach, is_bind, options};
 
@@ -71,7 +71,7 @@ impl Sources {
         for (index, device) in &overlay.devices {
             binds.insert(*index, own(SFlag::S_IFCHR, *device)?);
         }
-        let notify = || clone_mount(AT_FDCWD, &paths::notify(create.container), false);
+        let notify = || clone_mount(AT_FDCWD, &paths::notify(&create.directory), false);
         let notify = create.notify.then(notify).transpose()?;
         Ok(Sources {
             rootfs,
@@ -89,8 +89,8 @@ fn parse(mount: &Mount) -> MountOptions {
 }
 
 /// Mounts the root file system at the staging directory, and all else in it.
-pub(crate) fn mount_all(spec: &Spec, sources: Sources, container: ContainerId) -> Result<Tree> {
-    let staging = paths::root(container);
+pub(crate) fn mount_all(spec: &Spec, sources: Sources, directory: &Path) -> Result<Tree> {
+    let staging = paths::root(directory);
     let staging = File::open(&staging).during(|| format!("open {}", staging.display()))?;
     sys::attach(&sources.rootfs, staging).during(|| "mount the root file system")?;
     let tree = Tree::new(sources.rootfs);

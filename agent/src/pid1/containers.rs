@@ -1,0 +1,139 @@
+//! The containers of the machine.
+//!
+//! ```text
+//!  (new number) ──create──> in the table ──its end has been told, its cgroup is empty──> gone
+//! ```
+//! Invariants: a number names one container for the life of the guest; no two containers have a
+//! cgroup in common; of one that is gone nothing is left but the highest number that was used.
+//!
+//! The machine has been made for [`FIRST`](protocol::FIRST), whose network is the machine's. What a
+//! further container does not get yet: namespaces of another one, so that without its own it has
+//! those of the guest; a network; kernel parameters that are not its namespaces' own, for these are
+//! the guest's and it would take them from the others.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use protocol::{CONTAINERS_MAX, ContainerId, Create};
+
+use super::container::{Container, Event};
+use crate::error::{Error, Result};
+use crate::hierarchy;
+use crate::paths::CONTAINERS;
+use crate::sys::Reaped;
+
+/// Maximum number of containers at a time.
+const AT_A_TIME: usize = 64;
+
+/// The table.
+#[derive(Default)]
+pub(crate) struct Containers {
+    table: BTreeMap<ContainerId, Container>,
+    /// The lowest number that is not used.
+    next: ContainerId,
+}
+
+impl Containers {
+    /// Begins to create a container, for `request`.
+    ///
+    /// # Errors
+    /// The number has been used, there are too many containers, the cgroup is another container's
+    /// or no cgroup at all, or there is no process to be had.
+    pub(crate) fn create(
+        &mut self,
+        number: ContainerId,
+        request: u64,
+        create: &Create,
+    ) -> Result<&Container> {
+        let root = Path::new(hierarchy::ROOT);
+        let cgroup = hierarchy::below(root, &create.cgroup)?;
+        if cgroup == root {
+            return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
+        }
+        self.admit(number, &cgroup)?;
+        let directory = Path::new(CONTAINERS).join(number.to_string());
+        let container = Container::create(number, request, directory, cgroup, create)?;
+        Ok(self.table.entry(number).or_insert(container))
+    }
+
+    /// Checks whether there may be one more container with this number and cgroup. From here on the
+    /// number is used.
+    fn admit(&mut self, number: ContainerId, cgroup: &Path) -> Result<()> {
+        let refuse = |text: &str| Err(Error::Config(text.to_owned()));
+        if number < self.next || number >= CONTAINERS_MAX {
+            return refuse("the container's number has been used before, or is out of range");
+        }
+        self.next = number + 1;
+        if self.table.len() >= AT_A_TIME {
+            return refuse("there are too many containers in this machine");
+        }
+        let mut others = self.table.values().map(Container::cgroup_directory);
+        if others.any(|other| other.starts_with(cgroup) || cgroup.starts_with(other)) {
+            return refuse("linux.cgroupsPath: another container of this machine has it");
+        }
+        Ok(())
+    }
+
+    /// A container.
+    pub(crate) fn get(&self, number: ContainerId) -> Option<&Container> {
+        self.table.get(&number)
+    }
+
+    /// A container, to be asked for something or to be told what has happened.
+    pub(crate) fn get_mut(&mut self, number: ContainerId) -> Option<&mut Container> {
+        self.table.get_mut(&number)
+    }
+
+    /// All containers, likewise.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (ContainerId, &mut Container)> {
+        let containers = self.table.iter_mut();
+        containers.map(|(number, container)| (*number, container))
+    }
+
+    /// Gives up a container that cannot be served.
+    pub(crate) fn forget(&mut self, number: ContainerId) {
+        self.table.remove(&number);
+    }
+
+    /// Notes the end of a child.
+    pub(crate) fn reaped(&mut self, child: &Reaped) {
+        // Stage processes are nobody's.
+        let _ = self.table.values_mut().any(|c| c.reaped(child));
+    }
+
+    /// A container whose kills for lack of memory the host must be told of.
+    pub(crate) fn take_out_of_memory(&mut self) -> Option<ContainerId> {
+        self.iter_mut()
+            .find_map(|(number, container)| container.take_out_of_memory().then_some(number))
+    }
+
+    /// Moves what can be moved and takes the steps that have become possible. Returns what the host
+    /// must be told of them, and whether there is more to move at once.
+    pub(crate) fn turn(&mut self) -> (Vec<(ContainerId, Event)>, bool) {
+        let mut events = Vec::new();
+        let mut more = false;
+        for (number, container) in self.iter_mut() {
+            let (news, again) = container.turn();
+            events.extend(news.into_iter().map(|event| (number, event)));
+            more |= again;
+        }
+        (events, more)
+    }
+
+    /// Removes the containers whose end has been told. Returns what is left to be told.
+    pub(crate) fn sweep(&mut self) -> Vec<(ContainerId, Event)> {
+        let over = self.table.iter().filter(|(_, c)| c.is_over());
+        let over: Vec<ContainerId> = over.map(|(number, _)| *number).collect();
+        let mut events = Vec::new();
+        for number in over {
+            if let Some(container) = self.table.remove(&number) {
+                let left = container.bury().into_iter();
+                events.extend(left.map(|event| (number, event)));
+            }
+        }
+        events
+    }
+}
