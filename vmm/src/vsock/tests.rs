@@ -4,6 +4,7 @@ mod data;
 mod driver;
 mod hostile;
 mod life;
+mod ports;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
