@@ -14,10 +14,11 @@ fn main() {
     );
 }
 
-/// Hands the path of a guest file to `include_bytes!`. The variable `name` overrides the place where `make guest` puts it.
+/// Hands the path of a guest file to `include_bytes!`. The variable `name` overrides the place where `make guest` puts
+/// it.
 ///
-/// Without the file, all but a release build get a placeholder, so that `cargo check`, an editor and `cargo test` work on a
-/// fresh clone. No guest boots from it.
+/// Without the file, all but a release build get a placeholder, so that `cargo check`, an editor and `cargo test` work
+/// on a fresh clone. No guest boots from it.
 fn embed(name: &str, file: &str) {
     println!("cargo::rerun-if-env-changed={name}");
     let overridden = env::var_os(name).map(PathBuf::from);
@@ -58,7 +59,8 @@ fn fail(text: &str) -> ! {
     exit(1);
 }
 
-/// The commit that is checked out, if this is a git checkout. Its log of HEAD changes with every commit and every checkout.
+/// The commit that is checked out, if this is a git checkout. Its log of HEAD changes with every commit and every
+/// checkout.
 fn commit() -> Option<String> {
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
         && Path::new(&log).exists()

@@ -1,5 +1,5 @@
-//! Boots a kernel with an initramfs in a machine that shares one directory, and prints how it ended: the machine alone, for
-//! measurements and for work on the guest kernel.
+//! Boots a kernel with an initramfs in a machine that shares one directory, and prints how it ended: the machine alone,
+//! for measurements and for work on the guest kernel.
 //!
 //! `boot VMLINUX INITRAMFS DIRECTORY MEMORY_MIB VCPUS [NET_SLOTS]`: network slots stay idle.
 

@@ -1,5 +1,5 @@
-//! The bus of virtio-mmio devices: a table of pages, each a device's or, for now, nobody's. Only configuration accesses come here; a device's mutex is held for
-//! the time of one register access.
+//! The bus of virtio-mmio devices: a table of pages, each a device's or, for now, nobody's. Only configuration accesses
+//! come here; a device's mutex is held for the time of one register access.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -51,7 +51,8 @@ impl Bus {
     }
 }
 
-/// What a driver finds on an idle page: device type 0, a placeholder (virtio 1.2, section 4.2.3.1.1), which it leaves alone.
+/// What a driver finds on an idle page: device type 0, a placeholder (virtio 1.2, section 4.2.3.1.1), which it leaves
+/// alone.
 fn idle(offset: u64, data: &mut [u8]) {
     data.fill(0);
     if let Ok(data) = <&mut [u8; 4]>::try_from(data) {

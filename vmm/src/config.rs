@@ -15,7 +15,8 @@ pub struct MachineConfig<'a> {
     pub memory: u64,
     /// Number of vCPUs, 1 to 254.
     pub vcpus: u8,
-    /// How many network devices can come with [`Machine::attach_net`]. Until then each costs the guest one register access.
+    /// How many network devices can come with [`Machine::attach_net`]. Until then each costs the guest one register
+    /// access.
     pub net_slots: usize,
     /// The block devices.
     pub disks: &'a [Arc<Disk>],

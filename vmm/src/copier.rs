@@ -33,7 +33,8 @@ impl Copier {
         }
     }
 
-    /// What a descriptor names of the window, with `before` buffers in RAM before it; nothing where it names something else.
+    /// What a descriptor names of the window, with `before` buffers in RAM before it; nothing where it names something
+    /// else.
     pub(crate) fn part(&self, before: usize, address: u64, length: usize) -> Option<Part> {
         let place = self.window?.place(address, length)?;
         Some(Part {

@@ -1,7 +1,8 @@
-//! What the guest sees of its processors: what KVM supports, less performance counters, nested virtualization and enclaves, with one
-//! socket of as many single-threaded cores as there are vCPUs.
+//! What the guest sees of its processors: what KVM supports, less performance counters, nested virtualization and
+//! enclaves, with one socket of as many single-threaded cores as there are vCPUs.
 //!
-//! Leaf and bit numbers: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst.
+//! Leaf and bit numbers: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E; Linux
+//! Documentation/virt/kvm/x86/cpuid.rst.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};

@@ -1,5 +1,5 @@
-//! The devices of a machine: their front halves are on the bus, where vCPUs find them, and the back halves that the event loop drives are
-//! here. The file system and the disks have threads of their own for theirs.
+//! The devices of a machine: their front halves are on the bus, where vCPUs find them, and the back halves that the
+//! event loop drives are here. The file system and the disks have threads of their own for theirs.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -55,7 +55,8 @@ impl Board {
         }
     }
 
-    /// Puts a device into its slot. `queues` says where the event loop looks for its notifications; without that, the device does.
+    /// Puts a device into its slot. `queues` says where the event loop looks for its notifications; without that, the
+    /// device does.
     fn plug(
         &self,
         device: Device,
@@ -74,7 +75,8 @@ impl Board {
 }
 
 impl Devices {
-    /// Makes the devices that are there from the start, and has the event loop watch them. The vCPUs must have been made.
+    /// Makes the devices that are there from the start, and has the event loop watch them. The vCPUs must have been
+    /// made.
     pub(crate) fn new<S: FileServer>(
         board: Board,
         server: Arc<S>,

@@ -7,7 +7,8 @@ use std::{fmt, io};
 pub struct Ended {
     /// Why.
     pub reason: EndReason,
-    /// The tail of the guest's log, at most a few KiB, without control characters but newlines. Empty when the guest logged nothing.
+    /// The tail of the guest's log, at most a few KiB, without control characters but newlines. Empty when the guest
+    /// logged nothing.
     pub last_words: String,
 }
 

@@ -6,13 +6,13 @@
 //!         ^                                                    │
 //!         └── kicks taken back, clock told ── open: woken ─────┘
 //! ```
-//! A kick is a signal ([`sys::kick`]) that is blocked in vCPU threads except within `KVM_RUN`. The kernel changes the mask together
-//! with its look at pending signals, so a kick that comes a moment before `KVM_RUN` ends it as one that comes within, and no flag need be
-//! looked at on the way into the guest. As no thread ever runs a handler, the same signal sent to the whole process still is for whoever
-//! reads it, by signalfd say.
+//! A kick is a signal ([`sys::kick`]) that is blocked in vCPU threads except within `KVM_RUN`. The kernel changes the
+//! mask together with its look at pending signals, so a kick that comes a moment before `KVM_RUN` ends it as one that
+//! comes within, and no flag need be looked at on the way into the guest. As no thread ever runs a handler, the same
+//! signal sent to the whole process still is for whoever reads it, by signalfd say.
 //!
-//! Invariants: when [`Gate::close`] returns true no thread is inside, and none gets inside until [`Gate::open`]; a thread takes as many
-//! kicks as were meant for it, and only when the gate is open, which is after they were sent.
+//! Invariants: when [`Gate::close`] returns true no thread is inside, and none gets inside until [`Gate::open`]; a
+//! thread takes as many kicks as were meant for it, and only when the gate is open, which is after they were sent.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,8 +46,8 @@ impl Gate {
         }
     }
 
-    /// Closes the gate, unless it is closed. `kick` must send one kick to every thread that has a pass. Returns whether all threads
-    /// are out, which is waited for until `limit` has gone by.
+    /// Closes the gate, unless it is closed. `kick` must send one kick to every thread that has a pass. Returns whether
+    /// all threads are out, which is waited for until `limit` has gone by.
     pub(crate) fn close<E>(
         &self,
         kick: impl FnOnce() -> Result<(), E>,
@@ -88,8 +88,8 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// Waits until the gate is open. To be called by the thread itself, when it starts and when it was interrupted. Returns whether the
-    /// gate was closed since the last call.
+    /// Waits until the gate is open. To be called by the thread itself, when it starts and when it was interrupted.
+    /// Returns whether the gate was closed since the last call.
     pub(crate) fn wait(&mut self) -> bool {
         let mut state = self.gate.lock();
         if state.closed {

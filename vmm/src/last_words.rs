@@ -1,7 +1,9 @@
-//! The guest's log ring: what its kernel logged, kept by ramoops in a part of RAM that the host reads when the guest is dead.
+//! The guest's log ring: what its kernel logged, kept by ramoops in a part of RAM that the host reads when the guest is
+//! dead.
 //!
-//! Layout of the ring (Linux fs/pstore/ram_core.c, `struct persistent_ram_buffer`): signature, start, size, each a 32-bit word, then the
-//! bytes. With no record area the console zone is the first in the region (fs/pstore/ram.c, `ramoops_probe`).
+//! Layout of the ring (Linux fs/pstore/ram_core.c, `struct persistent_ram_buffer`): signature, start, size, each a
+//! 32-bit word, then the bytes. With no record area the console zone is the first in the region (fs/pstore/ram.c,
+//! `ramoops_probe`).
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

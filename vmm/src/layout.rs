@@ -42,7 +42,8 @@ pub(crate) const LOG_RING: u64 = 0x8_0000;
 /// Size of the log ring, bytes.
 pub(crate) const LOG_RING_SIZE: u64 = 64 << 10;
 
-/// The MP floating pointer structure and the table behind it (MultiProcessor Specification 1.4, section 4: the BIOS area).
+/// The MP floating pointer structure and the table behind it (MultiProcessor Specification 1.4, section 4: the BIOS
+/// area).
 pub(crate) const MP_TABLE: u64 = 0xf_0000;
 
 /// Start of extended memory (1 MiB), and end of the BIOS area.
@@ -67,7 +68,8 @@ pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
 /// `KVM_SET_TSS_ADDR`): above KVM's default identity map page at `0xfffbc000`.
 pub(crate) const TSS: u64 = 0xfffb_d000;
 
-/// Global system interrupt of the first virtio-mmio device. 0 to 3 belong to the PC's timer, keyboard, cascade and second serial port.
+/// Global system interrupt of the first virtio-mmio device. 0 to 3 belong to the PC's timer, keyboard, cascade and
+/// second serial port.
 pub(crate) const FIRST_GSI: u32 = 4;
 
 /// Most vCPUs: 8-bit APIC ids, 255 is the broadcast id and one id is the IO-APIC's.

@@ -1,7 +1,8 @@
 //! The machine: KVM, guest memory, boot, virtio devices. Knows nothing of OCI.
 //!
-//! [`Machine`] is built by its owner's event loop thread and belongs to it; each vCPU has a thread of its own, and the virtio-fs
-//! device has worker threads. Threads share guest memory and the bus of configuration registers, nothing else.
+//! [`Machine`] is built by its owner's event loop thread and belongs to it; each vCPU has a thread of its own, and the
+//! virtio-fs device has worker threads. Threads share guest memory and the bus of configuration registers, nothing
+//! else.
 
 mod address_space;
 mod boot;

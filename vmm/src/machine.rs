@@ -6,8 +6,8 @@
 //!      pause v │ resume
 //!          paused: events go on, guest code does not
 //! ```
-//! Invariants: one thread owns the machine; guest code runs on vCPU threads only, only after [`Machine::start`] and not while the machine
-//! is paused; [`Machine::handle_events`] never blocks and does a bounded amount of work.
+//! Invariants: one thread owns the machine; guest code runs on vCPU threads only, only after [`Machine::start`] and not
+//! while the machine is paused; [`Machine::handle_events`] never blocks and does a bounded amount of work.
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -36,7 +36,8 @@ use crate::vsock::{Port, Vsock};
 use crate::window::Window;
 use crate::{boot, kvm, last_words, sys, vcpu};
 
-/// How long a vCPU may take to get out of `KVM_RUN`. It is a matter of microseconds, unless the host is short of memory or processors.
+/// How long a vCPU may take to get out of `KVM_RUN`. It is a matter of microseconds, unless the host is short of memory
+/// or processors.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Something the machine's owner must know.
@@ -44,8 +45,9 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 pub enum Event {
     /// The machine has ended.
     Ended(Ended),
-    /// A device has stopped, until the guest's driver resets it. While one fault of a device has not been returned, further ones of it are
-    /// dropped; a guest can make a device fault again and again, so whoever logs them must bound their rate.
+    /// A device has stopped, until the guest's driver resets it. While one fault of a device has not been returned,
+    /// further ones of it are dropped; a guest can make a device fault again and again, so whoever logs them must bound
+    /// their rate.
     Fault {
         /// Which device.
         device: Device,
@@ -69,9 +71,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes everything up to the first `KVM_RUN`. `device` is an open `/dev/kvm`; `server` serves the guest's file system.
+    /// Makes everything up to the first `KVM_RUN`. `device` is an open `/dev/kvm`; `server` serves the guest's file
+    /// system.
     ///
-    /// Memory slots come first, vCPUs second and events last: once KVM's bus has changed, slots and vCPUs wait for an SRCU grace period.
+    /// Memory slots come first, vCPUs second and events last: once KVM's bus has changed, slots and vCPUs wait for an
+    /// SRCU grace period.
     ///
     /// # Errors
     /// The host or the kernel image does not allow it; nothing runs then.
@@ -127,11 +131,13 @@ impl Machine {
     }
 
     /// Puts a network device with an Ethernet address into a free slot, its other end being a tap made with
-    /// `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`. It is possible at any time, and for good. Returns the device's number, which the guest's
-    /// kernel has it by: `virtio-mmio.N`. A kernel that has seen the slot idle must be told to look again (its driver's `bind`).
+    /// `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`. It is possible at any time, and for good. Returns the device's number, which
+    /// the guest's kernel has it by: `virtio-mmio.N`. A kernel that has seen the slot idle must be told to look again
+    /// (its driver's `bind`).
     ///
     /// # Errors
-    /// [`Error::NoNetSlot`]; others when the descriptor is of no use or KVM does not take the device, for which its slot is lost then.
+    /// [`Error::NoNetSlot`]; others when the descriptor is of no use or KVM does not take the device, for which its
+    /// slot is lost then.
     pub fn attach_net(&mut self, mac: MacAddress, tap: OwnedFd) -> Result<u8, Error> {
         self.devices.attach_net(mac, tap, &self.poll)
     }
@@ -153,9 +159,9 @@ impl Machine {
         })
     }
 
-    /// Stops the vCPUs: when this returns none executes guest code, and until [`Machine::resume`] none costs processor time. A vCPU
-    /// that has ended is stopped. Devices go on: what the guest has sent is delivered, interrupts wait for the guest. The guest's
-    /// clocks go on too. Does nothing when the machine is paused.
+    /// Stops the vCPUs: when this returns none executes guest code, and until [`Machine::resume`] none costs processor
+    /// time. A vCPU that has ended is stopped. Devices go on: what the guest has sent is delivered, interrupts wait for
+    /// the guest. The guest's clocks go on too. Does nothing when the machine is paused.
     ///
     /// # Errors
     /// [`Error::Pause`] or [`Error::System`] when a vCPU cannot be stopped; the machine is not paused then.
@@ -181,8 +187,8 @@ impl Machine {
         self.poll.fd()
     }
 
-    /// Handles what is ready, or a fair part of it; never blocks. Returns what the owner must know. When the machine has ended, the
-    /// streams that have bytes for a slow reader are still there: [`Vsock::open_streams`] counts them.
+    /// Handles what is ready, or a fair part of it; never blocks. Returns what the owner must know. When the machine
+    /// has ended, the streams that have bytes for a slow reader are still there: [`Vsock::open_streams`] counts them.
     ///
     /// # Errors
     /// The event loop cannot go on.

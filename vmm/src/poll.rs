@@ -79,8 +79,8 @@ impl Poll {
             .map_err(Error::system("epoll"))
     }
 
-    /// Watches the events of a device's queues, edge-triggered: they need not be read, and may be raised while the driver has no device
-    /// running.
+    /// Watches the events of a device's queues, edge-triggered: they need not be read, and may be raised while the
+    /// driver has no device running.
     pub(crate) fn watch_queues(&self, kicks: &[EventFd], token: Token) -> Result<(), Error> {
         let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
         kicks

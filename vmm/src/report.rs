@@ -1,7 +1,7 @@
 //! What the threads of vCPUs and devices tell the machine: that it has ended, and which devices have stopped.
 //!
-//! One eventfd is raised for both, so that the machine need not ask. Nothing here grows with what the guest does: the end is kept once, and
-//! of each device one fault, the first that the machine has not taken yet.
+//! One eventfd is raised for both, so that the machine need not ask. Nothing here grows with what the guest does: the
+//! end is kept once, and of each device one fault, the first that the machine has not taken yet.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;

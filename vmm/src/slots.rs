@@ -1,4 +1,5 @@
-//! The slots of the bus. A slot's number gives its device's page and interrupt, and is its name in the guest: `virtio-mmio.N`.
+//! The slots of the bus. A slot's number gives its device's page and interrupt, and is its name in the guest:
+//! `virtio-mmio.N`.
 //!
 //! ```text
 //!  0   1      2    3        4 ...   behind them
@@ -13,8 +14,8 @@ use crate::layout::MAX_NET_SLOTS;
 /// Number of devices that every machine has.
 const FIXED: u8 = 4;
 
-/// Number of the balloon, which the guest's kernel leaves alone until it is told to look (its driver's `bind`, of `virtio-mmio.N`): nothing
-/// at the start needs it.
+/// Number of the balloon, which the guest's kernel leaves alone until it is told to look (its driver's `bind`, of
+/// `virtio-mmio.N`): nothing at the start needs it.
 pub const BALLOON: u8 = 3;
 
 /// How many slots there are of the kinds of which a machine may have several.

@@ -32,8 +32,8 @@ const PAGE_SIZE: usize = 4096;
 
 /// Takes over an open `/dev/kvm`.
 pub(crate) fn kvm(device: File) -> Kvm {
-    // SAFETY: the descriptor is open and its ownership moves from `device` to the `Kvm`. That it is /dev/kvm is checked by the
-    // first ioctl: on any other file it fails.
+    // SAFETY: the descriptor is open and its ownership moves from `device` to the `Kvm`. That it is /dev/kvm is checked
+    // by the first ioctl: on any other file it fails.
     unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
 }
 
@@ -52,8 +52,8 @@ pub(crate) fn map_guest_memory(sizes: &[usize]) -> io::Result<Vec<MmapRegion>> {
     }
     let slack = mapping.align_offset(HUGE_PAGE);
     let start = mapping.cast::<u8>().wrapping_add(slack);
-    // SAFETY: the range lies in the mapping made above (slack is less than the surplus), which nobody else uses. The advice changes
-    // no content. Its failure (a kernel without transparent huge pages) leaves small pages, which work.
+    // SAFETY: the range lies in the mapping made above (slack is less than the surplus), which nobody else uses. The
+    // advice changes no content. Its failure (a kernel without transparent huge pages) leaves small pages, which work.
     unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
     let mut regions = Vec::with_capacity(sizes.len());
     let mut offset = 0;
@@ -61,8 +61,8 @@ pub(crate) fn map_guest_memory(sizes: &[usize]) -> io::Result<Vec<MmapRegion>> {
         let builder = MmapRegionBuilder::new(size)
             .with_mmap_prot(protection)
             .with_mmap_flags(flags);
-        // SAFETY: the sizes add up to no more than the mapping, so that the region lies within it, and it stays mapped until the
-        // process ends.
+        // SAFETY: the sizes add up to no more than the mapping, so that the region lies within it, and it stays mapped
+        // until the process ends.
         let builder = unsafe { builder.with_raw_mmap_pointer(start.wrapping_add(offset)) };
         regions.push(builder.build().map_err(|error| match error {
             MmapRegionError::Mmap(error) => error,
@@ -73,8 +73,9 @@ pub(crate) fn map_guest_memory(sizes: &[usize]) -> io::Result<Vec<MmapRegion>> {
     Ok(regions)
 }
 
-/// Gives the guest's address space to the virtual machine: one slot for each region of RAM, and behind those one for the window. Nothing that
-/// the guest writes to the window gets anywhere: such a write is one to a device that does not exist.
+/// Gives the guest's address space to the virtual machine: one slot for each region of RAM, and behind those one for
+/// the window. Nothing that the guest writes to the window gets anywhere: such a write is one to a device that does not
+/// exist.
 pub(crate) fn set_memory_slots(
     vm: &VmFd,
     ram: &GuestMemoryMmap,
@@ -96,10 +97,10 @@ pub(crate) fn set_memory_slots(
     });
     for (slot, region) in (0..).zip(regions.chain(window)) {
         let region = kvm_userspace_memory_region { slot, ..region };
-        // SAFETY: regions do not overlap (GuestMemoryMmap checks that) and stay mapped until the process ends (`map_guest_memory`). What
-        // the guest writes there is reached by this process only through volatile accesses. The window lies above them all and stays
-        // reserved until the process ends: the guest can read what is mapped there, which are files that are its own to read, and change
-        // nothing.
+        // SAFETY: regions do not overlap (GuestMemoryMmap checks that) and stay mapped until the process ends
+        // (`map_guest_memory`). What the guest writes there is reached by this process only through volatile accesses.
+        // The window lies above them all and stays reserved until the process ends: the guest can read what is mapped
+        // there, which are files that are its own to read, and change nothing.
         unsafe { vm.set_user_memory_region(region)? };
     }
     Ok(())
@@ -118,7 +119,8 @@ pub(crate) fn read_own(address: usize, to: &mut [u8]) -> io::Result<()> {
             iov_base: ptr::without_provenance_mut(address + done),
             iov_len: left.len(),
         };
-        // SAFETY: the kernel writes to `left` alone, no more than it holds. It reads by address, as another process would, and fails where nothing is.
+        // SAFETY: the kernel writes to `left` alone, no more than it holds. It reads by address, as another process
+        // would, and fails where nothing is.
         let copied = retry(|| unsafe {
             libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const from, 1, 0)
         });
@@ -163,16 +165,16 @@ pub(crate) fn random(buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::rand::getrandom(buffer, GetRandomFlags::empty())?)
 }
 
-/// Gives the whole pages of guest memory in the slice back to the host: they read as zeros from here on. Without effect where the
-/// host's kernel refuses, as for locked memory.
+/// Gives the whole pages of guest memory in the slice back to the host: they read as zeros from here on. Without effect
+/// where the host's kernel refuses, as for locked memory.
 pub(crate) fn discard(slice: &VolatileSlice<'_>) {
     let guard = slice.ptr_guard_mut();
     let start = guard.as_ptr();
     let lead = start.align_offset(PAGE_SIZE);
     let size = guard.len().saturating_sub(lead) / PAGE_SIZE * PAGE_SIZE;
     if size > 0 {
-        // SAFETY: the pages lie in the slice, which is mapped as long as it lives. They are guest memory: nothing in this process
-        // relies on what is in them, as the guest may change that at any time.
+        // SAFETY: the pages lie in the slice, which is mapped as long as it lives. They are guest memory: nothing in
+        // this process relies on what is in them, as the guest may change that at any time.
         unsafe { libc::madvise(start.add(lead).cast(), size, libc::MADV_DONTNEED) };
     }
 }
@@ -270,15 +272,16 @@ pub(crate) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize
 
 /// writev(2).
 pub(crate) fn write(fd: BorrowedFd<'_>, from: &Outgoing<'_>) -> io::Result<usize> {
-    // SAFETY: `Outgoing` is only made from slices that stay mapped for its lifetime; the kernel reads no more than they hold. That
-    // the guest may change guest memory meanwhile is no matter to the kernel.
+    // SAFETY: `Outgoing` is only made from slices that stay mapped for its lifetime; the kernel reads no more than they
+    // hold. That the guest may change guest memory meanwhile is no matter to the kernel.
     retry(|| unsafe { libc::writev(fd.as_raw_fd(), from.0.as_ptr(), int_len(&from.0)) })
 }
 
 /// readv(2).
 pub(crate) fn read(fd: BorrowedFd<'_>, to: &Incoming<'_>) -> io::Result<usize> {
-    // SAFETY: `Incoming` is only made from volatile slices of guest memory that stay mapped for its lifetime and to which no Rust
-    // reference exists, and from a buffer that it borrows alone; the kernel writes no more than they hold.
+    // SAFETY: `Incoming` is only made from volatile slices of guest memory that stay mapped for its lifetime and to
+    // which no Rust reference exists, and from a buffer that it borrows alone; the kernel writes no more than they
+    // hold.
     retry(|| unsafe { libc::readv(fd.as_raw_fd(), to.0.as_ptr(), int_len(&to.0)) })
 }
 
@@ -322,7 +325,8 @@ fn kick_signal() -> libc::c_int {
 
 /// The set of the kick alone.
 fn kick_set() -> libc::sigset_t {
-    // SAFETY: sigset_t is plain data, made valid by sigemptyset; both calls write to it only and cannot fail for this signal.
+    // SAFETY: sigset_t is plain data, made valid by sigemptyset; both calls write to it only and cannot fail for this
+    // signal.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);

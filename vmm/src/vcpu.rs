@@ -7,8 +7,9 @@
 //!            ^                                  │
 //!            └── gate (waits while paused) <────┘ signal
 //! ```
-//! Invariants: the machine's end is reported once, by the first vCPU that ends; the others run on until the process ends. Signals are
-//! blocked in the thread, and the kick alone is let through within `KVM_RUN` (see [`gate`](crate::gate)).
+//! Invariants: the machine's end is reported once, by the first vCPU that ends; the others run on until the process
+//! ends. Signals are blocked in the thread, and the kick alone is let through within `KVM_RUN` (see
+//! [`gate`](crate::gate)).
 
 use std::io;
 use std::sync::Arc;
@@ -64,8 +65,8 @@ fn run(vcpu: &mut VcpuFd, bus: &Bus, mend: &Mend, pass: &mut Pass) -> EndReason 
             Step::Continue => {}
             Step::Interrupted => {
                 if pass.wait() {
-                    // The guest's watchdogs forgive the time that is missing. A guest that has not set its clock up has none to forgive
-                    // (EINVAL).
+                    // The guest's watchdogs forgive the time that is missing. A guest that has not set its clock up has
+                    // none to forgive (EINVAL).
                     let _ = vcpu.kvmclock_ctrl();
                 }
             }

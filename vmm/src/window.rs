@@ -1,9 +1,11 @@
-//! The window: a part of the guest's address space, above its RAM, where the server of its file system maps files to be read.
+//! The window: a part of the guest's address space, above its RAM, where the server of its file system maps files to be
+//! read.
 //!
-//! What is there may be gone at any time: the host cuts a file short, or the guest gives a mapping up. A vCPU finds zeros then, or its
-//! machine ends, and system calls fail; but a thread of this process that touched it would take the process down. So the window is no part
-//! of what devices know as guest memory: no queue lies in it and no device writes to it. Where a descriptor names it to be read, as
-//! when a program of the guest sends what it has mapped, a system call copies that out first ([`Copier`](crate::copier::Copier)).
+//! What is there may be gone at any time: the host cuts a file short, or the guest gives a mapping up. A vCPU finds
+//! zeros then, or its machine ends, and system calls fail; but a thread of this process that touched it would take the
+//! process down. So the window is no part of what devices know as guest memory: no queue lies in it and no device
+//! writes to it. Where a descriptor names it to be read, as when a program of the guest sends what it has mapped, a
+//! system call copies that out first ([`Copier`](crate::copier::Copier)).
 
 /// Where the window is.
 #[derive(Clone, Copy, Debug)]

@@ -83,8 +83,8 @@ pub(crate) fn control_within(
     connection.answer_within(limit)
 }
 
-/// Asks the machine process to execute one more process, passes it the descriptors that `request.streams` speaks of, and
-/// waits for the first answer. Further ones are for the caller to receive.
+/// Asks the machine process to execute one more process, passes it the descriptors that `request.streams` speaks of,
+/// and waits for the first answer. Further ones are for the caller to receive.
 ///
 /// # Errors
 /// As [`control`].

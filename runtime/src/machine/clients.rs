@@ -6,8 +6,9 @@
 //!                        ├──> Listening: told of out-of-memory kills in a container
 //!                        └──> Expecting: told that a container is ready
 //! ```
-//! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, its descriptors and
-//! the answers it has not read, which are one and a few short ones. A client that hangs up is closed in every state.
+//! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, its
+//! descriptors and the answers it has not read, which are one and a few short ones. A client that hangs up is closed in
+//! every state.
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut, Write};
@@ -161,7 +162,8 @@ impl Clients {
         }
     }
 
-    /// Tells those that listen to a container. Who has not read what it was told last has lost nothing: it says the same.
+    /// Tells those that listen to a container. Who has not read what it was told last has lost nothing: it says the
+    /// same.
     pub(super) fn out_of_memory(&mut self, container: ContainerId) {
         for serial in self.with_role(Role::Listening(container)) {
             let unread = |client: &Client| !client.outbox.is_empty();

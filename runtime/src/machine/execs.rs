@@ -4,8 +4,8 @@
 //!  begin ──> Asked ──executed──> Runs ──exited──> Ended ──the last output stream closes──> told and forgotten
 //!              └──failed──> forgotten
 //! ```
-//! Invariants: a process that the host has not asked for does not exist, whatever the guest says; each is executed and exits once; numbers
-//! are never used twice; there are at most [`EXECS_MAX`].
+//! Invariants: a process that the host has not asked for does not exist, whatever the guest says; each is executed and
+//! exits once; numbers are never used twice; there are at most [`EXECS_MAX`].
 
 use std::collections::HashMap;
 

@@ -5,8 +5,9 @@
 //!     │                  │
 //!     └──the guest ends──┴──> every container drains, as one whose machine was lost
 //! ```
-//! Invariants: what the guest sends moves a container along the arrows of [`Container`] only; control requests are answered in every
-//! phase. The loop never blocks on anything but epoll_wait, and no table in it grows with what the guest does.
+//! Invariants: what the guest sends moves a container along the arrows of [`Container`] only; control requests are
+//! answered in every phase. The loop never blocks on anything but epoll_wait, and no table in it grows with what the
+//! guest does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -255,8 +256,8 @@ impl Life {
                 for container in containers {
                     self.answer_all(container, &ControlReply::NotRunning);
                 }
-                // The agent is the guest's pid 1: when it goes the guest goes with it, and the machine will say how. A guest that
-                // stays nevertheless is one that has to be killed.
+                // The agent is the guest's pid 1: when it goes the guest goes with it, and the machine will say how. A
+                // guest that stays nevertheless is one that has to be killed.
                 if !is_gone(&e) {
                     self.lost(&format!("the guest's agent is out of order: {e}"), sync);
                 }
@@ -472,15 +473,16 @@ impl Life {
         clients.answer_expecting(id, &ControlReply::NotRunning);
     }
 
-    /// Logs what could not be done and has to go on without: on a full disk a record is lost, the container is not, as readers fall back on
-    /// the process.
+    /// Logs what could not be done and has to go on without: on a full disk a record is lost, the container is not, as
+    /// readers fall back on the process.
     fn note(&mut self, what: &str, result: io::Result<()>) {
         if let Err(e) = result {
             self.parts.log.write(&format!("cannot {what}: {e}"));
         }
     }
 
-    /// Signals to this process are for the first container's init; that its terminal has another size is for the guest's terminal.
+    /// Signals to this process are for the first container's init; that its terminal has another size is for the
+    /// guest's terminal.
     fn pass_signals(&mut self) -> io::Result<()> {
         while let Some(info) = self.parts.signals.read_signal()? {
             let first = self.containers.get(&FIRST);

@@ -130,8 +130,9 @@ fn close_the_callers_descriptors(
             .iter()
             .map(|preserved| preserved.fd.as_fd()),
     );
-    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor dropped here; of
-    // the launch, the devices and the files only the descriptors kept are used: `launch.state_dir` is not, from here on.
+    // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor
+    // dropped here; of the launch, the devices and the files only the descriptors kept are used: `launch.state_dir` is
+    // not, from here on.
     unsafe { sys::close_all_but(&keep) }
 }
 
@@ -267,7 +268,8 @@ fn prepare(
     Ok((parts, Container::new(create, its_files)))
 }
 
-/// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not the container's.
+/// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not
+/// the container's.
 fn leave_the_caller() -> Result<SignalFd, SystemError> {
     nix::unistd::setsid().doing("start a session")?;
     let mut signals = SigSet::all();

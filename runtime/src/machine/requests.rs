@@ -101,7 +101,8 @@ impl Life {
                 match self.attach(network, descriptors) {
                     Ok(network) => (RequestBody::Start(network), Waiting::Start(client)),
                     Err(reply) => {
-                        // A container with half a network is of no use. A guest that cannot be asked is at its end anyway.
+                        // A container with half a network is of no use. A guest that cannot be asked is at its end
+                        // anyway.
                         let _ = self.kill(id, INIT, libc::SIGKILL);
                         return Err(reply);
                     }

@@ -137,8 +137,8 @@ fn of_terminal(terminal: OwnedFd, own: bool) -> Result<Streams, vsock::Error> {
     Ok([input(copy, own)?, output(terminal, own)?, None])
 }
 
-/// A descriptor that is not open for its direction (nohup opens standard input for writing only) is nothing to the guest, and neither is a
-/// directory, which nobody can read or write and which would lead out of the jail.
+/// A descriptor that is not open for its direction (nohup opens standard input for writing only) is nothing to the
+/// guest, and neither is a directory, which nobody can read or write and which would lead out of the jail.
 fn input(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
     if is_null_or_directory(&fd) {
         return Ok(None);
@@ -167,8 +167,8 @@ fn output(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
     }
 }
 
-/// Whether a descriptor is a directory, or /dev/null (1:3 in Documentation/admin-guide/devices.txt): the container's own does as well, and
-/// is nobody's to be given to the container's user.
+/// Whether a descriptor is a directory, or /dev/null (1:3 in Documentation/admin-guide/devices.txt): the container's
+/// own does as well, and is nobody's to be given to the container's user.
 fn is_null_or_directory(fd: &OwnedFd) -> bool {
     fstat(fd).is_ok_and(
         |stat| match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {

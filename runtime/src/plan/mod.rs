@@ -267,8 +267,8 @@ fn check_cgroup(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledg
     }
 }
 
-/// The container's cgroup in the guest, as the path below the root of the hierarchy there. What stands for a scope of systemd is one
-/// directory in another, whether or not systemd makes the cgroup on the host.
+/// The container's cgroup in the guest, as the path below the root of the hierarchy there. What stands for a scope of
+/// systemd is one directory in another, whether or not systemd makes the cgroup on the host.
 pub(crate) fn guest_cgroup(cgroups_path: Option<&Path>, id: &str) -> String {
     let path = cgroups_path.and_then(Path::to_str).unwrap_or_default();
     match path.split(':').collect::<Vec<_>>()[..] {

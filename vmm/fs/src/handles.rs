@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use crate::errno::{Errno, Result};
 use crate::stream::Stream;
 
-/// One OPEN, CREATE, TMPFILE or OPENDIR, until its RELEASE or RELEASEDIR or, if the guest may keep it, until its inode is forgotten.
+/// One OPEN, CREATE, TMPFILE or OPENDIR, until its RELEASE or RELEASEDIR or, if the guest may keep it, until its inode
+/// is forgotten.
 pub(crate) struct Handle {
     nodeid: u64,
     fd: OwnedFd,
@@ -87,8 +88,8 @@ impl Handles {
         Ok(number)
     }
 
-    /// Whether the guest may keep the handle `number` of the inode `nodeid` beyond its last close. It may keep one of an
-    /// inode, and half of all that there can be.
+    /// Whether the guest may keep the handle `number` of the inode `nodeid` beyond its last close. It may keep one of
+    /// an inode, and half of all that there can be.
     pub(crate) fn keep(&self, nodeid: u64, number: u64) -> bool {
         let mut open = self.write();
         let may = open.kept.len() < self.limit / 2 && !open.kept.contains_key(&nodeid);

@@ -47,8 +47,8 @@
 //!   namespace's `CAP_FSETID` does not count for the host kernel there.
 //! * Device nodes cannot be made (EPERM), whiteouts excepted, as the host kernel has it for a user
 //!   namespace; the server refuses them itself as well.
-//! * A file of an overlay file system that is open for reading when it is first opened for writing stays
-//!   open on the lower layer for those who have it open, as on the host (`Documentation/filesystems/overlayfs.rst`, non-standard
+//! * A file of an overlay file system that is open for reading when it is first opened for writing stays open on the
+//!   lower layer for those who have it open, as on the host (`Documentation/filesystems/overlayfs.rst`, non-standard
 //!   behavior). The guest reads on through such a handle, and keeps what it reads for all its readers.
 //! * Extended attributes: `user.*` and `security.capability` work; `trusted.*` is left to the host
 //!   kernel, which hides it and refuses to set it; all else is EOPNOTSUPP and not listed. That covers

@@ -1,9 +1,10 @@
 //! Files mapped into the guest's physical address space (DAX): SETUPMAPPING, REMOVEMAPPING.
 //!
-//! Which files: regular ones from [`LEAST`] bytes on, on mounts that are read-only here. Nothing that the guest writes can reach them, so
-//! that no mapping is ever writable and no set-user-ID bit is left where a write would have cleared it. What the host writes shows
-//! at once, unless an overlay file system makes another file of it then: when the guest is told that a file has changed, what it has of
-//! it is mapped anew. A mapping keeps its mount in use: there are none where mounts of the tree are the host's to take away.
+//! Which files: regular ones from [`LEAST`] bytes on, on mounts that are read-only here. Nothing that the guest writes
+//! can reach them, so that no mapping is ever writable and no set-user-ID bit is left where a write would have cleared
+//! it. What the host writes shows at once, unless an overlay file system makes another file of it then: when the guest
+//! is told that a file has changed, what it has of it is mapped anew. A mapping keeps its mount in use: there are none
+//! where mounts of the tree are the host's to take away.
 
 use std::os::fd::AsFd;
 
@@ -18,8 +19,8 @@ use crate::server::{Call, Server};
 use crate::sys;
 use crate::window::{Shown, Version, step};
 
-/// Files from this size on are mapped. Each page costs an exit when it is touched first, which a READ shares among many pages; what
-/// mapping saves is memory, of which small files have little.
+/// Files from this size on are mapped. Each page costs an exit when it is touched first, which a READ shares among many
+/// pages; what mapping saves is memory, of which small files have little.
 const LEAST: u64 = 4 << 20;
 
 /// How files are opened to be mapped.

@@ -102,8 +102,8 @@ pub(crate) const GETATTR_FH: u32 = 1 << 0;
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `FOPEN_NOFLUSH`: no FLUSH request when a descriptor of this open file is closed.
 pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
-/// Of our guest kernel's own (`guest-kernel/patches/55-open-files.patch`): the guest may keep the handle when it closes the file, for
-/// whoever opens it next to read it, and then sends no RELEASE. Other kernels do not look at the bit.
+/// Of our guest kernel's own (`guest-kernel/patches/55-open-files.patch`): the guest may keep the handle when it closes
+/// the file, for whoever opens it next to read it, and then sends no RELEASE. Other kernels do not look at the bit.
 pub(crate) const FOPEN_KEEP_OPEN: u32 = 1 << 31;
 /// `FUSE_WRITE_CACHE`: the write comes from the page cache, not from a write call.
 pub(crate) const WRITE_CACHE: u32 = 1 << 0;

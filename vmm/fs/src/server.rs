@@ -335,8 +335,8 @@ impl Server {
         self.mappings.as_ref().map(Mappings::extent)
     }
 
-    /// A vCPU could not read the window. Puts zeros where a mapped file has no data any more, and says whether the vCPU is to try again: the
-    /// window has changed since the call before, whose count `seen` is (0 at first).
+    /// A vCPU could not read the window. Puts zeros where a mapped file has no data any more, and says whether the vCPU
+    /// is to try again: the window has changed since the call before, whose count `seen` is (0 at first).
     pub fn mend(&self, seen: &mut u64) -> bool {
         let mappings = self.mappings.as_ref();
         mappings.is_some_and(|mappings| mappings.mend(seen))

@@ -1,4 +1,5 @@
-//! The system calls of the server. The only unsafe code of this crate: where rustix has no safe call, or means another one by it.
+//! The system calls of the server. The only unsafe code of this crate: where rustix has no safe call, or means another
+//! one by it.
 //!
 //! Each function is one call (repeated on EINTR where that is harmless) and is safe for any
 //! argument: borrowed descriptors are open, strings end in NUL, buffers have the length stated.
@@ -95,8 +96,8 @@ pub(crate) fn close(fd: OwnedFd) -> Result<()> {
     check(unsafe { libc::close(fd.into_raw_fd()) }).map(drop)
 }
 
-/// `statx(2)` of the entry `name` of `dir`, or of `dir` itself where `name` is empty: all of `struct stat`, birth time, mount id. Follows
-/// no symbolic link and triggers no automount.
+/// `statx(2)` of the entry `name` of `dir`, or of `dir` itself where `name` is empty: all of `struct stat`, birth time,
+/// mount id. Follows no symbolic link and triggers no automount.
 pub(crate) fn statx(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
@@ -483,8 +484,8 @@ impl Window {
             return Err(Errno::last());
         }
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the mapping is the one made above, which nobody knows. The place lies within the reservation, which nothing in this
-        // process touches but system calls.
+        // SAFETY: the mapping is the one made above, which nobody knows. The place lies within the reservation, which
+        // nothing in this process touches but system calls.
         whole(unsafe { libc::mremap(mapping, length, length, flags, place) });
         Ok(())
     }
@@ -522,8 +523,8 @@ impl Window {
     }
 }
 
-/// Ends the process where a call that replaces a part of the window has failed: what was there may be gone, and what this process maps next
-/// could come to be where the guest looks.
+/// Ends the process where a call that replaces a part of the window has failed: what was there may be gone, and what
+/// this process maps next could come to be where the guest looks.
 fn whole(mapping: *mut libc::c_void) {
     if mapping == libc::MAP_FAILED {
         std::process::abort();

@@ -397,7 +397,8 @@ impl Table {
         self.remove_needless(id, released);
     }
 
-    /// Gives up the descriptor of `id` unless it is needed: no request holds it, and it has a name to be opened by again.
+    /// Gives up the descriptor of `id` unless it is needed: no request holds it, and it has a name to be opened by
+    /// again.
     pub(crate) fn close(&mut self, id: u64, released: &mut Released) {
         self.change(id, |entry| {
             if entry.place.is_some() && entry.holds == 0 {

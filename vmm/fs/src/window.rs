@@ -6,11 +6,11 @@
 //!     ^                        │                                         │
 //!     └────────────────────────┴───── REMOVEMAPPING, another INIT ───────┘
 //! ```
-//! The window is a reservation of this process that KVM has in a memory slot: what is not mapped there cannot be touched. It is
-//! mapped in steps of 2 MiB, as the guest kernel's client does it.
+//! The window is a reservation of this process that KVM has in a memory slot: what is not mapped there cannot be
+//! touched. It is mapped in steps of 2 MiB, as the guest kernel's client does it.
 //!
-//! Invariants: the window is changed, and what is in it recorded, with the mutex held; no memory of the guest is touched meanwhile. There
-//! are as many mappings as the window has steps, whatever the guest asks for.
+//! Invariants: the window is changed, and what is in it recorded, with the mutex held; no memory of the guest is
+//! touched meanwhile. There are as many mappings as the window has steps, whatever the guest asks for.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -85,7 +85,8 @@ impl Mappings {
         }
     }
 
-    /// Puts zeros where a mapped file has no data any more. Whether the window has changed since it had changed `seen` times.
+    /// Puts zeros where a mapped file has no data any more. Whether the window has changed since it had changed `seen`
+    /// times.
     pub(crate) fn mend(&self, seen: &mut u64) -> bool {
         let mut state = self.lock();
         for index in 0..state.steps.len() {
@@ -102,8 +103,8 @@ impl Mappings {
         self.show_at(&mut self.lock(), step, file, shown)
     }
 
-    /// Maps anew what is mapped of a file in another version; `open` opens it, and is called only if there is such a part. Where that
-    /// fails the guest keeps what it had, until it asks again.
+    /// Maps anew what is mapped of a file in another version; `open` opens it, and is called only if there is such a
+    /// part. Where that fails the guest keeps what it had, until it asks again.
     pub(crate) fn show_anew(
         &self,
         nodeid: u64,

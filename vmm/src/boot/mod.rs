@@ -1,5 +1,5 @@
-//! Boot: what lies in guest memory and in the registers when the kernel takes over (Linux Documentation/arch/x86/boot.rst, "64-bit boot
-//! protocol").
+//! Boot: what lies in guest memory and in the registers when the kernel takes over (Linux
+//! Documentation/arch/x86/boot.rst, "64-bit boot protocol").
 
 mod command_line;
 mod mp_table;

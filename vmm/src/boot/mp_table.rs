@@ -1,5 +1,5 @@
-//! The MP table: processors, the IO-APIC and who interrupts where (Intel MultiProcessor Specification 1.4, chapter 4; names as in Linux
-//! arch/x86/include/asm/mpspec_def.h). With it the kernel starts the other vCPUs by INIT and SIPI.
+//! The MP table: processors, the IO-APIC and who interrupts where (Intel MultiProcessor Specification 1.4, chapter 4;
+//! names as in Linux arch/x86/include/asm/mpspec_def.h). With it the kernel starts the other vCPUs by INIT and SIPI.
 
 use crate::layout::{FIRST_GSI, IO_APIC, LOCAL_APIC, MP_TABLE};
 
@@ -35,7 +35,8 @@ const EXT_INT: u8 = 3;
 /// All local APICs.
 const ALL: u8 = 0xff;
 
-/// The table for vCPUs with APIC ids from 0 and devices with interrupts from [`FIRST_GSI`], edge-triggered as on an ISA bus.
+/// The table for vCPUs with APIC ids from 0 and devices with interrupts from [`FIRST_GSI`], edge-triggered as on an ISA
+/// bus.
 pub(super) fn build(vcpus: u8, devices: usize) -> Vec<u8> {
     let mut entries: Vec<Vec<u8>> = Vec::new();
     for id in 0..vcpus {

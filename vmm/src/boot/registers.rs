@@ -1,5 +1,6 @@
-//! The registers at the kernel's entry: long mode, flat segments, an identity map (Linux Documentation/arch/x86/boot.rst, "64-bit boot
-//! protocol"). Only the boot vCPU needs them; the others wait for INIT and SIPI.
+//! The registers at the kernel's entry: long mode, flat segments, an identity map (Linux
+//! Documentation/arch/x86/boot.rst, "64-bit boot protocol"). Only the boot vCPU needs them; the others wait for INIT
+//! and SIPI.
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -10,8 +11,8 @@ use crate::layout::{BOOT_PARAMS, GDT, PAGE, PAGE_TABLES};
 /// Bytes that the boot page tables map: one page directory of 2 MiB pages.
 pub(super) const MAPPED: u64 = 1 << 30;
 
-/// GDT entries at the selectors the boot protocol asks for: `__BOOT_CS` 0x10, `__BOOT_DS` 0x18 (Intel SDM volume 3A, figure 3-8):
-/// base 0, limit 4 GiB, present, 64-bit execute/read; the same as read/write data.
+/// GDT entries at the selectors the boot protocol asks for: `__BOOT_CS` 0x10, `__BOOT_DS` 0x18 (Intel SDM volume 3A,
+/// figure 3-8): base 0, limit 4 GiB, present, 64-bit execute/read; the same as read/write data.
 const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;

@@ -1,4 +1,5 @@
-//! boot_params, the "zero page" (Linux Documentation/arch/x86/zero-page.rst and boot.rst, arch/x86/include/uapi/asm/bootparam.h).
+//! boot_params, the "zero page" (Linux Documentation/arch/x86/zero-page.rst and boot.rst,
+//! arch/x86/include/uapi/asm/bootparam.h).
 
 use super::Initrd;
 use crate::layout::{

@@ -1,5 +1,5 @@
-//! virtio-balloon (virtio 1.2, section 5.5) for free page reporting alone: memory that the guest has used and given up goes back to the
-//! host. It is never asked to inflate.
+//! virtio-balloon (virtio 1.2, section 5.5) for free page reporting alone: memory that the guest has used and given up
+//! goes back to the host. It is never asked to inflate.
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
@@ -26,7 +26,8 @@ impl Requests for Balloon {
     /// A report takes the host as long as it takes to free that much memory.
     const BATCH: usize = 1;
 
-    /// A report: the buffers are the free memory (section 5.5.6.7). The guest takes none of it until it has the buffers back.
+    /// A report: the buffers are the free memory (section 5.5.6.7). The guest takes none of it until it has the buffers
+    /// back.
     fn serve(buffers: &Buffers<'_, '_>) -> Result<u32, Broken> {
         if !buffers.readable.is_empty() {
             return Err(Broken::Direction);

@@ -1,7 +1,7 @@
 //! virtio-blk (virtio 1.2, section 5.2): a block device of the host, or a file.
 //!
-//! Requests are served by threads of their own, several at a time; the protocol orders none of them. The host's cache is between the guest and
-//! the device, as for a process of the host: what a flush has answered is on the device.
+//! Requests are served by threads of their own, several at a time; the protocol orders none of them. The host's cache
+//! is between the guest and the device, as for a process of the host: what a flush has answered is on the device.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -50,8 +50,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The whole of a block device or regular file, opened for reading, and for writing unless it is `read_only`. The guest sees the
-    /// first 20 bytes of `id` as its serial number.
+    /// The whole of a block device or regular file, opened for reading, and for writing unless it is `read_only`. The
+    /// guest sees the first 20 bytes of `id` as its serial number.
     ///
     /// # Errors
     /// Its size cannot be had.

@@ -6,9 +6,10 @@
 //!     ^                       │                                         │
 //!     └───────────────────────┴───────────── status = 0 ────────────────┘
 //! ```
-//! A device is in two halves. The front half lives in the transport, answers configuration accesses on a vCPU thread and is
-//! described by [`VirtioDevice`]. The back half moves data: it receives the queues, whole and by value, in an [`Activation`] and runs
-//! where the device wants it (the event loop, worker threads). Before activation no code can reach guest memory.
+//! A device is in two halves. The front half lives in the transport, answers configuration accesses on a vCPU thread
+//! and is described by [`VirtioDevice`]. The back half moves data: it receives the queues, whole and by value, in an
+//! [`Activation`] and runs where the device wants it (the event loop, worker threads). Before activation no code can
+//! reach guest memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,7 +68,8 @@ pub trait VirtioDevice: Send {
 pub struct Activation {
     /// The memory that the driver's descriptors name.
     pub space: AddressSpace,
-    /// The queues, by index, each with the event the driver's notification raises. A queue that the driver left unready is `None`.
+    /// The queues, by index, each with the event the driver's notification raises. A queue that the driver left unready
+    /// is `None`.
     pub queues: Vec<Option<ActiveQueue>>,
     /// How the device interrupts the driver.
     pub interrupt: Interrupt,

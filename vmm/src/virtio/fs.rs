@@ -1,4 +1,5 @@
-//! virtio-fs (virtio 1.2, section 5.11): takes FUSE requests off the queues and lets a pool of threads have them served.
+//! virtio-fs (virtio 1.2, section 5.11): takes FUSE requests off the queues and lets a pool of threads have them
+//! served.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use super::pool::{Pool, RequestServer};
 use super::{Activation, VirtioDevice};
 use crate::window::Window;
 
-/// The queue for FORGET and INTERRUPT, and the one for all else. A request of 1 MiB takes 256 descriptors and a few for headers.
+/// The queue for FORGET and INTERRUPT, and the one for all else. A request of 1 MiB takes 256 descriptors and a few for
+/// headers.
 const QUEUE_SIZES: [u16; 2] = [16, 512];
 
 /// The id of the shared memory that files are mapped into (`VIRTIO_FS_SHMCAP_ID_CACHE`, virtio 1.2, section 5.11.2).
@@ -23,12 +25,12 @@ const TAG_LENGTH: usize = 36;
 
 /// A [`RequestServer`] of files, some of which the guest may map (DAX).
 pub trait FileServer: RequestServer {
-    /// Address and length of the window that files are mapped into; it stays reserved for good and begins at a multiple of 2 MiB. A
-    /// server that maps none has no window.
+    /// Address and length of the window that files are mapped into; it stays reserved for good and begins at a multiple
+    /// of 2 MiB. A server that maps none has no window.
     fn window(&self) -> Option<(usize, usize)>;
 
-    /// A vCPU could not go on because of memory that is not there. Whether it is to try again: the window has changed since the vCPU's call
-    /// before, whose count `seen` is (0 at first).
+    /// A vCPU could not go on because of memory that is not there. Whether it is to try again: the window has changed
+    /// since the vCPU's call before, whose count `seen` is (0 at first).
     fn mend(&self, seen: &mut u64) -> bool;
 }
 

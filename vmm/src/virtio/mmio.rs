@@ -7,11 +7,12 @@
 //!    │                            │ written          │ written
 //!    └────────────────────────────┴──── status = 0 ──┴──────────────────────────────┘
 //! ```
-//! Invariants: bits of the status are only added, one step after the other, and FAILED at any time; what is written in another state
-//! than the one for it has no effect; FEATURES_OK holds only if the driver took nothing that was not offered and took VERSION_1; the
-//! device has queues exactly while DRIVER_OK holds and activation went well.
+//! Invariants: bits of the status are only added, one step after the other, and FAILED at any time; what is written in
+//! another state than the one for it has no effect; FEATURES_OK holds only if the driver took nothing that was not
+//! offered and took VERSION_1; the device has queues exactly while DRIVER_OK holds and activation went well.
 //!
-//! Notifications of the driver reach the device by ioeventfd. One that comes here (no ioeventfd for it) raises the same event.
+//! Notifications of the driver reach the device by ioeventfd. One that comes here (no ioeventfd for it) raises the same
+//! event.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,8 +82,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Puts a device behind registers. `irqfd` raises its interrupt; `kicks` holds one event for each of its queues; `reporter` is told
-    /// of its faults.
+    /// Puts a device behind registers. `irqfd` raises its interrupt; `kicks` holds one event for each of its queues;
+    /// `reporter` is told of its faults.
     pub(crate) fn new(
         device: Box<dyn VirtioDevice>,
         space: AddressSpace,
@@ -139,7 +140,8 @@ impl Transport {
         }
     }
 
-    /// A write at `offset` of the device's page. Registers are written as aligned 32-bit words; anything else is ignored.
+    /// A write at `offset` of the device's page. Registers are written as aligned 32-bit words; anything else is
+    /// ignored.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
         match offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
             // The driver may use the configuration space once it knows the device (virtio 1.2, section 3.1.1).

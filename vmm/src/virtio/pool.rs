@@ -7,9 +7,10 @@
 //!            │                     ^                                       │
 //!            └─ stop ─> ends       └───────────────────────────────────────┘
 //! ```
-//! Invariants: the queues are touched under the mutex only, which is held while a request is taken or returned and never while one is
-//! served; while fewer than [`MAX_WORKERS`] threads exist, one of them is free for the next request, so that a slow request does not
-//! hold up others; a broken queue is never touched again; after a reset no worker exists.
+//! Invariants: the queues are touched under the mutex only, which is held while a request is taken or returned and
+//! never while one is served; while fewer than [`MAX_WORKERS`] threads exist, one of them is free for the next request,
+//! so that a slow request does not hold up others; a broken queue is never touched again; after a reset no worker
+//! exists.
 
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,7 +53,8 @@ pub(crate) struct Pool<S> {
     space: AddressSpace,
     server: Arc<S>,
     interrupt: Interrupt,
-    /// Readiness of the queues' events, edge-triggered: one notification wakes one worker. And of `stop`, which wakes all.
+    /// Readiness of the queues' events, edge-triggered: one notification wakes one worker. And of `stop`, which wakes
+    /// all.
     ready: Epoll,
     /// Raised to get another worker to look at the queues.
     more: EventFd,
@@ -231,7 +233,8 @@ impl<S: RequestServer> Pool<S> {
             let queue = &mut state.queues[index];
             loop {
                 let next = queue.iter(memory)?.next();
-                // The driver is to notify of what it adds from here on, whether this worker is free then or another one.
+                // The driver is to notify of what it adds from here on, whether this worker is free then or another
+                // one.
                 let more = queue.enable_notification(memory)?;
                 if let Some(chain) = next {
                     let head = chain.head_index();

@@ -1,4 +1,5 @@
-//! What the driver has written about a virtqueue. Nothing is checked before the queue is wanted: then it must be right as a whole.
+//! What the driver has written about a virtqueue. Nothing is checked before the queue is wanted: then it must be right
+//! as a whole.
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};

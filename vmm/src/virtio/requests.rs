@@ -1,4 +1,5 @@
-//! Devices whose requests the event loop serves, from one queue: each says what it does with a request, the rest is here.
+//! Devices whose requests the event loop serves, from one queue: each says what it does with a request, the rest is
+//! here.
 //!
 //! The queue is shared with the transport's front half by a mutex that the loop holds for one batch.
 

@@ -175,7 +175,8 @@ impl Driver {
     }
 }
 
-/// Chains no correct driver makes, by what is wrong with them: descriptors for the table, and for an indirect table at [`BUFFERS`].
+/// Chains no correct driver makes, by what is wrong with them: descriptors for the table, and for an indirect table at
+/// [`BUFFERS`].
 pub(super) fn broken_chains() -> Vec<(&'static str, Vec<Descriptor>, Vec<Descriptor>)> {
     let (next, write, indirect) = (VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT);
     let buffer = BUFFERS + 0x1000;

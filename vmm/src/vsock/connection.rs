@@ -8,13 +8,15 @@
 //!                v                                                            v
 //!              ended <───────────────────── RST of the guest ─────────── both shut, waiting for RST
 //! ```
-//! The two directions end independently, each by either party: the sender says SHUTDOWN(SEND) when it has no more, the receiver says
-//! SHUTDOWN(RECEIVE) when it takes no more. Who has received SHUTDOWN for both directions answers RST, and the connection is gone; an
-//! orderly close of a Linux guest waits for that RST for up to 8 s (`VSOCK_CLOSE_TIMEOUT` in net/vmw_vsock/virtio_transport_common.c).
+//! The two directions end independently, each by either party: the sender says SHUTDOWN(SEND) when it has no more, the
+//! receiver says SHUTDOWN(RECEIVE) when it takes no more. Who has received SHUTDOWN for both directions answers RST,
+//! and the connection is gone; an orderly close of a Linux guest waits for that RST for up to 8 s
+//! (`VSOCK_CLOSE_TIMEOUT` in net/vmw_vsock/virtio_transport_common.c).
 //!
 //! Invariants:
 //! * `received - forwarded <= BUF_ALLOC`: the guest cannot make the host store more than that.
-//! * A data packet is sent only within the guest's credit, and never after the host's or the guest's end of that direction.
+//! * A data packet is sent only within the guest's credit, and never after the host's or the guest's end of that
+//!   direction.
 //! * Counters are modulo 2^32 (virtio 1.2, section 5.10.6.3); differences are taken with wrapping arithmetic.
 
 use super::Port;
@@ -22,11 +24,11 @@ use super::packet::{
     HOST_CID, Header, MAX_PAYLOAD, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op,
 };
 
-/// Bytes the host holds for one connection when the sink does not take them (`buf_alloc` in every packet to the guest). Linux's own
-/// default (`VIRTIO_VSOCK_DEFAULT_BUF_SIZE`, 256 KiB).
+/// Bytes the host holds for one connection when the sink does not take them (`buf_alloc` in every packet to the guest).
+/// Linux's own default (`VIRTIO_VSOCK_DEFAULT_BUF_SIZE`, 256 KiB).
 pub(super) const BUF_ALLOC: u32 = 256 * 1024;
-/// The guest is told its credit unasked when it has got that much better, in bytes. A sender out of credit is always told: when all
-/// it has sent is forwarded, the difference is the whole of [`BUF_ALLOC`].
+/// The guest is told its credit unasked when it has got that much better, in bytes. A sender out of credit is always
+/// told: when all it has sent is forwarded, the difference is the whole of [`BUF_ALLOC`].
 const CREDIT_STEP: u32 = BUF_ALLOC / 4;
 
 /// The two ports of a connection: what a packet's addresses come to.
@@ -133,7 +135,8 @@ impl Connection {
                 self.credit = true;
                 Outcome::Noted
             }
-            // REQUEST and RESPONSE have no place in a connection; the rest is unknown, or breaks the credit or the length.
+            // REQUEST and RESPONSE have no place in a connection; the rest is unknown, or breaks the credit or the
+            // length.
             _ => Outcome::Ended { answer: true },
         }
     }

@@ -1,9 +1,10 @@
 //! The front half, and what it shares with the back half.
 //!
-//! The queues are in one `Mutex<State>`. The back half holds the lock for one bounded batch of work; activation puts the queues in,
-//! reset takes them out. So when reset has the lock no batch runs, and when it returns none can run: there are no queues to be had.
-//! Every activation and every reset gets a new generation number, by which the back half learns that the connections it knows belong
-//! to queues that are gone, even when a new activation has followed before it looked.
+//! The queues are in one `Mutex<State>`. The back half holds the lock for one bounded batch of work; activation puts
+//! the queues in, reset takes them out. So when reset has the lock no batch runs, and when it returns none can run:
+//! there are no queues to be had. Every activation and every reset gets a new generation number, by which the back half
+//! learns that the connections it knows belong to queues that are gone, even when a new activation has followed before
+//! it looked.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,8 +21,9 @@ use super::token;
 use crate::address_space::AddressSpace;
 use crate::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 
-/// Sizes of the rx, tx and event queue. Linux fills the rx queue with 4 KiB buffers when it finds the device, so a longer queue costs
-/// guest memory and start time; it puts 8 buffers into the event queue (net/vmw_vsock/virtio_transport.c).
+/// Sizes of the rx, tx and event queue. Linux fills the rx queue with 4 KiB buffers when it finds the device, so a
+/// longer queue costs guest memory and start time; it puts 8 buffers into the event queue
+/// (net/vmw_vsock/virtio_transport.c).
 const QUEUE_SIZES: [u16; 3] = [64, 128, 16];
 
 /// The front half of the vsock device.
@@ -93,8 +95,8 @@ impl Link {
         state.generation += 1;
         if let Some(active) = state.active.take() {
             for queue in [&active.rx, &active.tx] {
-                // The transport may hold the event open, so that closing ours does not end the watch. That it is registered makes
-                // this succeed.
+                // The transport may hold the event open, so that closing ours does not end the watch. That it is
+                // registered makes this succeed.
                 let kick = queue.kick.as_raw_fd();
                 let _ = self
                     .epoll

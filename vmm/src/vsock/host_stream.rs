@@ -1,7 +1,7 @@
 //! The host's end of a stream: descriptors that belong to somebody else.
 //!
-//! The open file description behind an inherited descriptor is shared with the caller, so its O_NONBLOCK flag is not ours to set. How
-//! a descriptor is used without ever waiting on it depends on what it is:
+//! The open file description behind an inherited descriptor is shared with the caller, so its O_NONBLOCK flag is not
+//! ours to set. How a descriptor is used without ever waiting on it depends on what it is:
 //!
 //! | descriptor                      | used as                                                                    |
 //! |---------------------------------|----------------------------------------------------------------------------|
@@ -10,10 +10,11 @@
 //! | file, block device, /dev/null.. | as it is: it never makes a caller wait for somebody else                   |
 //! | the rest, or re-opening failed  | as it is, after a poll(2) that says ready, at most PIPE_BUF bytes at a time  |
 //!
-//! The last kind can still wait when another process drains or fills the same pipe between the poll and the call; nothing better
-//! exists without touching the shared flag.
+//! The last kind can still wait when another process drains or fills the same pipe between the poll and the call;
+//! nothing better exists without touching the shared flag.
 //!
-//! A process that has no /proc is given descriptors that another process has re-opened: [`Source::reopened`], [`Sink::reopened`].
+//! A process that has no /proc is given descriptors that another process has re-opened: [`Source::reopened`],
+//! [`Sink::reopened`].
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -25,8 +26,8 @@ use super::Error;
 use super::packet::Pieces;
 use super::sys::{self, Incoming, Outgoing};
 
-/// The host's end of a stream: what the guest sends goes to `sink`, what `source` yields goes to the guest. A side that is missing is
-/// closed from the start.
+/// The host's end of a stream: what the guest sends goes to `sink`, what `source` yields goes to the guest. A side that
+/// is missing is closed from the start.
 #[derive(Debug)]
 pub struct HostStream {
     /// Where the guest's input comes from.
@@ -39,8 +40,8 @@ pub struct HostStream {
 #[derive(Debug)]
 pub struct Source(Descriptor);
 
-/// A descriptor to write to. It is only ever closed, never shut down: the object behind it is the caller's. Unless the caller has given
-/// it away: [`Sink::given_away`].
+/// A descriptor to write to. It is only ever closed, never shut down: the object behind it is the caller's. Unless the
+/// caller has given it away: [`Sink::given_away`].
 #[derive(Debug)]
 pub struct Sink {
     descriptor: Descriptor,
@@ -48,8 +49,8 @@ pub struct Sink {
 }
 
 impl Source {
-    /// Takes a descriptor that is open for reading. To be called where /proc is mounted and the file may be opened, which is before
-    /// the process confines itself.
+    /// Takes a descriptor that is open for reading. To be called where /proc is mounted and the file may be opened,
+    /// which is before the process confines itself.
     ///
     /// # Errors
     /// [`Error::NotReadable`], or [`Error::Inspect`] when the kernel does not tell what the descriptor is.
@@ -57,8 +58,8 @@ impl Source {
         Descriptor::new(fd)?.readable().map(Source)
     }
 
-    /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after all, it is used
-    /// with a poll(2) first. Anything but a FIFO or a terminal is used as by [`Source::new`].
+    /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after
+    /// all, it is used with a poll(2) first. Anything but a FIFO or a terminal is used as by [`Source::new`].
     ///
     /// # Errors
     /// As [`Source::new`].
@@ -85,8 +86,8 @@ impl AsFd for Source {
 }
 
 impl Sink {
-    /// Takes a descriptor that is open for writing. To be called where /proc is mounted and the file may be opened, which is before
-    /// the process confines itself. The process must ignore SIGPIPE, as Rust programs do.
+    /// Takes a descriptor that is open for writing. To be called where /proc is mounted and the file may be opened,
+    /// which is before the process confines itself. The process must ignore SIGPIPE, as Rust programs do.
     ///
     /// # Errors
     /// [`Error::NotWritable`], or [`Error::Inspect`] when the kernel does not tell what the descriptor is.
@@ -94,8 +95,8 @@ impl Sink {
         Descriptor::new(fd)?.writable().map(Sink::of)
     }
 
-    /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after all, it is used
-    /// with a poll(2) first. Anything but a FIFO or a terminal is used as by [`Sink::new`].
+    /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after
+    /// all, it is used with a poll(2) first. Anything but a FIFO or a terminal is used as by [`Sink::new`].
     ///
     /// # Errors
     /// As [`Sink::new`].
@@ -110,8 +111,8 @@ impl Sink {
         }
     }
 
-    /// The same one, as the guest's own: when the guest shuts its sending direction down and keeps the other, a socket is shut down as
-    /// well. When the guest closes its descriptor it is closed, no more.
+    /// The same one, as the guest's own: when the guest shuts its sending direction down and keeps the other, a socket
+    /// is shut down as well. When the guest closes its descriptor it is closed, no more.
     #[must_use]
     pub fn given_away(self) -> Sink {
         Sink {
@@ -272,9 +273,9 @@ fn kind(file: &File, metadata: &Metadata) -> Kind {
     }
 }
 
-/// For a process that sends descriptors to one without /proc: opens a FIFO or a terminal again, for a description that is nobody
-/// else's and does not block. Returns the new descriptor and true; or the same descriptor and false, when it is something else or
-/// cannot be opened again.
+/// For a process that sends descriptors to one without /proc: opens a FIFO or a terminal again, for a description that
+/// is nobody else's and does not block. Returns the new descriptor and true; or the same descriptor and false, when it
+/// is something else or cannot be opened again.
 ///
 /// # Errors
 /// [`Error::Inspect`] when the kernel does not tell what the descriptor is.
@@ -302,8 +303,8 @@ fn is_reopenable_device(metadata: &Metadata) -> bool {
     metadata.file_type().is_char_device() && (libc::major(device), libc::minor(device)) != (5, 2)
 }
 
-/// Opens the same file once more for a description of its own, non-blocking. `None` when that is not possible: no /proc, no
-/// permission, a FIFO without a reader.
+/// Opens the same file once more for a description of its own, non-blocking. `None` when that is not possible: no
+/// /proc, no permission, a FIFO without a reader.
 fn open_again(file: &File, metadata: &Metadata, flags: libc::c_int) -> Option<File> {
     let mode = flags & libc::O_ACCMODE;
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));

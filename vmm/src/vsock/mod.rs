@@ -1,4 +1,5 @@
-//! virtio-vsock (virtio 1.2, section 5.10) that ends in this process: the guest's streams are joined with descriptors of the host.
+//! virtio-vsock (virtio 1.2, section 5.10) that ends in this process: the guest's streams are joined with descriptors
+//! of the host.
 //!
 //! ```text
 //!   driver ── queues ──  back half: Vsock (queues, batches)
@@ -9,10 +10,11 @@
 //!                            │
 //!                            Source, Sink (descriptors of somebody else)
 //! ```
-//! The guest connects, the host never does: whoever wants a stream gives the host's end of it to [`Vsock::offer`], and gets the two ports
-//! between which the guest may connect, once. Both are random: the processes of a guest do not trust each other, and any of them may open a
-//! vsock socket, so what a stream is for is proven by knowing its ports. On a port of [`Vsock::accept`] the guest may connect as often as it
-//! likes, so many at a time. Every other connection is refused.
+//! The guest connects, the host never does: whoever wants a stream gives the host's end of it to [`Vsock::offer`], and
+//! gets the two ports between which the guest may connect, once. Both are random: the processes of a guest do not trust
+//! each other, and any of them may open a vsock socket, so what a stream is for is proven by knowing its ports. On a
+//! port of [`Vsock::accept`] the guest may connect as often as it likes, so many at a time. Every other connection is
+//! refused.
 
 mod connection;
 mod front;
@@ -37,8 +39,8 @@ pub use packet::Broken;
 /// A vsock port.
 pub type Port = u32;
 
-/// CID of the guest. The device is the machine's own, so the number need not be unique on the host; 0 to 2 are reserved (virtio 1.2,
-/// section 5.10.4).
+/// CID of the guest. The device is the machine's own, so the number need not be unique on the host; 0 to 2 are reserved
+/// (virtio 1.2, section 5.10.4).
 pub const GUEST_CID: u64 = 3;
 
 /// Event data of the epoll instance.

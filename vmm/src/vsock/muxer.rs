@@ -1,7 +1,7 @@
 //! The back half: moves packets between the queues and the streams.
 //!
-//! Everything happens in [`Vsock::handle_events`], in batches of bounded size. When a batch ends with work left, an eventfd keeps the
-//! epoll descriptor readable; in every other state it is readable only if something has happened.
+//! Everything happens in [`Vsock::handle_events`], in batches of bounded size. When a batch ends with work left, an
+//! eventfd keeps the epoll descriptor readable; in every other state it is readable only if something has happened.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -72,18 +72,20 @@ impl Vsock {
         ))
     }
 
-    /// The connection that the guest makes between these two ports is joined with `stream`; one connection only. Every other connection
-    /// attempt is refused. Any process of the guest can make that connection, so it must come before there are others than the one that
-    /// is meant. The end is reported, by the host's port, by [`Vsock::handle_events`] or [`Vsock::drain`].
+    /// The connection that the guest makes between these two ports is joined with `stream`; one connection only. Every
+    /// other connection attempt is refused. Any process of the guest can make that connection, so it must come before
+    /// there are others than the one that is meant. The end is reported, by the host's port, by
+    /// [`Vsock::handle_events`] or [`Vsock::drain`].
     ///
     /// # Errors
-    /// [`Error::PortInUse`] as long as the end of an earlier stream on this port of the host is not reported, [`Error::TooManyStreams`].
+    /// [`Error::PortInUse`] as long as the end of an earlier stream on this port of the host is not reported,
+    /// [`Error::TooManyStreams`].
     pub fn expect(&mut self, key: Key, stream: HostStream) -> Result<(), Error> {
         self.streams.expect(key, stream)
     }
 
-    /// As [`Vsock::expect`], between two random ports: 64 bits that only those who are told them know. A process of the guest that tries
-    /// ports does not find the connection that is meant for another.
+    /// As [`Vsock::expect`], between two random ports: 64 bits that only those who are told them know. A process of the
+    /// guest that tries ports does not find the connection that is meant for another.
     ///
     /// # Errors
     /// [`Error::TooManyStreams`], [`Error::Random`].
@@ -91,9 +93,9 @@ impl Vsock {
         self.streams.offer(stream)
     }
 
-    /// Every connection of the guest to `port`, `most` at a time, is joined with what `connect` makes for it; without that it is refused.
-    /// `connect` must not wait. The ends of these streams are not reported, and nothing waits for what their sinks have not taken. For a
-    /// port that is not used otherwise.
+    /// Every connection of the guest to `port`, `most` at a time, is joined with what `connect` makes for it; without
+    /// that it is refused. `connect` must not wait. The ends of these streams are not reported, and nothing waits for
+    /// what their sinks have not taken. For a port that is not used otherwise.
     pub fn accept(
         &mut self,
         port: Port,
@@ -103,9 +105,9 @@ impl Vsock {
         self.streams.accept(port, most, Box::new(connect));
     }
 
-    /// Gives up the stream of a port: the guest's connection is reset or, if there was none, refused when it comes. The host's
-    /// descriptors are closed before this returns, with what the sink has not taken; the end of the stream is not reported. Does nothing
-    /// when the port has no stream.
+    /// Gives up the stream of a port: the guest's connection is reset or, if there was none, refused when it comes. The
+    /// host's descriptors are closed before this returns, with what the sink has not taken; the end of the stream is
+    /// not reported. Does nothing when the port has no stream.
     pub fn abandon(&mut self, port: Port) {
         if self.streams.abandon(port) {
             // Fails only when the counter is full, and then the event is already pending.
@@ -119,8 +121,9 @@ impl Vsock {
         sys::epoll_fd(&self.link.epoll)
     }
 
-    /// Handles what is ready, or a fair part of it; never waits. Returns the ports of the streams that are done: both directions have
-    /// ended, what the guest has sent is delivered as far as the sink took it, and the host's descriptors are closed.
+    /// Handles what is ready, or a fair part of it; never waits. Returns the ports of the streams that are done: both
+    /// directions have ended, what the guest has sent is delivered as far as the sink took it, and the host's
+    /// descriptors are closed.
     pub fn handle_events(&mut self) -> Vec<Port> {
         let link = Arc::clone(&self.link);
         // Before epoll_wait: with the lock held, an event of a queue is one of the queues that are there.
@@ -137,9 +140,10 @@ impl Vsock {
         self.streams.take_closed()
     }
 
-    /// The guest will never run again: the vCPUs have stopped. Takes what its tx queue still holds, ends all connections, gives up all
-    /// expectations. What a sink has not taken yet stays, and is delivered by further calls of [`Vsock::handle_events`]; until all is
-    /// delivered [`Vsock::open_streams`] is not 0. Returns the ports of the streams that are done, as `handle_events` does.
+    /// The guest will never run again: the vCPUs have stopped. Takes what its tx queue still holds, ends all
+    /// connections, gives up all expectations. What a sink has not taken yet stays, and is delivered by further calls
+    /// of [`Vsock::handle_events`]; until all is delivered [`Vsock::open_streams`] is not 0. Returns the ports of the
+    /// streams that are done, as `handle_events` does.
     pub fn drain(&mut self) -> Vec<Port> {
         let link = Arc::clone(&self.link);
         let mut state = link.lock();
@@ -287,8 +291,8 @@ struct Used {
     written: u32,
 }
 
-/// Takes the next chain of a queue and lets `serve` use it; it returns the bytes written, or `None` to leave the chain in the queue.
-/// When there is no chain, the driver's notification of the next one is enabled.
+/// Takes the next chain of a queue and lets `serve` use it; it returns the bytes written, or `None` to leave the chain
+/// in the queue. When there is no chain, the driver's notification of the next one is enabled.
 fn next_chain<'m>(
     queue: &mut Queue,
     memory: &'m GuestMemoryMmap,

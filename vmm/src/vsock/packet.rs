@@ -1,8 +1,9 @@
 //! virtio-vsock packets in descriptor chains.
 //!
-//! A packet is a 44-byte header and, for `OP_RW`, a payload. How the driver spreads them over descriptors is its own choice (virtio
-//! 1.2, section 2.7.4.2: no assumption about framing), so a chain is first flattened into checked slices of guest memory. The header
-//! is copied out of them exactly once; nothing is ever read from guest memory a second time.
+//! A packet is a 44-byte header and, for `OP_RW`, a payload. How the driver spreads them over descriptors is its own
+//! choice (virtio 1.2, section 2.7.4.2: no assumption about framing), so a chain is first flattened into checked slices
+//! of guest memory. The header is copied out of them exactly once; nothing is ever read from guest memory a second
+//! time.
 
 use std::io;
 
@@ -38,7 +39,8 @@ pub(super) mod op {
     pub(in crate::vsock) const CREDIT_REQUEST: u16 = 7;
 }
 
-/// The sender of the SHUTDOWN will not receive any more (virtio 1.2, section 5.10.6.5: `VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE`).
+/// The sender of the SHUTDOWN will not receive any more (virtio 1.2, section 5.10.6.5:
+/// `VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE`).
 pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 /// The sender of the SHUTDOWN will not send any more (virtio 1.2, section 5.10.6.5: `VIRTIO_VSOCK_SHUTDOWN_F_SEND`).
 pub(super) const SHUTDOWN_SEND: u32 = 2;
@@ -47,7 +49,8 @@ pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// Size of a packet header, in bytes (virtio 1.2, section 5.10.6: `struct virtio_vsock_hdr`, packed).
 pub(super) const HEADER_SIZE: usize = size_of::<Header>();
-/// Longest payload of a packet, in bytes (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` in linux/virtio_vsock.h; the specification names none).
+/// Longest payload of a packet, in bytes (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` in linux/virtio_vsock.h; the specification
+/// names none).
 pub(super) const MAX_PAYLOAD: u32 = 64 * 1024;
 /// Most pieces a chain may consist of: what one readv or writev takes (`UIO_MAXIOV` in linux/uio.h).
 const MAX_PIECES: usize = 1024;
@@ -158,8 +161,8 @@ impl<'m> Pieces<'m> {
     ) -> Result<Pieces<'m>, Broken> {
         let mut pieces = Vec::with_capacity(4);
         let mut parts = Vec::new();
-        // virtio-queue ends a walk that leaves the table, loops or cannot be read without a word: the last descriptor it gave then
-        // still says that another one follows, or there was none at all.
+        // virtio-queue ends a walk that leaves the table, loops or cannot be read without a word: the last descriptor
+        // it gave then still says that another one follows, or there was none at all.
         let mut ended = false;
         let (writable, permissions) = match direction {
             Direction::Readable => (false, Permissions::Read),

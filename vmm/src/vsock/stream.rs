@@ -4,12 +4,13 @@
 //!   source:  ready ──read would wait──> armed ──epoll──> ready ... ──EOF, error, guest takes no more──> closed
 //!   sink:    idle ──write would wait──> armed, bytes pending ──epoll──> idle ... ──no more to come, error──> closed
 //! ```
-//! epoll watches a descriptor only after it has refused a byte, and once per refusal (EPOLLONESHOT): a source that the guest gives no
-//! room for is not watched and cannot keep the event loop awake.
+//! epoll watches a descriptor only after it has refused a byte, and once per refusal (EPOLLONESHOT): a source that the
+//! guest gives no room for is not watched and cannot keep the event loop awake.
 //!
 //! Invariants:
 //! * Bytes are pending only while the sink is armed, and never more than [`BUF_ALLOC`](super::connection::BUF_ALLOC).
-//! * The source is closed when the connection is gone; the sink stays until the pending bytes are delivered or it breaks.
+//! * The source is closed when the connection is gone; the sink stays until the pending bytes are delivered or it
+//!   breaks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -56,7 +57,8 @@ impl<T: AsFd> Watched<T> {
 impl<T: AsFd> Drop for Watched<T> {
     fn drop(&mut self) {
         if self.registered {
-            // Closing is not enough: the description lives on with whoever shares it. That it is registered makes this succeed.
+            // Closing is not enough: the description lives on with whoever shares it. That it is registered makes this
+            // succeed.
             let fd = self.end.as_fd().as_raw_fd();
             let _ = self
                 .epoll
@@ -272,8 +274,8 @@ impl Stream {
         self.readable = true;
     }
 
-    /// Puts the next packet for the guest into `buffer`: its header is returned, a payload is in place. `None`: there is nothing to
-    /// send just now.
+    /// Puts the next packet for the guest into `buffer`: its header is returned, a payload is in place. `None`: there
+    /// is nothing to send just now.
     pub(super) fn fill(&mut self, buffer: &RxBuffer<'_>) -> Option<Header> {
         let connection = self.connection.as_mut()?;
         if let Some(header) = connection.control() {

@@ -1,7 +1,7 @@
 //! Who is expected, who is connected, and whose turn it is.
 //!
-//! Nothing here grows by what the guest does: a stream exists only because the host has expected it, or serves so many on its port, and
-//! answers to packets that belong to no stream wait in a queue of fixed length.
+//! Nothing here grows by what the guest does: a stream exists only because the host has expected it, or serves so many
+//! on its port, and answers to packets that belong to no stream wait in a queue of fixed length.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,10 +16,12 @@ use super::{Error, Port, sys, token};
 
 /// Most streams at a time, expected or connected.
 pub(super) const MAX_STREAMS: usize = 1024;
-/// Most refusals that wait for an rx buffer. A guest that asks for more without giving buffers does not get an answer to each.
+/// Most refusals that wait for an rx buffer. A guest that asks for more without giving buffers does not get an answer
+/// to each.
 pub(super) const MAX_REFUSALS: usize = 256;
 
-/// The ports below are those that a guest's programs need privileges for (`LAST_RESERVED_PORT` of net/vmw_vsock/af_vsock.c).
+/// The ports below are those that a guest's programs need privileges for (`LAST_RESERVED_PORT` of
+/// net/vmw_vsock/af_vsock.c).
 const FIRST_PORT: Port = 1024;
 
 /// Never used twice, so that an event of a closed descriptor cannot be taken for one of a later stream.
@@ -29,8 +31,8 @@ struct Entry {
     stream: Stream,
     /// In the work queue.
     queued: bool,
-    /// Reported as closed, or given up: what remains is a connection whose end the guest has not confirmed or not heard of. Or of a
-    /// service, whose streams are nobody's to wait for.
+    /// Reported as closed, or given up: what remains is a connection whose end the guest has not confirmed or not heard
+    /// of. Or of a service, whose streams are nobody's to wait for.
     reported: bool,
 }
 

@@ -23,7 +23,8 @@ fn message(iovecs: &[libc::iovec]) -> libc::msghdr {
 /// sendmsg(2) that neither waits nor raises SIGPIPE.
 pub(super) fn send(fd: BorrowedFd<'_>, from: &Outgoing<'_>) -> io::Result<usize> {
     let message = message(from.iovecs());
-    // SAFETY: `message` points to the vectors of `from`, which live through the call; for these the obligation is that of `write`.
+    // SAFETY: `message` points to the vectors of `from`, which live through the call; for these the obligation is that
+    // of `write`.
     retry(|| unsafe {
         libc::sendmsg(
             fd.as_raw_fd(),
@@ -36,7 +37,8 @@ pub(super) fn send(fd: BorrowedFd<'_>, from: &Outgoing<'_>) -> io::Result<usize>
 /// recvmsg(2) that does not wait. Descriptors sent along are dropped by the kernel, as there is no room for them.
 pub(super) fn receive(fd: BorrowedFd<'_>, to: &Incoming<'_>) -> io::Result<usize> {
     let mut message = message(to.iovecs());
-    // SAFETY: `message` points to the vectors of `to`, which live through the call; for these the obligation is that of `read`.
+    // SAFETY: `message` points to the vectors of `to`, which live through the call; for these the obligation is that of
+    // `read`.
     retry(|| unsafe {
         libc::recvmsg(
             fd.as_raw_fd(),

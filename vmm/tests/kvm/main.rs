@@ -157,7 +157,8 @@ fn image(code: &[u8]) -> Vec<u8> {
     let directories = [directory | 3, (directory + 4096) | 3].map(u64::to_le_bytes);
     let segments: [(u64, &[u8]); 4] = [
         (ENTRY, code),
-        // The entries of the fourth and the fifth GiB in the page directory pointer table at 0xa000, and those of devices and window.
+        // The entries of the fourth and the fifth GiB in the page directory pointer table at 0xa000, and those of
+        // devices and window.
         (0xa000 + 3 * 8, directories.as_flattened()),
         (
             directory + (u64::from(DEVICE) >> 21 & 511) * 8,
@@ -477,7 +478,8 @@ fn vcpu_threads() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Processor time of those threads that still are, nanoseconds: the first field of schedstat (Linux Documentation/scheduler/sched-stats.rst).
+/// Processor time of those threads that still are, nanoseconds: the first field of schedstat (Linux
+/// Documentation/scheduler/sched-stats.rst).
 fn processor_time(threads: &[PathBuf]) -> u64 {
     let time = |thread: &PathBuf| -> u64 {
         let stat = std::fs::read_to_string(thread.join("schedstat")).unwrap_or_default();

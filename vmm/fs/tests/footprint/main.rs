@@ -44,8 +44,8 @@ static HEAP: Counting = Counting {
     peak: AtomicUsize::new(0),
 };
 
-/// Directories of files, as large trees have them. One file more than a power of two has the tables just doubled, when the old ones
-/// are there as well: the most that a file ever takes.
+/// Directories of files, as large trees have them. One file more than a power of two has the tables just doubled, when
+/// the old ones are there as well: the most that a file ever takes.
 #[test]
 fn a_known_file_takes_no_more_than_is_reckoned() {
     const DIRECTORIES: usize = 64;

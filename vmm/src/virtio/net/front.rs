@@ -39,7 +39,8 @@ impl VirtioDevice for NetFront {
         FEATURES
     }
 
-    /// The configuration space is the address; what follows belongs to features that are not offered (virtio 1.2, section 5.1.4).
+    /// The configuration space is the address; what follows belongs to features that are not offered (virtio 1.2,
+    /// section 5.1.4).
     fn config(&self) -> &[u8] {
         &self.mac
     }

@@ -5,16 +5,17 @@
 //!         <─── rx ──── (event loop) <── readv ──
 //!         <── interrupt, registers ── front half
 //! ```
-//! A packet goes between guest memory and the tap as it is, with its `virtio_net_hdr` in front, which the host's kernel reads and
-//! writes: checksums and segmentation are the two kernels' affair.
+//! A packet goes between guest memory and the tap as it is, with its `virtio_net_hdr` in front, which the host's kernel
+//! reads and writes: checksums and segmentation are the two kernels' affair.
 //!
-//! Invariants: queues and tap are used under one mutex, which the event loop holds for one bounded turn, so that after a reset no
-//! turn touches the queues; a turn leaves work behind only if something will start the next turn: the driver's notification, the
-//! tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its budget raises.
+//! Invariants: queues and tap are used under one mutex, which the event loop holds for one bounded turn, so that after
+//! a reset no turn touches the queues; a turn leaves work behind only if something will start the next turn: the
+//! driver's notification, the tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its
+//! budget raises.
 //!
-//! Nothing is lost for want of room but in the tap's own queue: without rx buffers the tap is not read, and when the tap takes no more
-//! the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap refuses, and received packets that
-//! the driver's buffers cannot hold.
+//! Nothing is lost for want of room but in the tap's own queue: without rx buffers the tap is not read, and when the
+//! tap takes no more the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap
+//! refuses, and received packets that the driver's buffers cannot hold.
 
 mod front;
 mod ring;
@@ -51,15 +52,16 @@ pub type MacAddress = [u8; 6];
 /// Sizes of the rx and the tx queue.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 
-/// Size of the header in front of each packet, bytes (virtio 1.2, section 5.1.6: `struct virtio_net_hdr` with `num_buffers`).
+/// Size of the header in front of each packet, bytes (virtio 1.2, section 5.1.6: `struct virtio_net_hdr` with
+/// `num_buffers`).
 const HEADER: usize = 12;
 
-/// Longest packet with its header, bytes. A segmentation offload packet has at most 65550 bytes (virtio 1.2, section 5.1.6.3.1); 12
-/// more leave room for VLAN tags.
+/// Longest packet with its header, bytes. A segmentation offload packet has at most 65550 bytes (virtio 1.2, section
+/// 5.1.6.3.1); 12 more leave room for VLAN tags.
 const PACKET_MAX: usize = HEADER + 65562;
 
-/// What the device offers. `VIRTIO_NET_F_MTU` is not among it: it would bound the MTU that the guest may set, at the driver's start; nor
-/// is `VIRTIO_NET_F_STATUS`: the link is up from the device's first moment to its last.
+/// What the device offers. `VIRTIO_NET_F_MTU` is not among it: it would bound the MTU that the guest may set, at the
+/// driver's start; nor is `VIRTIO_NET_F_STATUS`: the link is up from the device's first moment to its last.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC

@@ -1,5 +1,5 @@
-//! What the two queues have in common: chains are taken from the available ring, and put into the used ring so that the driver sees
-//! the chains of one packet all at once (a driver that reads `num_buffers` does not wait for the others).
+//! What the two queues have in common: chains are taken from the available ring, and put into the used ring so that the
+//! driver sees the chains of one packet all at once (a driver that reads `num_buffers` does not wait for the others).
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -25,7 +25,8 @@ pub(super) struct Chain<'c, 'm> {
     pub(super) buffers: Buffers<'c, 'm>,
 }
 
-/// Takes the next chain; `copier` is for what the device is to read. When there is none and `ask`, the driver notifies of the next one.
+/// Takes the next chain; `copier` is for what the device is to read. When there is none and `ask`, the driver notifies
+/// of the next one.
 pub(super) fn next<'c, 'm: 'c>(
     queue: &mut Queue,
     memory: &'m GuestMemoryMmap,
@@ -46,7 +47,8 @@ pub(super) fn next<'c, 'm: 'c>(
     Ok(Some(Chain { head, buffers }))
 }
 
-/// Leaves the last `count` chains taken to be taken again. A notification that was asked for still comes for chains behind them.
+/// Leaves the last `count` chains taken to be taken again. A notification that was asked for still comes for chains
+/// behind them.
 pub(super) fn put_back(queue: &mut Queue, count: usize) {
     for _ in 0..count {
         queue.go_to_previous_position();
@@ -59,7 +61,8 @@ pub(super) fn publish(
     memory: &GuestMemoryMmap,
     used: &[(u16, u32)],
 ) -> Result<(), Broken> {
-    // `struct virtq_used` (virtio 1.2, section 2.7.8): flags, index, ring. That it lies in guest memory was checked at activation.
+    // `struct virtq_used` (virtio 1.2, section 2.7.8): flags, index, ring. That it lies in guest memory was checked at
+    // activation.
     let ring = queue.used_ring();
     let mut next = queue.next_used();
     for &(head, written) in used {

@@ -1,7 +1,7 @@
 //! Packets from the tap to the driver.
 //!
-//! The size of a packet is known when it is read, so it is read into as many of the driver's chains as the packet before took, and
-//! what does not fit there into a buffer behind them, to be copied into further chains.
+//! The size of a packet is known when it is read, so it is read into as many of the driver's chains as the packet
+//! before took, and what does not fit there into a buffer behind them, to be copied into further chains.
 //!
 //! ```text
 //!  empty ── read ──> in chains ── they suffice, or more do ──────────────> used
@@ -24,7 +24,8 @@ pub(super) const BATCH: usize = 128;
 /// Most chains for a packet. Linux gives buffers of at least 1526 bytes: 43 of them hold the longest packet.
 pub(super) const MAX_CHAINS: usize = 64;
 
-/// Most pieces to which another chain is added. A chain has no more than 256, and readv(2) takes 1024 (`UIO_MAXIOV` in linux/uio.h).
+/// Most pieces to which another chain is added. A chain has no more than 256, and readv(2) takes 1024 (`UIO_MAXIOV` in
+/// linux/uio.h).
 const MAX_PIECES: usize = 767;
 
 /// Where `num_buffers` is in the header.
@@ -35,7 +36,8 @@ pub(super) struct Rx {
     queue: Queue,
     /// Most chains for a packet: more than one if the driver takes mergeable buffers.
     max_chains: usize,
-    /// Holds the part of a packet behind the chains it was read into, at the offset it has in the packet; or a packet as a whole.
+    /// Holds the part of a packet behind the chains it was read into, at the offset it has in the packet; or a packet
+    /// as a whole.
     buffer: Box<[u8]>,
     /// Length of the packet that the buffer holds as a whole, or 0.
     held: usize,
@@ -88,8 +90,8 @@ impl Rx {
         })
     }
 
-    /// Receives a packet, if the tap has one. Returns how many chains were looked at, or nothing when the driver must add some first,
-    /// of which it will notify.
+    /// Receives a packet, if the tap has one. Returns how many chains were looked at, or nothing when the driver must
+    /// add some first, of which it will notify.
     fn packet(&mut self, memory: &GuestMemoryMmap, tap: &mut Tap) -> Result<Option<usize>, Broken> {
         let mut room = Room::default();
         // What is in the buffer begins there.

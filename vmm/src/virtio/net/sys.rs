@@ -20,7 +20,8 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 pub(super) fn tap_flags(tap: &OwnedFd) -> io::Result<libc::c_short> {
     // SAFETY: ifreq is plain data for which all zeros is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // SAFETY: TUNGETIFF writes one ifreq; on another kind of file it fails or, being defined for taps alone, writes no more.
+    // SAFETY: TUNGETIFF writes one ifreq; on another kind of file it fails or, being defined for taps alone, writes no
+    // more.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
     // SAFETY: TUNGETIFF has set this member; any bytes in it are a valid value.
     Ok(unsafe { request.ifr_ifru.ifru_flags })

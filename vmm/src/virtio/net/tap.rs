@@ -69,7 +69,8 @@ impl Tap {
         length
     }
 
-    /// Writes a packet. If the tap is full it is not writable then. A packet that it refuses, because it is down say, is dropped.
+    /// Writes a packet. If the tap is full it is not writable then. A packet that it refuses, because it is down say,
+    /// is dropped.
     pub(super) fn write(&mut self, packet: &Outgoing<'_>) {
         if let Err(error) = write(self.fd.as_fd(), packet) {
             self.writable = error.kind() != io::ErrorKind::WouldBlock;

@@ -1,4 +1,5 @@
-//! A driver: split virtqueues in guest memory, written as the specification describes them and independent of the device's code.
+//! A driver: split virtqueues in guest memory, written as the specification describes them and independent of the
+//! device's code.
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
@@ -404,7 +405,8 @@ impl Driver {
         }
     }
 
-    /// Queues a packet: header and payload in descriptors of their own, as Linux does. Returns false when the queue is full.
+    /// Queues a packet: header and payload in descriptors of their own, as Linux does. Returns false when the queue is
+    /// full.
     pub(super) fn queue(&mut self, header: &Header, payload: &[u8]) -> bool {
         while self.tx.take_used().is_some() {}
         if self.tx.next_avail.wrapping_sub(self.tx.next_used) >= TX_SIZE / 2 {

@@ -29,7 +29,8 @@ fn what_is_no_tap_is_refused() {
     assert!(Tap::new(fresh.unwrap().into()).is_err());
 }
 
-/// A packet that the kernel of a network namespace of its own gets, and one that it sends. Needs the right to make both.
+/// A packet that the kernel of a network namespace of its own gets, and one that it sends. Needs the right to make
+/// both.
 #[test]
 fn a_real_tap_takes_and_gives_packets() {
     let test = || {

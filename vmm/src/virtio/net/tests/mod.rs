@@ -1,5 +1,5 @@
-//! The network device against a driver, correct and hostile. Where a real tap would only be in the way, a socket that keeps the bounds
-//! of packets takes its place.
+//! The network device against a driver, correct and hostile. Where a real tap would only be in the way, a socket that
+//! keeps the bounds of packets takes its place.
 
 #![allow(
     clippy::cast_possible_truncation,
