@@ -6,7 +6,7 @@ use std::path::Path;
 
 use protocol::MAX_FRAME;
 
-/// The most that an answer's variable part takes in its frame, in bytes of JSON.
+/// Maximum length of an answer's variable part in its frame, in bytes of JSON.
 pub(crate) const MAX_ANSWER: usize = MAX_FRAME - (4 << 10);
 
 /// The first `most` bytes of a file; None if it cannot be read.

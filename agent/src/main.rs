@@ -1,9 +1,9 @@
 //! PID 1 of the guest: applies the OCI configuration and runs processes. Knows nothing of the VMM.
 //!
 //! One binary, two programs: PID 1 boots the guest and serves the host ([`pid1`]); re-executed with
-//! `stage` it sets a container up ([`stage`]), so that PID 1 never changes itself. What is common to
-//! both stands beside the two folders: what they say to each other ([`task`]), and what each needs
-//! of the kernel.
+//! `stage` it sets a container up ([`stage`]), so that PID 1 never changes itself. What both
+//! need stands outside of the two folders: what they say to each other ([`task`]), and what they
+//! have to do with the kernel.
 
 mod answer;
 mod clock;

@@ -58,10 +58,11 @@ pub(crate) fn duplicate_above(fd: impl AsFd, least: RawFd) -> io::Result<OwnedFd
     }))
 }
 
-/// Makes `number`, which is nobody's or free, a close-on-exec copy of `fd` that stays open for as long as the process lives.
+/// Makes `number`, which is nobody's or free, a close-on-exec copy of `fd` that stays open for as
+/// long as the process lives.
 pub(crate) fn place(fd: impl AsFd, number: RawFd) -> io::Result<()> {
-    // SAFETY: no memory is involved. The only caller has moved all that the process owns out of the way of these numbers, and nothing
-    // owns them from here on.
+    // SAFETY: no memory is involved. The only caller has moved all that the process owns out of the
+    // way of these numbers, and nothing owns them from here on.
     let result = unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, libc::O_CLOEXEC) };
     int(c_long::from(result)).map(drop)
 }

@@ -319,10 +319,10 @@ pub struct Seccomp {
     pub program: Vec<u64>,
 }
 
-/// The two vsock ports of a stream: the one in the guest that the agent dials from, and the one on the host (CID 2)
-/// that it dials. The host draws both at random and accepts no connection between others: any process of the guest may
-/// open a vsock socket, and only the agent knows these ports. They must not be told to a process of a container before
-/// the stream is connected.
+/// The two vsock ports of a stream: the one in the guest that the agent dials from, and the one on
+/// the host (CID 2) that it dials. The host draws both at random and accepts no connection between
+/// others: any process of the guest may open a vsock socket, and only the agent knows these ports.
+/// They must not be told to a process of a container before the stream is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     /// In the guest.

@@ -43,8 +43,9 @@ pub(crate) fn boot() -> Result<Booted> {
     sys::set_rlimit(libc::RLIMIT_NOFILE, FILES, FILES).during(|| "raise RLIMIT_NOFILE")?;
     leave_initial_root()?;
     mounts()?;
-    // The kernel's default has kcompactd look at the fragmentation twice a second, the only thing that wakes an idle guest so often.
-    // Compaction on demand is not concerned (Documentation/admin-guide/sysctl/vm.rst).
+    // The kernel's default has kcompactd look at the fragmentation twice a second, the only thing
+    // that wakes an idle guest so often. Compaction on demand is not concerned
+    // (Documentation/admin-guide/sysctl/vm.rst).
     fs::write("/proc/sys/vm/compaction_proactiveness", "0")
         .during(|| "stop proactive compaction")?;
     sys::loopback_up().during(|| "bring the loopback interface up")?;

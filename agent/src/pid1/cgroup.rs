@@ -14,7 +14,7 @@ use protocol::{Failure, FailureKind, Reply};
 use crate::answer::{MAX_ANSWER, bounded, fitting, json_length};
 use crate::error::{During, Error, Result};
 
-/// The most of one file of a cgroup that is reported, in bytes. The longest, `memory.stat`, has 2 KiB.
+/// Maximum length of one file of a cgroup that is reported, in bytes. The longest, `memory.stat`, has 2 KiB.
 const MAX_FILE: u64 = 64 << 10;
 
 /// The files that are reported, but for those of [`is_statistic`] with a device or size in the name.

@@ -29,8 +29,8 @@ use crate::task::{self, Join, Task, Update};
 /// Passes over a cgroup while processes keep appearing in it.
 const KILL_PASSES: usize = 64;
 
-/// Maximum number of processes at a time in addition to the init; and, of those that have ended, how many may leave outputs
-/// to others.
+/// Maximum number of processes at a time in addition to the init; and, of those that have ended,
+/// how many may leave outputs to others.
 const MAX_EXECS: usize = 512;
 
 /// What the host must be told.
@@ -64,8 +64,7 @@ pub(crate) struct Container {
     out_of_memory: bool,
     /// What the host must be told in the next turn.
     news: Vec<Event>,
-    /// Goes with it.
-    _place: Place,
+    place: Place,
 }
 
 /// A process and the request that waits for it.
@@ -131,7 +130,7 @@ impl Container {
             notify: None,
             out_of_memory: false,
             news: Vec::new(),
-            _place: place,
+            place,
         }
     }
 
@@ -294,6 +293,7 @@ impl Container {
             self.news.extend(cgroup.unanswered().map(answer));
         }
         hierarchy::remove(&self.directory);
+        drop(self.place);
         self.news
     }
 

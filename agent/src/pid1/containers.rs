@@ -41,7 +41,7 @@ impl Containers {
     ///
     /// # Errors
     /// The number has been used, there are too many containers, the cgroup is another container's
-    /// or no cgroup at all, or there is no process to be had.
+    /// or the hierarchy's root, or no process can be started.
     pub(crate) fn create(
         &mut self,
         number: ContainerId,

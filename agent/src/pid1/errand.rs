@@ -16,7 +16,7 @@ use super::spawn::{Inheritance, SetupFile, spawn_stage};
 use crate::error::{Error, Result};
 use crate::task::{Report, Task};
 
-/// Lists of processes at a time.
+/// Maximum number of lists of processes at a time.
 const MAX_LISTS: usize = 16;
 
 /// The answer to a request.

@@ -1,7 +1,8 @@
 //! The socket that the container tells of its readiness on, as sd_notify(3) says.
 //!
-//! What comes is read and, but for the one thing that the host wants to know, dropped, so that nobody in the container waits for a
-//! reader. Descriptors that come along (BARRIER=1) are closed by the kernel, which is what their sender waits for.
+//! What comes is read and, but for the one thing that the host wants to know, dropped, so that
+//! nobody in the container waits for a reader. Descriptors that come along (BARRIER=1) are closed
+//! by the kernel, which is what their sender waits for.
 
 use std::fs::{self, Permissions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -47,7 +48,7 @@ impl Notify {
         })
     }
 
-    /// To be watched.
+    /// The descriptor that must be watched.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

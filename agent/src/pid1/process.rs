@@ -1,4 +1,4 @@
-//! One process of the container as PID 1 sees it: the init, or one that was executed beside it.
+//! One process of the container as PID 1 sees it: the init, or one that was executed in addition to it.
 //!
 //! ```text
 //! Preparing ──Prepared, streams connected──> Ready ──release──> Released ──wire ends──> Running
@@ -198,7 +198,7 @@ impl Process {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => continue,
-                // It has died with its release unread: this is no execve (unix(7)).
+                // It has died with its release unread: this is not an execve (unix(7)).
                 Err(Errno::ECONNRESET) => {
                     self.failure.get_or_insert_with(|| died(self.exit));
                     self.wire = None;
@@ -422,7 +422,7 @@ impl Process {
     }
 }
 
-/// There is no such process any more.
+/// The process that was meant has ended, or never was.
 pub(crate) fn not_running() -> Failure {
     Error::NotRunning.failure()
 }

@@ -65,13 +65,13 @@ pub(crate) struct Stream {
     end: Option<OwnedFd>,
     connected: bool,
     /// None while splice(2) does it.
-    copy: Option<Copy>,
+    copy: Option<Copying>,
     /// Once the process has ended: the bytes that may still come from it.
     rest: Option<usize>,
 }
 
 #[derive(Default)]
-struct Copy {
+struct Copying {
     buffer: Vec<u8>,
     sent: usize,
 }
@@ -90,10 +90,10 @@ impl Stream {
         }
     }
 
-    /// Takes the terminal's master, which is no pipe and cannot be spliced.
+    /// Takes the terminal's master, which is not a pipe and cannot be spliced.
     pub(crate) fn set_terminal(&mut self, master: OwnedFd) {
         self.end = Some(master);
-        self.copy = Some(Copy::default());
+        self.copy = Some(Copying::default());
     }
 
     /// Whether the host has accepted the connection.
@@ -260,7 +260,7 @@ impl Stream {
             }
             Err(Errno::EAGAIN) => Step::SourceEmpty,
             Err(Errno::EINVAL) => {
-                self.copy = Some(Copy::default());
+                self.copy = Some(Copying::default());
                 Step::Moved
             }
             Err(_) => Step::Broken,
@@ -268,7 +268,7 @@ impl Stream {
     }
 }
 
-impl Copy {
+impl Copying {
     fn step(&mut self, source: &OwnedFd, sink: &OwnedFd, rest: &mut Option<usize>) -> Step {
         if self.sent == self.buffer.len() {
             let length = rest.map_or(BUFFER, |rest| rest.min(BUFFER));
@@ -329,7 +329,7 @@ mod tests {
     fn copying(
         mut from: (Stream, UnixStream, std::fs::File),
     ) -> (Stream, UnixStream, std::fs::File) {
-        from.0.copy = Some(Copy::default());
+        from.0.copy = Some(Copying::default());
         from
     }
 

@@ -52,7 +52,8 @@ pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<Own
     Ok(cgroup)
 }
 
-/// Changes the limits that `resources` has, and no others: all of them or, as far as the kernel takes back what it said before, none.
+/// Changes the limits that `resources` has, and no others: all of them or, as far as the kernel
+/// takes back what it said before, none.
 pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> {
     let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let checked = resources.memory().as_ref();

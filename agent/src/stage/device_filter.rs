@@ -36,8 +36,9 @@ const DEFAULTS: &[DeviceRule] = &[
     allow(CHARACTER, Some(136), None, ALL),
 ];
 
-/// The program that applies `rules` and the defaults after them. Block devices have other numbers here than on the host, which the rules
-/// have: each rule that names numbers becomes one for each of `disks` that it covers.
+/// The program that applies `rules` and the defaults after them. Block devices have other numbers
+/// here than on the host, which the rules have: each rule that names numbers becomes one for each
+/// of `disks` that it covers.
 pub(crate) fn compile(rules: &[LinuxDeviceCgroup], disks: &Disks) -> Result<Vec<Instruction>> {
     let mut all = Vec::new();
     for rule in rules {

@@ -72,7 +72,7 @@ impl Disks {
             let missing = || Error::Config(format!("the guest has no {}", disk.serial));
             for entry in fs::read_dir("/sys/block").during(|| "list /sys/block")? {
                 let directory = entry.during(|| "list /sys/block")?.path();
-                // What is no virtio-blk has none.
+                // Only virtio-blk has one.
                 let serial = fs::read_to_string(directory.join("serial")).unwrap_or_default();
                 if serial == disk.serial {
                     let text = fs::read_to_string(directory.join("dev"))

@@ -76,7 +76,7 @@ pub(super) fn set_up(join: &Join, setup: Setup, wire: &Wire) -> Result<()> {
     };
     match born(&cgroup) {
         // The container has put its init into a cgroup of its own and passes controllers on: there
-        // are no processes in between (cgroup-v2.rst). Beside the init is then the place, as runc.
+        // are no processes in between (cgroup-v2.rst). The process then starts where the init is, as with runc.
         Err(Error::Os { source, .. })
             if source.kind() == io::ErrorKind::ResourceBusy && exec.cgroup.is_empty() =>
         {

@@ -28,8 +28,8 @@ const KIND: HookKind = HookKind::StartContainer;
 /// What is kept of a hook's output, from its end, in bytes.
 const TAIL: usize = 4 << 10;
 
-/// Runs the hooks one after the other. The first that fails is the last. `env` is the program's environment, for those without one of
-/// their own, as with runc.
+/// Runs the hooks one after the other. The first that fails is the last. `env` is the program's
+/// environment, for those without one of their own, as with runc.
 pub(super) fn run(spec: &Spec, setup: &Setup, env: &[CString]) -> Result<()> {
     for (index, hook) in KIND.of(spec).iter().enumerate() {
         run_one(hook, &state(spec, setup), env)

@@ -54,8 +54,8 @@ impl Sources {
             clone_mount(&share, Path::new(path), recursive)
         };
         for path in &overlay.submounts {
-            // Mounts it, as the kernel otherwise does when somebody first goes there, and then with the attributes of the mount
-            // above. What cannot be entered is not mounted then either.
+            // Mounts it, as the kernel otherwise does when somebody first goes there, and then with
+            // the attributes of the mount above. What cannot be entered is not mounted then either.
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let _ = openat(&share, path.as_str(), flags, Mode::empty());
         }
@@ -134,8 +134,8 @@ fn one(tree: &Tree, mount: &Mount, source: Option<&OwnedFd>, index: usize) -> Re
     file_system(tree, mount, &options)
 }
 
-/// Changes what is mounted at the destination already (mount(2), MS_REMOUNT): of a bind mount the mount alone, else the file system
-/// too.
+/// Changes what is mounted at the destination already (mount(2), MS_REMOUNT): of a bind mount the
+/// mount alone, else the file system too.
 fn remount(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()> {
     let path = mount_.destination();
     let mounted = tree
@@ -235,7 +235,8 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
     propagate(&mounted, options, path)
 }
 
-/// What the kernel keeps there is where a process looks for it only if no symbolic link stands in its place, as runc has it.
+/// What the kernel keeps there is where a process looks for it only if no symbolic link stands in
+/// its place, as runc has it.
 fn ordinary(tree: &Tree, path: &Path, kind: &str) -> Result<()> {
     let found = tree
         .open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW)

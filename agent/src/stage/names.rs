@@ -1,8 +1,9 @@
-//! The name server that an engine has put into the container's network namespace on the host, at the same address in the guest: a
-//! process that passes on to the host what comes to it there.
+//! The name server that an engine has put into the container's network namespace on the host, at
+//! the same address in the guest: a process that passes on to the host what comes to it there.
 //!
-//! It knows nothing of names. Each datagram gets a connection to the host of its own, on which one comes back; each connection gets one.
-//! What nobody answers is given up after a while, and what is too much is dropped: whoever has asked asks again.
+//! It knows nothing of names. Each datagram gets a connection to the host of its own, on which one
+//! comes back; each connection gets one. What nobody answers is given up after a while, and what is
+//! too much is dropped: whoever has asked asks again.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -73,7 +74,7 @@ fn another(busy: &Arc<()>) -> Option<Arc<()>> {
     (Arc::strong_count(busy) <= NAMES_MAX).then(|| Arc::clone(busy))
 }
 
-/// Runs something in a thread; not at all where there is no memory for one.
+/// Runs something in a thread; not at all if memory for one has run out.
 fn background(work: impl FnOnce() + Send + 'static) {
     drop(thread::Builder::new().stack_size(STACK).spawn(work));
 }

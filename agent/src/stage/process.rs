@@ -151,7 +151,7 @@ fn attributes(scheduler: &Scheduler) -> Result<SchedulerAttributes> {
 }
 
 /// Becomes what the process is to be, short of executing its program: waits for the agent's word.
-/// `/` is already the container's root, and `extra` is the number of descriptors beside the standard
+/// `/` is already the container's root, and `extra` is the number of descriptors in addition to the standard
 /// streams. Returns the filter that is still to be loaded, too.
 pub(super) fn assume<'a>(
     process: &Process,
@@ -257,8 +257,8 @@ pub(crate) fn become_user(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a working directory that is not below `/`: a path through `/proc` can lead to what this process still has open of the
-/// guest's own files.
+/// Refuses a working directory that is not below `/`: a path through `/proc` can lead to what this
+/// process still has open of the guest's own files.
 fn stay_inside(cwd: &Path) -> Result<()> {
     // getcwd(3): an error unless the path the kernel gives is absolute.
     match std::env::current_dir() {
@@ -279,7 +279,7 @@ fn set_user(process: &Process) -> Result<()> {
         .chain(groups)
         .any(|id| id == NO_ID)
     {
-        return Err(Error::Config(format!("process.user: {NO_ID} is no id")));
+        return Err(Error::Config(format!("process.user: {NO_ID} is not an id")));
     }
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
     let groups: Vec<Gid> = user
@@ -440,7 +440,8 @@ fn look_up(name: &str, path: &str) -> Result<PathBuf> {
 
 /// Whether a file can be executed, else why not.
 fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
-    // Not of std, which takes statx(2) for allowed once it was; the filter may be loaded by now, and older than that call.
+    // Not of std, which takes statx(2) for allowed once it was; the filter may be loaded by now,
+    // and older than that call.
     let mode = stat(path)
         .map_err(|errno| {
             let error = io::Error::from(errno);
@@ -454,7 +455,8 @@ fn executable(path: &Path) -> std::result::Result<(), (io::Error, String)> {
         (error, text)
     };
     if mode & libc::S_IFMT == libc::S_IFDIR {
-        // Clients know a program that cannot be executed, exit code 126, by the text of the error that execve(2) has for a directory.
+        // Clients know a program that cannot be executed, exit code 126, by the text of the error
+        // that execve(2) has for a directory.
         let (error, text) = refuse(libc::EACCES);
         return Err((error, format!("is a directory: {text}")));
     }

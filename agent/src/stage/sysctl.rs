@@ -1,7 +1,8 @@
 //! `linux.sysctl`: parameters of the guest's kernel.
 //!
-//! Those of a namespace are set from inside of it. All others belong to the guest as a whole, and so to every container of the machine;
-//! they are set by the stage, as a user namespace has no right to.
+//! Those of a namespace are set from inside of it. All others belong to the guest as a whole, and
+//! so to every container of the machine; they are set by the stage, as a user namespace has no
+//! right to.
 
 use std::fs;
 use std::path::Path;

@@ -13,7 +13,7 @@ use crate::error::{During, Error, Result};
 use crate::hierarchy;
 use crate::task::{Report, Update};
 
-/// The most of `/proc/<pid>/stat`, `status` and `cmdline` that is reported, in bytes.
+/// Maximum length of `/proc/<pid>/stat`, `status` and `cmdline` that is reported, in bytes.
 const MAX_PROC: [u64; 3] = [4 << 10, 8 << 10, 4 << 10];
 
 /// Changes the limits that are named, all or none.

@@ -110,7 +110,8 @@ impl Tree {
         let parent = self.open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         match kind {
             Kind::Directory => mkdirat(&parent, name, Mode::from_bits_retain(0o755)),
-            // Without opening it: what has been open for writing keeps the host from making the root read-only for a moment.
+            // Without opening it: what has been open for writing keeps the host from making the
+            // root read-only for a moment.
             Kind::File => mknodat(
                 &parent,
                 name,
