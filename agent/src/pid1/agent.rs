@@ -81,7 +81,7 @@ impl Agent {
     /// Moves what can be moved, then tells the host what has come of it. Returns whether there is
     /// more to move at once.
     fn pump(&mut self) -> Result<bool> {
-        if self.booted.control.is_idle()
+        while self.booted.control.is_idle()
             && let Some(container) = self.containers.take_out_of_memory()
         {
             self.tell(container, Event::OutOfMemory)?;
