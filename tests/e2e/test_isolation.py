@@ -19,7 +19,10 @@ def ways_out(pid):
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
         link = f"/proc/{pid}/fd/{name}"
-        if not stat.S_ISDIR(os.stat(link).st_mode):
+        try:
+            if not stat.S_ISDIR(os.stat(link).st_mode):
+                continue
+        except FileNotFoundError:  # the one that the list was read from, in a process that looks at itself
             continue
         mount = next(line.split()[1] for line in pathlib.Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
                      if line.startswith("mnt_id:"))
