@@ -8,8 +8,6 @@ AGENT_TARGET := x86_64-unknown-linux-gnu
 AGENT := target/$(AGENT_TARGET)/release/agent
 LAB := tests/lab/lab
 REPORTS := target/reports
-# 1: lint fails for circles of imports, files and functions that are too long; otherwise it reports them.
-STRUCTURE :=
 # What `make bench` measures: the usual subjects, or these of tests/bench/bench.py.
 BENCH :=
 # More runtimes for it, and more virtual machine monitors (tests/bench/vmms.py), each as NAME=PATH.
@@ -88,11 +86,12 @@ profile: build  ## Where the instructions of a start go, by function
 		/usr/bin/python3 -B tests/bench/profile.py run $(CURDIR)/$(REPORTS) "$$rootfs" target/release/chiton; \
 	/usr/bin/python3 -B tests/bench/profile.py show $(REPORTS) "$$map" target/release/chiton $(AGENT)
 
-lint: tools
-	tests/structure $(if $(STRUCTURE),,--report)
+lint: tools  ## Imports without circles, files and functions of a readable length, format, lints, licences
+	tests/structure
+	tests/deny
 	cargo fmt --all --check
 	if cargo clippy --version >/dev/null 2>&1; then \
-		cargo clippy --locked --workspace --all-targets -- -D warnings $(if $(STRUCTURE),-D clippy::too_many_lines); \
+		cargo clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: this toolchain has no clippy; formatting only'; fi
 
 lab:  ## A shell where KVM works
