@@ -12,6 +12,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::{c_int, c_long, pid_t};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::process::{Pid, PidfdFlags};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+use rustix::thread::{self, CapabilitySet};
 use specification::mount::Change;
 
 fn check(result: c_long) -> io::Result<c_long> {
@@ -52,10 +57,7 @@ pub(crate) fn received(fd: RawFd) -> OwnedFd {
 
 /// A close-on-exec copy of a descriptor whose number is `least` or more.
 pub(crate) fn duplicate_above(fd: impl AsFd, least: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_DUPFD_CLOEXEC touches no memory.
-    own(c_long::from(unsafe {
-        libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least)
-    }))
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, least)?)
 }
 
 /// Makes `number`, which is nobody's or free, a close-on-exec copy of `fd` that stays open for as
@@ -167,31 +169,20 @@ pub(crate) fn kill(pid: pid_t, signal: c_int) -> io::Result<()> {
 
 /// pidfd_open(2): a descriptor that is readable once the process has ended.
 pub(crate) fn pidfd_open(pid: pid_t) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// open_tree(2).
 pub(crate) fn open_tree(dir: impl AsFd, path: &CStr, flags: u32) -> io::Result<OwnedFd> {
-    let flags = flags | libc::OPEN_TREE_CLOEXEC;
-    // SAFETY: `path` is NUL-terminated and outlives the call.
-    own(unsafe {
-        libc::syscall(
-            libc::SYS_open_tree,
-            dir.as_fd().as_raw_fd(),
-            path.as_ptr(),
-            flags,
-        )
-    })
+    let flags = OpenTreeFlags::from_bits_retain(flags) | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(rustix::mount::open_tree(dir, path, flags)?)
 }
 
 /// move_mount(2): attaches the mount `from` on top of `onto`, both by descriptor alone.
 pub(crate) fn attach(from: impl AsFd, onto: impl AsFd) -> io::Result<()> {
-    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-    let (from, onto) = (from.as_fd().as_raw_fd(), onto.as_fd().as_raw_fd());
-    let empty = c"".as_ptr();
-    // SAFETY: both paths are static empty strings.
-    int(unsafe { libc::syscall(libc::SYS_move_mount, from, empty, onto, empty, flags) }).map(drop)
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(from, c"", onto, c"", flags)?)
 }
 
 /// The change that mount_setattr(2) makes: MOUNT_ATTR_* bits and one MS_* propagation type.
@@ -265,40 +256,25 @@ fn c_short_flags(flags: c_int) -> libc::c_short {
 
 /// A terminal pair: unlocks the slave of `master` and opens it.
 pub(crate) fn open_slave(master: impl AsFd) -> io::Result<OwnedFd> {
-    let master = master.as_fd().as_raw_fd();
-    let unlocked: c_int = 0;
-    // SAFETY: TIOCSPTLCK reads an int, which outlives the call.
-    int(c_long::from(unsafe {
-        libc::ioctl(master, libc::TIOCSPTLCK, &raw const unlocked)
-    }))?;
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: TIOCGPTPEER takes open flags by value.
-    own(c_long::from(unsafe {
-        libc::ioctl(master, libc::TIOCGPTPEER, flags)
-    }))
+    rustix::pty::unlockpt(&master)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    Ok(rustix::pty::ioctl_tiocgptpeer(master, flags)?)
 }
 
 /// Sets the size of a terminal, in characters.
 pub(crate) fn set_window_size(terminal: impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
-    let size = libc::winsize {
+    let size = Winsize {
         ws_row: rows,
         ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    let terminal = terminal.as_fd().as_raw_fd();
-    // SAFETY: TIOCSWINSZ reads a winsize, which outlives the call.
-    int(c_long::from(unsafe {
-        libc::ioctl(terminal, libc::TIOCSWINSZ, &raw const size)
-    }))
-    .map(drop)
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
 /// Makes `terminal` the controlling terminal of the calling session leader.
 pub(crate) fn set_controlling_terminal(terminal: impl AsFd) -> io::Result<()> {
-    // SAFETY: TIOCSCTTY takes an int by value: 0, do not steal.
-    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) };
-    int(c_long::from(result)).map(drop)
+    Ok(rustix::process::ioctl_tiocsctty(terminal)?)
 }
 
 /// Sets how long an attempt to connect a vsock socket may take (SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h).
@@ -326,10 +302,7 @@ pub(crate) fn set_connect_timeout(socket: impl AsFd, limit: Duration) -> io::Res
 
 /// Bytes that wait in a pipe.
 pub(crate) fn pipe_level(pipe: impl AsFd) -> io::Result<usize> {
-    let mut level: c_int = 0;
-    // SAFETY: FIONREAD writes an int, which outlives the call.
-    let result = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut level) };
-    int(c_long::from(result))?;
+    let level = rustix::io::ioctl_fionread(pipe)?;
     Ok(usize::try_from(level).unwrap_or(0))
 }
 
@@ -337,12 +310,12 @@ pub(crate) fn pipe_level(pipe: impl AsFd) -> io::Result<usize> {
 /// own.
 pub(crate) fn replace_stdio(fd: impl AsFd, number: RawFd) -> io::Result<()> {
     debug_assert!((0..=2).contains(&number));
-    // SAFETY: replacing what a standard descriptor refers to breaks no ownership: no OwnedFd of
-    // this process holds 0, 1 or 2.
-    int(c_long::from(unsafe {
-        libc::dup2(fd.as_fd().as_raw_fd(), number)
-    }))
-    .map(drop)
+    let replaced = match number {
+        0 => rustix::stdio::dup2_stdin(fd),
+        1 => rustix::stdio::dup2_stdout(fd),
+        _ => rustix::stdio::dup2_stderr(fd),
+    };
+    Ok(replaced?)
 }
 
 /// Marks every descriptor above the standard ones close-on-exec.
@@ -380,63 +353,42 @@ pub(crate) struct CapabilitySets {
     pub(crate) inheritable: u64,
 }
 
-/// capset(2), version 3 (linux/capability.h).
+/// capset(2).
 pub(crate) fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: c_int,
-    }
-    #[repr(C)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    /// _LINUX_CAPABILITY_VERSION_3 of linux/capability.h.
-    const VERSION: u32 = 0x2008_0522;
-    let half = |mask: u64, shift: u32| u32::try_from((mask >> shift) & 0xffff_ffff).unwrap_or(0);
-    let header = Header {
-        version: VERSION,
-        pid: 0,
+    let sets = thread::CapabilitySets {
+        effective: CapabilitySet::from_bits_retain(sets.effective),
+        permitted: CapabilitySet::from_bits_retain(sets.permitted),
+        inheritable: CapabilitySet::from_bits_retain(sets.inheritable),
     };
-    let data = [0, 32].map(|shift| Data {
-        effective: half(sets.effective, shift),
-        permitted: half(sets.permitted, shift),
-        inheritable: half(sets.inheritable, shift),
-    });
-    // SAFETY: version 3 reads one header and two data elements, all of which outlive the call.
-    int(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+    Ok(thread::set_capabilities(None, sets)?)
 }
 
-/// prctl(2) with integers only; the operations used here take no pointers.
-fn prctl(operation: c_int, arguments: [u64; 2]) -> io::Result<c_int> {
-    let [first, second] = arguments;
-    // SAFETY: the callers below pass operations whose arguments are integers.
-    int(c_long::from(unsafe {
-        libc::prctl(operation, first, second, 0_u64, 0_u64)
-    }))
+/// The set of one capability. A number that no capability can have is the empty set, which the calls below refuse with
+/// EINVAL.
+fn only(capability: u8) -> CapabilitySet {
+    CapabilitySet::from_bits_retain(1_u64.checked_shl(capability.into()).unwrap_or(0))
 }
 
 /// Removes a capability from the bounding set. False when the kernel does not know it.
 pub(crate) fn drop_bounding(capability: u8) -> io::Result<bool> {
-    match prctl(libc::PR_CAPBSET_DROP, [u64::from(capability), 0]) {
-        Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(error) => Err(error),
+    match thread::remove_capability_from_bounding_set(only(capability)) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Empties the ambient set.
 pub(crate) fn clear_ambient() -> io::Result<()> {
-    let operation = u64::from(libc::PR_CAP_AMBIENT_CLEAR_ALL.cast_unsigned());
-    prctl(libc::PR_CAP_AMBIENT, [operation, 0]).map(drop)
+    Ok(thread::clear_ambient_capability_set()?)
 }
 
 /// Adds a capability to the ambient set.
 pub(crate) fn raise_ambient(capability: u8) -> io::Result<()> {
-    let operation = u64::from(libc::PR_CAP_AMBIENT_RAISE.cast_unsigned());
-    prctl(libc::PR_CAP_AMBIENT, [operation, u64::from(capability)]).map(drop)
+    Ok(thread::configure_capability_in_ambient_set(
+        only(capability),
+        true,
+    )?)
 }
 
 /// personality(2).
