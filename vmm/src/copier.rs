@@ -7,7 +7,7 @@ use vm_memory::VolatileSlice;
 use crate::sys;
 use crate::window::Window;
 
-/// Most bytes of the window that one chain of descriptors names: more than any request of Linux is long.
+/// Maximum number of bytes of the window that one chain of descriptors names: more than any request of Linux is long.
 const MOST: usize = 4 << 20;
 
 /// A part of the window that a chain names.

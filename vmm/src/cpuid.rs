@@ -7,7 +7,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
-/// Most entries KVM takes (Linux arch/x86/include/asm/kvm_host.h, `KVM_MAX_CPUID_ENTRIES`).
+/// Maximum number of entries KVM takes (Linux arch/x86/include/asm/kvm_host.h, `KVM_MAX_CPUID_ENTRIES`).
 const MAX_ENTRIES: usize = 256;
 
 /// Physical address bits of a processor that does not say (Intel SDM: 36 where leaf 0x80000008 is missing).

@@ -9,7 +9,7 @@
 //! A kick is a signal ([`sys::kick`]) that is blocked in vCPU threads except within `KVM_RUN`. The kernel changes the
 //! mask together with its look at pending signals, so a kick that comes a moment before `KVM_RUN` ends it as one that
 //! comes within, and no flag need be looked at on the way into the guest. As no thread ever runs a handler, the same
-//! signal sent to the whole process still is for whoever reads it, by signalfd say.
+//! signal sent to the whole process still is for whoever reads it, by signalfd for example.
 //!
 //! Invariants: when [`Gate::close`] returns true no thread is inside, and none gets inside until [`Gate::open`]; a
 //! thread takes as many kicks as were meant for it, and only when the gate is open, which is after they were sent.
@@ -88,7 +88,7 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// Waits until the gate is open. To be called by the thread itself, when it starts and when it was interrupted.
+    /// Waits until the gate is open. Must be called by the thread itself, when it starts and when it was interrupted.
     /// Returns whether the gate was closed since the last call.
     pub(crate) fn wait(&mut self) -> bool {
         let mut state = self.gate.lock();

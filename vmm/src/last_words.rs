@@ -15,7 +15,7 @@ const SIGNATURE: u32 = 0x4347_4244;
 /// Bytes before the data.
 const HEADER: usize = 12;
 
-/// Most bytes of log that are kept: the end of it tells why the guest died.
+/// Maximum number of bytes of log that are kept: the end of it tells why the guest died.
 const LIMIT: usize = 8 << 10;
 
 /// Reads the tail of the guest's log. Empty when the guest has written none or has damaged the ring.

@@ -72,7 +72,7 @@ pub(crate) const TSS: u64 = 0xfffb_d000;
 /// second serial port.
 pub(crate) const FIRST_GSI: u32 = 4;
 
-/// Most vCPUs: 8-bit APIC ids, 255 is the broadcast id and one id is the IO-APIC's.
+/// Maximum number of vCPUs: 8-bit APIC ids, 255 is the broadcast id and one id is the IO-APIC's.
 pub(crate) const MAX_VCPUS: u8 = 254;
 
 /// Maximum number of network slots and disks together: the devices' interrupts are below 16, those of an ISA bus.

@@ -134,7 +134,7 @@ pub(crate) fn read_own(address: usize, to: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The suberror of a `KVM_EXIT_INTERNAL_ERROR`. To be called directly after that exit.
+/// The suberror of a `KVM_EXIT_INTERNAL_ERROR`. Must be called directly after that exit.
 pub(crate) fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: all members of the union are plain integers, so that any bytes in it are a valid value.
     unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }

@@ -26,7 +26,7 @@ const LEAST: u64 = 4 << 20;
 /// How files are opened to be mapped.
 const OPEN: i32 = libc::O_RDONLY | libc::O_NOCTTY;
 
-/// Most mappings that one REMOVEMAPPING names: `FUSE_REMOVEMAPPING_MAX_ENTRY` (`linux/fuse.h`).
+/// Maximum number of mappings that one REMOVEMAPPING names: `FUSE_REMOVEMAPPING_MAX_ENTRY` (`linux/fuse.h`).
 const MOST_REMOVED: u32 = 4096 / 16;
 
 impl Server {

@@ -114,7 +114,7 @@ impl Server {
     /// Serves one request. `request`: the readable buffers of the chain, `reply`: the writable ones.
     /// Returns the number of bytes written to `reply`; 0 means that there is no reply.
     ///
-    /// To be called by threads that have called [`crate::enter_worker_thread`]; in others every request
+    /// Must be called by threads that have called [`crate::enter_worker_thread`]; in others every request
     /// fails with EIO.
     pub fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
         let mut reader = Reader::new(request);

@@ -47,7 +47,7 @@ thread_local! {
 /// Makes the calling thread one that may call [`crate::Server::serve`]: a working directory and
 /// umask of its own (umask 0), and no capability but those that serving needs.
 ///
-/// To be called once at the start of every such thread, after the process has been jailed:
+/// Must be called once at the start of every such thread, after the process has been jailed:
 /// credentials belong to threads, so a thread made earlier keeps what the jail has dropped.
 ///
 /// # Errors

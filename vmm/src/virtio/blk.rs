@@ -25,7 +25,7 @@ use crate::sys::{self, Incoming, Outgoing};
 /// A request takes a descriptor for its header, one for its status, and the rest for data.
 const QUEUE_SIZES: [u16; 1] = [128];
 
-/// Most descriptors for the data of a request.
+/// Maximum number of descriptors for the data of a request.
 const SEGMENTS: u32 = 126;
 
 /// The unit of positions and lengths (virtio 1.2, section 5.2.6), bytes.

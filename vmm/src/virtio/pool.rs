@@ -26,7 +26,7 @@ use crate::address_space::AddressSpace;
 use crate::copier::Copier;
 use crate::fault::Fault;
 
-/// Most worker threads.
+/// Maximum number of worker threads.
 pub(crate) const MAX_WORKERS: usize = 4;
 
 /// Stack of a worker thread, bytes.

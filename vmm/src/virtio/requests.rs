@@ -25,7 +25,7 @@ pub(crate) trait Requests: Send {
     const QUEUE_SIZES: &'static [u16];
     /// The queue that requests come by. Nothing is taken from the others.
     const QUEUE: usize;
-    /// Most requests before the event loop sees to its other work.
+    /// Maximum number of requests before the event loop sees to its other work.
     const BATCH: usize;
 
     /// Serves a request; how many bytes it has written.
@@ -94,7 +94,7 @@ impl<R: Requests> VirtioDevice for Front<R> {
 }
 
 impl<R: Requests> Work<R> {
-    /// Serves a batch of requests. To be called when the queue's event is raised; raises it again when more are left.
+    /// Serves a batch of requests. Must be called when the queue's event is raised; raises it again when more are left.
     pub(crate) fn process(&self) {
         let mut slot = lock(&self.0);
         if let Some(active) = slot.as_mut()

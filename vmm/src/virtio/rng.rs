@@ -8,7 +8,7 @@ use super::chain::Buffers;
 use super::requests::Requests;
 use crate::sys;
 
-/// Most bytes for one request; the driver asks again for more.
+/// Maximum number of bytes for one request; the driver asks again for more.
 const REQUEST_LIMIT: usize = 256;
 
 /// The device.

@@ -118,12 +118,12 @@ impl Net {
         (NetFront::new(mac, Arc::clone(&state)), Net(state))
     }
 
-    /// To be called when one of the queues' events is raised.
+    /// Must be called when one of the queues' events is raised.
     pub(crate) fn kicked(&self) {
         lock(&self.0).turn(true);
     }
 
-    /// To be called when the tap has an event.
+    /// Must be called when the tap has an event.
     pub(crate) fn tap_ready(&self) {
         let mut state = lock(&self.0);
         let packets_wait = !state.tap.writable;
@@ -131,7 +131,7 @@ impl Net {
         state.turn(packets_wait);
     }
 
-    /// Sends what the tx queue holds. To be called when the guest has ended.
+    /// Sends what the tx queue holds. Must be called when the guest has ended.
     pub(crate) fn drain(&self) {
         for _ in 0..usize::from(QUEUE_SIZES[1]).div_ceil(tx::BATCH) {
             self.kicked();

@@ -18,14 +18,15 @@ use super::{Broken, HEADER, PACKET_MAX, Tap};
 use crate::copier::Copier;
 use crate::sys::Incoming;
 
-/// Most chains looked at in a turn, but for those of the last packet.
+/// Maximum number of chains looked at in a turn, but for those of the last packet.
 pub(super) const BATCH: usize = 128;
 
-/// Most chains for a packet. Linux gives buffers of at least 1526 bytes: 43 of them hold the longest packet.
+/// Maximum number of chains for a packet. Linux gives buffers of at least 1526 bytes: 43 of them hold the longest
+/// packet.
 pub(super) const MAX_CHAINS: usize = 64;
 
-/// Most pieces to which another chain is added. A chain has no more than 256, and readv(2) takes 1024 (`UIO_MAXIOV` in
-/// linux/uio.h).
+/// Maximum number of pieces to which another chain is added. A chain has no more than 256, and readv(2) takes 1024
+/// (`UIO_MAXIOV` in linux/uio.h).
 const MAX_PIECES: usize = 767;
 
 /// Where `num_buffers` is in the header.
@@ -34,7 +35,7 @@ const NUM_BUFFERS: usize = 10;
 /// The rx queue.
 pub(super) struct Rx {
     queue: Queue,
-    /// Most chains for a packet: more than one if the driver takes mergeable buffers.
+    /// Maximum number of chains for a packet: more than one if the driver takes mergeable buffers.
     max_chains: usize,
     /// Holds the part of a packet behind the chains it was read into, at the offset it has in the packet; or a packet
     /// as a whole.

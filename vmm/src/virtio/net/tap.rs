@@ -63,7 +63,7 @@ impl Tap {
 
     /// Reads a packet and returns its length; 0 if there is none.
     pub(super) fn read(&mut self, to: &Incoming<'_>) -> usize {
-        // A tap that fails has been deleted, say: should it come back, that is an event.
+        // A tap that fails may have been deleted: should it come back, that is an event.
         let length = read(self.fd.as_fd(), to).unwrap_or(0);
         self.readable = length > 0;
         length

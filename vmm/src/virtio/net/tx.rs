@@ -8,7 +8,7 @@ use super::{Broken, HEADER, PACKET_MAX, Tap};
 use crate::copier::Copier;
 use crate::sys::Outgoing;
 
-/// Most packets in a turn.
+/// Maximum number of packets in a turn.
 pub(super) const BATCH: usize = 64;
 
 /// The tx queue.
