@@ -363,7 +363,7 @@ mod tests {
             }
         });
         assert!(unanswered(ask(limit)), "it says little");
-        let (_dir, ask) = machine(|stream| drop(stream));
+        let (_dir, ask) = machine(drop);
         assert!(matches!(ask(limit), Err(Error::NotRunning)));
         let (_dir, ask) = machine(|stream| {
             protocol::write(&mut &stream, &ControlReply::Done).unwrap();

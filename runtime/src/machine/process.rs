@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use protocol::{CONTROL_PORTS, Create, Setup};
+use protocol::{CONTROL_PORTS, Create, Extra, Setup, Stdio};
 use vmm::vsock::Key;
 use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
 
@@ -162,24 +162,11 @@ fn prepare(
     sync: &SyncSocket,
 ) -> Result<(Parts, Container), Error> {
     let signals = leave_the_caller()?;
-    if let Some(score) = launch.oom_score_adj {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
-    }
-    // All that this process and its threads take from here on, guest RAM included.
-    if let Some(policy) = &launch.memory_policy {
-        sys::set_memory_policy(policy).doing("set linux.memoryPolicy")?;
-    }
-    if let Some(terminal) = &launch.terminal {
-        rustix::process::ioctl_tiocsctty(terminal).doing("take the terminal")?;
-    }
-    let terminal = launch
-        .terminal
-        .as_ref()
-        .map(OwnedFd::try_clone)
-        .transpose()
-        .doing("duplicate the terminal")?;
-    let streams = streams::of_launch(launch.terminal, devices.null)?;
-    let preserved = launch.preserved.into_iter();
+    take_properties(&launch)?;
+    let terminal = launch.terminal.as_ref().map(OwnedFd::try_clone);
+    let terminal = terminal.transpose().doing("duplicate the terminal")?;
+    let streams = streams::of_launch(launch.terminal.take(), devices.null)?;
+    let preserved = std::mem::take(&mut launch.preserved).into_iter();
     let preserved = preserved
         .map(|preserved| streams::extra(preserved.fd, preserved.direction, false))
         .collect::<Result<Vec<_>, _>>()?;
@@ -231,27 +218,6 @@ fn prepare(
     }
     jail::drop_privileges()?;
     machine.start()?;
-    let setup = Setup {
-        id: launch.id.to_owned(),
-        bundle: launch.bundle.to_owned(),
-        overlay: launch.overlay,
-        config: launch.config.as_bytes().to_vec(),
-    };
-    let setup = setup.encode().map_err(io::Error::other);
-    let create = Create {
-        cgroup: launch.guest_cgroup,
-        own_pids: launch.own_pids,
-        terminal: terminal.is_some(),
-        notify: launch.notify,
-        stdio,
-        extra,
-        setup: setup.doing("describe the container")?,
-    };
-    let its_files = container::Files {
-        journal: files.journal,
-        bundle: files.bundle,
-        terminal,
-    };
     let parts = Parts {
         machine,
         agent,
@@ -263,9 +229,55 @@ fn prepare(
             set_up,
             ..Timeline::default()
         },
-        timeline_file: launch.timeline,
+        timeline_file: launch.timeline.take(),
+    };
+    let create = create(launch, terminal.is_some(), stdio, extra)?;
+    let its_files = container::Files {
+        journal: files.journal,
+        bundle: files.bundle,
+        terminal,
     };
     Ok((parts, Container::new(create, its_files)))
+}
+
+/// Gives this process what the configuration and the caller say of it.
+fn take_properties(launch: &Launch<'_>) -> Result<(), SystemError> {
+    if let Some(score) = launch.oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
+    }
+    // All that this process and its threads take from here on, guest RAM included.
+    if let Some(policy) = &launch.memory_policy {
+        sys::set_memory_policy(policy).doing("set linux.memoryPolicy")?;
+    }
+    if let Some(terminal) = &launch.terminal {
+        rustix::process::ioctl_tiocsctty(terminal).doing("take the terminal")?;
+    }
+    Ok(())
+}
+
+/// What the agent is told of the container.
+fn create(
+    launch: Launch<'_>,
+    terminal: bool,
+    stdio: Stdio,
+    extra: Vec<Extra>,
+) -> Result<Create, SystemError> {
+    let setup = Setup {
+        id: launch.id.to_owned(),
+        bundle: launch.bundle.to_owned(),
+        overlay: launch.overlay,
+        config: launch.config.as_bytes().to_vec(),
+    };
+    let setup = setup.encode().map_err(io::Error::other);
+    Ok(Create {
+        cgroup: launch.guest_cgroup,
+        own_pids: launch.own_pids,
+        terminal,
+        notify: launch.notify,
+        stdio,
+        extra,
+        setup: setup.doing("describe the container")?,
+    })
 }
 
 /// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not
