@@ -21,7 +21,8 @@ _numbers = itertools.count()
 BINARIES = {"chiton": os.environ["CHITON"], "runc": "/usr/sbin/runc"}
 
 # The files that take longest: where several labs share the tests, these are taken first, so that no lab ends long before another.
-LONG = ()
+LONG = ("test_docker", "test_podman", "test_exec", "test_network", "test_conmon", "test_adversarial", "test_crashes", "test_mounts",
+        "test_volumes", "test_verbs", "test_terminals", "test_seccomp", "test_resources", "test_containerd", "test_cri")
 
 
 def pytest_collection_modifyitems(items):
