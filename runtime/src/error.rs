@@ -14,6 +14,17 @@ pub(crate) struct SystemError {
     pub(crate) source: io::Error,
 }
 
+/// The error and its sources in one line.
+pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
 /// Adds what was being done to a system call's error.
 pub(crate) trait Doing<T>: Sized {
     /// Adds a text that is made when it is needed.

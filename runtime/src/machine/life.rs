@@ -28,13 +28,15 @@ use super::container::{Container, Phase};
 use super::error::Error;
 use super::execs::{Executed, Target};
 use super::log::Log;
-use super::process::{MACHINE_LOST, give_up, one_line};
-use super::requests::{answer, exec_failure, failed, start_failure};
-use super::sync::{FromMachine, SyncSocket, ToMachine};
+use super::replies::{answer, exec_failure, failed, start_failure};
+use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now, placed};
 use crate::control::ControlReply;
-use crate::error::Doing;
+use crate::error::{Doing, one_line};
 use crate::{guest, sys};
+
+/// Exit code of a container whose machine ended before it.
+const MACHINE_LOST: u8 = 255;
 
 /// Maximum number of requests that the agent has not answered.
 const REQUESTS_MAX: usize = 1024;

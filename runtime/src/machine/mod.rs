@@ -25,6 +25,7 @@ mod log;
 mod mountinfo;
 mod names;
 mod process;
+mod replies;
 mod requests;
 mod share;
 mod spawn;

@@ -19,18 +19,15 @@ use super::container::{self, Container};
 use super::launch::{Devices, Launch};
 use super::life::{Life, Parts};
 use super::log::Log;
-use super::sync::{FromMachine, SyncSocket, ToMachine};
+use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now};
 use super::{disk, jail, streams};
-use crate::error::{Doing, SystemError};
+use crate::error::{Doing, SystemError, one_line};
 use crate::state::Journal;
 use crate::{control, guest, sys};
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
 const FS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Exit code of a container whose machine ended before it.
-pub(super) const MACHINE_LOST: u8 = 255;
 
 // What the agent and the devices must agree upon, without a crate that both could have it from.
 const _: () = assert!(protocol::BALLOON_DEVICE == vmm::BALLOON);
@@ -134,24 +131,6 @@ fn close_the_callers_descriptors(
     // dropped here; of the launch, the devices and the files only the descriptors kept are used: `launch.state_dir` is
     // not, from here on.
     unsafe { sys::close_all_but(&keep) }
-}
-
-/// The error and its sources in one line.
-pub(super) fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
-/// Tells the verb why there will be no container, and ends.
-pub(super) fn give_up(sync: &SyncSocket, reason: String) -> ! {
-    // When the verb is gone, nobody is left to be told.
-    let _ = sync.send(&FromMachine::Failed(reason));
-    sys::exit_now(1)
 }
 
 /// Into the jail and up to the first KVM_RUN.

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::sys;
+
 /// Machine process to verb.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromMachine {
@@ -54,4 +56,11 @@ impl AsFd for SyncSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Tells the verb why there will be no container, and ends.
+pub(super) fn give_up(sync: &SyncSocket, reason: String) -> ! {
+    // When the verb is gone, nobody is left to be told.
+    let _ = sync.send(&FromMachine::Failed(reason));
+    sys::exit_now(1)
 }
