@@ -224,7 +224,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     let hidden = path.with_file_name(hidden);
-    let result = File::create(&hidden)
+    let result = create_new(&hidden)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| fs::rename(&hidden, path));
     if result.is_err() {
@@ -233,10 +233,40 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     result
 }
 
+/// Makes a file that was not there. The directory may be others' as well, so what has the name is taken away and never
+/// followed or written to: what a writer that was killed has left, or a link that leads elsewhere.
+fn create_new(path: &Path) -> io::Result<File> {
+    match File::create_new(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::state::Identity;
+
+    #[test]
+    fn a_link_in_the_hidden_files_place_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let [target, victim, hidden] = ["pid", "victim", ".pid"].map(|name| dir.path().join(name));
+        fs::write(&victim, "precious").unwrap();
+        for _ in 0..2 {
+            std::os::unix::fs::symlink(&victim, &hidden).unwrap();
+            write_atomically(&target, b"7").unwrap();
+            assert_eq!(fs::read(&victim).unwrap(), b"precious");
+            assert_eq!(fs::read(&target).unwrap(), b"7");
+            assert!(fs::symlink_metadata(&target).unwrap().is_file());
+            assert!(!hidden.exists());
+        }
+        fs::write(&hidden, "of one that was killed").unwrap();
+        write_atomically(&target, b"8").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"8");
+    }
 
     fn make(root: &Path, id: &str) -> StateDir {
         StateDir::create(root, &id.parse().unwrap()).unwrap()
