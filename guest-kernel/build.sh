@@ -24,8 +24,8 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cache=${CHITON_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/chiton}/kernel
 work=
 
-# A changed patch or option recompiles only what it touches. The build's directory is a new one each time, and no
-# object depends on it.
+# For what is compiled again from the same text: the objects of another version's tree, of one that is gone, and of files that
+# a patch touches as it did before.
 export CCACHE_DIR=${cache%/kernel}/ccache CCACHE_MAXSIZE=2G CCACHE_COMPILERCHECK=content CCACHE_NOHASHDIR=1
 
 say() { printf 'guest-kernel: %s\n' "$*" >&2; }
@@ -104,6 +104,7 @@ verify_config() {
     [[ -z $lacking ]] || die "the final .config does not hold: ${lacking//$'\n'/, }"
 }
 
+# Leaves the source in $2.
 fetch_source() {
     say "fetching $PACKAGE $1"
     (
@@ -112,31 +113,56 @@ fetch_source() {
         # could not write there; apt would do the same and warn.
         apt-get -q -o APT::Sandbox::User="$(id -un)" download "$PACKAGE=$1" >&2
         dpkg -x ./*.deb deb
-        mkdir src
+        mkdir "$2"
         # The kernel's build reads nothing of these.
-        tar -xf "deb/usr/src/$PACKAGE.tar.xz" -C src --strip-components=1 \
+        tar -xf "deb/usr/src/$PACKAGE.tar.xz" -C "$2" --strip-components=1 \
             --exclude='*/Documentation/*/*' --exclude='*/tools/testing/*' \
             --exclude='*/drivers/gpu/drm/amd/include/*' --exclude='*/arch/[!x]*/boot/*'
         rm -rf deb ./*.deb
     )
 }
 
-build() {
-    cd "$work/src"
-    local each
+# Goes to the patched source. The tree of a variant's last build stays in the cache, with its objects: the kernel's own build
+# knows which of them an option or a file that has changed concerns. A tree without the stamp `built` is of a build that failed.
+enter_tree() {
+    local tree=$cache/tree-$2 each
+    exec {lock}>"$tree.lock"
+    flock "$lock"
+    if [[ $(cat "$tree/built" 2>/dev/null) = "$1" ]]; then
+        rm "$tree/built"
+        cd "$tree/src"
+        ! diff -r "$tree/patches" "$here/patches" >/dev/null || return 0
+        say 'exchanging the patches'
+        for each in $(printf '%s\n' "$tree"/patches/*.patch | sort -r); do
+            patch -s -R -p1 <"$each" >&2 || die "$each cannot be taken back; the next build starts with a fresh source"
+        done
+    else
+        rm -rf "$tree"
+        mkdir "$tree"
+        fetch_source "$1" "$tree/src"
+        cd "$tree/src"
+    fi
     for each in "$here"/patches/*.patch; do
         patch -s -p1 <"$each" >&2 || die "$each does not apply to this version of the kernel"
     done
-    fragments "$1" >wanted.config
-    say "configuring ($1)"
+    rm -rf "$tree/patches"
+    cp -r "$here/patches" "$tree/patches"
+}
+
+build() {
+    enter_tree "$1" "$2"
+    fragments "$2" >wanted.config
+    say "configuring ($2)"
     make -s ARCH=x86_64 CC='ccache gcc' HOSTCC='ccache gcc' KCONFIG_ALLCONFIG=wanted.config allnoconfig >&2
     verify_config
     say "compiling $(grep -c '=y$' .config) options on $(nproc) CPUs"
+    # What collect has changed is linked again.
+    rm -f vmlinux
     # In-tree, so that no absolute path gets into the image.
     make -s -j"$(nproc)" ARCH=x86_64 CC='ccache gcc' HOSTCC='ccache gcc' vmlinux >&2
 }
 
-# Leaves in $work/out what goes into the cache.
+# Leaves in $work/out what goes into the cache, and the tree for the next build.
 collect() {
     mkdir "$work/out"
     # Symbols stay in System.map.
@@ -145,6 +171,7 @@ collect() {
     cp .config "$work/out/config"
     cp System.map "$work/out/System.map"
     chmod 0644 "$work"/out/*
+    echo "$1" >../built
 }
 
 main() {
@@ -161,9 +188,8 @@ main() {
     if [[ ! -e $final/vmlinux ]]; then
         mkdir -p "$cache"
         work=$(mktemp -d "$cache/.work-XXXXXXXX")
-        fetch_source "$version"
-        build "$variant"
-        collect
+        build "$version" "$variant"
+        collect "$version"
         # Where another build of the same inputs came first, its result stays.
         mv -T "$work/out" "$final" 2>/dev/null || [[ -e $final/vmlinux ]] || die "cannot write $final"
         say "done: $(stat -c %s "$final/vmlinux") bytes"
