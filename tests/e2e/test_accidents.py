@@ -44,6 +44,24 @@ def test_no_room_for_the_state(chiton, bundle, small):
     other.ok("run", "--bundle", made.path, "x")
 
 
+def test_the_machine_process_logs_what_it_cannot_record(chiton, bundle, small, scratch):
+    """A start that a full disk keeps from being recorded is a line in the caller's log, and the container runs."""
+    made = bundle("sleep", "1000").save()
+    log = scratch / "machine.log"
+    other = Runtime(chiton.binary, small / "root")
+    other.ok("--log", log, "--log-format", "json", "create", "--bundle", made.path, "x", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert (small / "root/x/log").read_text() == log.read_text() == ""
+    fill(small / "fill")
+    other.ok("start", "x")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["level"], line["msg"]) for line in lines] == [
+        ("warning", "cannot record the start: No space left on device (os error 28)")]
+    (small / "fill").unlink()
+    assert other.ok("exec", "x", "echo", "there") == "there\n"
+    other.ok("delete", "--force", "x")
+    log.unlink()
+
+
 def test_no_room_in_a_volume(run, small):
     def change(config):
         config["mounts"].append({"destination": "/small", "type": "bind", "source": str(small), "options": ["bind"]})
@@ -195,14 +213,18 @@ def test_a_frozen_machine_is_killed(chiton, bundle):
 @only_chiton
 def test_a_machine_that_stands_still_is_not_waited_for(container):
     """No verb waits for a guest without a limit, and the container can be deleted all the same."""
-    made = container("sleep", "1000")
-    os.kill(made.pid, signal.SIGSTOP)
-    verbs = [("ps", made.name), ("exec", made.name, "true"), ("pause", made.name), ("kill", made.name, "USR1"),
-             ("update", "--pids-limit", "50", made.name), ("events", "--stats", made.name)]
+    stopped = [container("sleep", "1000") for _ in range(3)]
+    for made in stopped:
+        os.kill(made.pid, signal.SIGSTOP)
+    # One verb on each that takes the lock, for which the next one would wait as well.
+    one, two, three = (made.name for made in stopped)
+    verbs = [("ps", one), ("exec", one, "true"), ("kill", one, "USR1"), ("events", "--stats", one),
+             ("pause", two), ("update", "--pids-limit", "50", three)]
     with concurrent.futures.ThreadPoolExecutor(len(verbs)) as pool:
-        for verb, done in zip(verbs, pool.map(lambda verb: made.runtime(*verb, timeout=55), verbs)):
+        for verb, done in zip(verbs, pool.map(lambda verb: stopped[0].runtime(*verb, timeout=55), verbs)):
             assert done.returncode != 0 and "the guest did not answer within 30 seconds" in done.stderr, (verb, done)
-    made.runtime.ok("delete", "--force", made.name)
+    for made in stopped:
+        made.delete()
 
 
 def test_a_shot_foreground_verb_leaves_the_container(chiton, bundle):

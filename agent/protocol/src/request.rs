@@ -49,7 +49,7 @@ pub enum RequestBody {
         /// The new size.
         size: TerminalSize,
     },
-    /// Freezes the container's cgroup. Answered by [`Reply::Done`] when all of it is frozen.
+    /// Freezes the container's cgroup. Answered by [`Reply::Done`](crate::Reply) when all of it is frozen.
     Pause,
     /// Thaws the container's cgroup. Answered by [`Reply::Done`](crate::Reply).
     Resume,

@@ -6,7 +6,8 @@
 //! Invariants: a number names one container for the life of the guest; no two containers have a
 //! cgroup in common; of one that is gone nothing is left but the highest number that was used.
 //!
-//! The machine has been made for [`FIRST`](protocol::FIRST), whose network is the machine's. What a
+//! The machine has been made for [`FIRST`], whose network is the machine's and with which it ends:
+//! that one stays in the table, and no time is spent on removing what is left of it. What a
 //! further container does not get yet: namespaces of another one, so that without its own it has
 //! those of the guest; a network; kernel parameters that are not its namespaces' own, for these are
 //! the guest's and it would take them from the others.
@@ -17,7 +18,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use protocol::{CONTAINERS_MAX, ContainerId, Create};
+use protocol::{CONTAINERS_MAX, ContainerId, Create, FIRST};
 
 use super::container::{Container, Event};
 use crate::error::{Error, Result};
@@ -123,9 +124,11 @@ impl Containers {
         (events, more)
     }
 
-    /// Removes the containers whose end has been told. Returns what is left to be told.
+    /// Removes the containers whose end has been told, but for [`FIRST`]. Returns what is left to be
+    /// told.
     pub(crate) fn sweep(&mut self) -> Vec<(ContainerId, Event)> {
-        let over = self.table.iter().filter(|(_, c)| c.is_over());
+        let further = self.table.range(FIRST + 1..);
+        let over = further.filter(|(_, container)| container.is_over());
         let over: Vec<ContainerId> = over.map(|(number, _)| *number).collect();
         let mut events = Vec::new();
         for number in over {

@@ -49,7 +49,7 @@ pub struct Sink {
 }
 
 impl Source {
-    /// Takes a descriptor that is open for reading. To be called where /proc is mounted and the file may be opened,
+    /// Takes a descriptor that is open for reading. Must be called where /proc is mounted and the file may be opened,
     /// which is before the process confines itself.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl AsFd for Source {
 }
 
 impl Sink {
-    /// Takes a descriptor that is open for writing. To be called where /proc is mounted and the file may be opened,
+    /// Takes a descriptor that is open for writing. Must be called where /proc is mounted and the file may be opened,
     /// which is before the process confines itself. The process must ignore SIGPIPE, as Rust programs do.
     ///
     /// # Errors

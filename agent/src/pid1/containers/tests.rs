@@ -211,16 +211,16 @@ fn a_number_names_one_container_for_ever() {
         let admitted = machine.containers.admit(number, Path::new(cgroup));
         admitted.unwrap_err().to_string()
     };
-    let init = machine.run(0);
+    let init = machine.run(1);
     machine.begin(4);
     for number in [0, 3, 4, CONTAINERS_MAX, u64::MAX] {
         assert!(refused(&mut machine, number, "/x").contains("number"));
     }
     machine.exit(&init, 0);
     machine.told();
-    machine.empty(0);
-    assert!(machine.containers.get(0).is_none());
-    assert!(refused(&mut machine, 0, "/x").contains("number"));
+    machine.empty(1);
+    assert!(machine.containers.get(1).is_none());
+    assert!(refused(&mut machine, 1, "/x").contains("number"));
 }
 
 #[test]
@@ -267,48 +267,52 @@ fn what_is_done_to_all_of_a_container_does_not_reach_another() {
 #[test]
 fn one_that_has_ended_leaves_nothing_when_all_has_been_told() {
     let mut machine = Machine::new();
-    let (init, _other) = (machine.run(0), machine.run(1));
-    let first = machine.containers.get_mut(0).unwrap();
-    first.freeze(9, true).unwrap();
+    let (first, init) = (machine.run(0), machine.run(1));
+    let second = machine.containers.get_mut(1).unwrap();
+    second.freeze(9, true).unwrap();
+    assert_eq!(machine.containers.sweep(), [], "it lives");
     machine.exit(&init, 0);
     assert_eq!(machine.containers.sweep(), [], "its end has not been told");
     assert_eq!(machine.told().len(), 1);
     assert_eq!(machine.containers.sweep(), [], "somebody is in its cgroup");
-    let place = machine.files.path().join("0");
+    let place = machine.files.path().join("1");
     assert!(place.join("root").is_dir());
-    let left = machine.empty(0);
-    assert!(matches!(&left[..], [(0, Event::Answer(9, Err(failure)))]
+    let left = machine.empty(1);
+    assert!(matches!(&left[..], [(1, Event::Answer(9, Err(failure)))]
         if failure.kind == FailureKind::NotRunning));
     assert!(!place.exists());
-    assert!(machine.containers.get(0).is_none() && machine.containers.get(1).is_some());
-    assert_eq!(machine.empty(1), [], "it lives");
+    assert!(machine.containers.get(1).is_none() && machine.containers.get(0).is_some());
+    machine.exit(&first, 0);
+    assert_eq!(machine.told().len(), 1);
+    assert_eq!(machine.empty(0), [], "the machine ends with it");
+    assert!(machine.containers.get(0).is_some());
 }
 
 #[test]
 fn one_that_cannot_be_created_leaves_nothing() {
     let mut machine = Machine::new();
-    let init = machine.begin(0);
+    let init = machine.begin(1);
     drop(init.wire);
-    let container = machine.containers.get_mut(0).unwrap();
+    let container = machine.containers.get_mut(1).unwrap();
     container.process_mut(INIT).unwrap().hear().unwrap();
-    assert!(matches!(
-        machine.told()[..],
-        [(0, Event::Answer(1, Err(_)))]
-    ));
-    machine.empty(0);
-    assert!(machine.containers.table.is_empty());
-    // The same when what is made for it cannot be used.
-    let mut init = machine.begin(1);
-    fs::remove_file(machine.cgroup(1).join("memory.events")).unwrap();
-    machine.prepare(&mut init);
     assert!(matches!(
         machine.told()[..],
         [(1, Event::Answer(1, Err(_)))]
     ));
+    machine.empty(1);
+    assert!(machine.containers.table.is_empty());
+    // The same when what is made for it cannot be used.
+    let mut init = machine.begin(2);
+    fs::remove_file(machine.cgroup(2).join("memory.events")).unwrap();
+    machine.prepare(&mut init);
+    assert!(matches!(
+        machine.told()[..],
+        [(2, Event::Answer(1, Err(_)))]
+    ));
     assert_eq!(init.wire.read(&mut [0]).unwrap(), 0, "it does not go on");
     machine.exit(&init, 0);
     assert_eq!(machine.told(), [], "there has been no container to end");
-    machine.empty(1);
+    machine.empty(2);
     assert!(machine.containers.table.is_empty());
 }
 

@@ -13,7 +13,7 @@
 //! driver's notification, the tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its
 //! budget raises.
 //!
-//! Nothing is lost for want of room but in the tap's own queue: without rx buffers the tap is not read, and when the
+//! Nothing is lost because room ran out but in the tap's own queue: without rx buffers the tap is not read, and when the
 //! tap takes no more the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap
 //! refuses, and received packets that the driver's buffers cannot hold.
 
