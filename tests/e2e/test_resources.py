@@ -245,8 +245,9 @@ def test_all_memory_is_there_from_the_beginning(container, rootfs, size):
     before, once, twice = ran(container, rootfs, TAKE, change)
     assert 0.93 * size < before["MemTotal"] < size and before["MemFree"] > before["MemTotal"] - 64, before
     assert before["MemTotal"] == once["MemTotal"] == twice["MemTotal"]
-    # Page tables come to a megabyte, and each vCPU keeps some pages that do not count as free.
-    assert 380 <= before["MemFree"] - once["MemFree"] < 420, (before, once)
+    # Page tables come to a megabyte. Each vCPU keeps pages that do not count as free, some megabytes in a large machine,
+    # and a part of what is taken may have been among them.
+    assert 350 < before["MemFree"] - once["MemFree"] < 420, (before, once)
     assert abs(once["MemFree"] - twice["MemFree"]) < 40, (once, twice)
 
 
