@@ -68,6 +68,15 @@ impl Report {
         self.log.as_ref().map(AsFd::as_fd)
     }
 
+    /// What stands before and behind the text of an error without a time, in the log's format. For a text without
+    /// characters that would have to be escaped.
+    pub(crate) fn bare_line(&self) -> (&'static str, &'static str) {
+        match self.format {
+            LogFormat::Text => ("level=error msg=\"", "\"\n"),
+            LogFormat::Json => ("{\"level\":\"error\",\"msg\":\"", "\"}\n"),
+        }
+    }
+
     /// The end of a verb that failed. A line break in the text would be taken for a second message.
     pub(crate) fn error(&self, text: &str) {
         let text = text.trim_end().replace('\n', "; ");

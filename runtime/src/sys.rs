@@ -238,6 +238,18 @@ pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> io::Result<()> {
     }
 }
 
+/// Joins a session keyring of its own, empty and without a name (keyctl(2)). A kernel without keys has none to join.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    let name: *const libc::c_char = std::ptr::null();
+    // SAFETY: without a name the kernel reads no memory of this process.
+    let keyring =
+        unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name) };
+    match io::Error::last_os_error() {
+        e if keyring < 0 && e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Closes every descriptor but `keep`.
 ///
 /// # Safety

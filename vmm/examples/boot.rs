@@ -4,13 +4,14 @@
 //! `boot VMLINUX INITRAMFS DIRECTORY MEMORY_MIB VCPUS [NET_SLOTS]`: network slots stay idle.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use vmm::{Event, Machine, MachineConfig};
+use vmm::{Event, Machine, MachineConfig, Thread};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 fn main() -> Result<()> {
@@ -37,7 +38,10 @@ fn main() -> Result<()> {
         disks: &[],
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;
-    machine.start()?;
+    machine.start(Arc::new(|thread| match thread {
+        Thread::Fs(_) => vmm_fs::enter_worker_thread().map_err(io::Error::other),
+        _ => Ok(()),
+    }))?;
     eprintln!("started after {:?}", begin.elapsed());
 
     let epoll = Epoll::new()?;

@@ -1,11 +1,13 @@
 //! The devices of a machine: their front halves are on the bus, where vCPUs find them, and the back halves that the
 //! event loop drives are here. The file system and the disks have threads of their own for theirs.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::address_space::AddressSpace;
 use crate::bus::Bus;
@@ -15,8 +17,10 @@ use crate::kvm;
 use crate::poll::{Poll, Token};
 use crate::report::{Report, Reporter};
 use crate::slots::Slots;
+use crate::threads::{Thread, Threads};
 use crate::virtio::{
-    self, Balloon, Blk, Disk, FileServer, Fs, MacAddress, Net, Rng, Tap, VirtioDevice, Work,
+    self, Balloon, Blk, Disk, FileServer, Fs, MacAddress, Net, Pool, RequestServer, Rng, Tap,
+    VirtioDevice, Work,
 };
 use crate::vsock::{GUEST_CID, Port, Vsock};
 
@@ -30,8 +34,12 @@ pub(crate) struct Devices {
     pub(crate) rng: Work<Rng>,
     /// Those that are attached, by their numbers.
     nets: Vec<Net>,
+    /// Each starts the workers of a device.
+    workers: Vec<Box<StartWorkers>>,
     board: Board,
 }
+
+type StartWorkers = dyn FnOnce(&Threads) -> io::Result<()> + Send;
 
 /// What devices are plugged into.
 pub(crate) struct Board {
@@ -55,20 +63,17 @@ impl Board {
         }
     }
 
-    /// Puts a device into its slot. `queues` says where the event loop looks for its notifications; without that, the
-    /// device does.
+    /// Puts a device into its slot. `watch` sees to it that somebody looks at the queues when their events are raised.
     fn plug(
         &self,
         device: Device,
         front: Box<dyn VirtioDevice>,
-        queues: Option<(&Poll, Token)>,
+        watch: impl FnOnce(&[EventFd]) -> Result<(), Error>,
     ) -> Result<u8, Error> {
         let slot = self.slots.of(device);
         let reporter = Reporter::new(Arc::clone(&self.report), device);
         let transport = kvm::attach(&self.vm, slot, front, &self.space, reporter)?;
-        if let Some((poll, token)) = queues {
-            poll.watch_queues(transport.kicks(), token)?;
-        }
+        watch(transport.kicks())?;
         self.bus.plug(slot, transport);
         Ok(slot)
     }
@@ -88,27 +93,58 @@ impl Devices {
         let (vsock_front, vsock) = Vsock::new(GUEST_CID).map_err(Error::Vsock)?;
         poll.watch(&vsock.epoll_fd(), EventSet::IN, Token::Vsock)?;
         let window = board.space.window().copied();
-        let fs = Fs::new(SHARE_TAG, server, window);
-        let events = |token| Some((poll, token));
-        board.plug(Device::Fs, Box::new(fs), None)?;
-        board.plug(Device::Vsock, Box::new(vsock_front), None)?;
+        let events = |token| move |kicks: &[EventFd]| poll.watch_queues(kicks, token);
+        // This one looks at its queues itself while it is running.
+        board.plug(Device::Vsock, Box::new(vsock_front), |_| Ok(()))?;
         board.plug(Device::Rng, Box::new(rng_front), events(Token::Rng))?;
         board.plug(
             Device::Balloon,
             Box::new(balloon_front),
             events(Token::Balloon),
         )?;
-        for (number, disk) in (0..).zip(disks) {
-            let blk = Blk::new(Arc::clone(disk));
-            board.plug(Device::Disk(number), Box::new(blk), None)?;
-        }
-        Ok(Devices {
+        let mut devices = Devices {
             vsock,
             balloon,
             rng,
             nets: Vec::new(),
+            workers: Vec::new(),
             board,
-        })
+        };
+        devices.plug_pool(Device::Fs, Thread::Fs, server, |pool| {
+            Box::new(Fs::new(SHARE_TAG, pool, window))
+        })?;
+        for (number, disk) in (0..).zip(disks) {
+            devices.plug_pool(
+                Device::Disk(number),
+                Thread::Blk,
+                Arc::clone(disk),
+                |pool| Box::new(Blk::new(disk, pool)),
+            )?;
+        }
+        Ok(devices)
+    }
+
+    /// Plugs a device that has threads of its own.
+    fn plug_pool<S: RequestServer>(
+        &mut self,
+        device: Device,
+        thread: fn(u8) -> Thread,
+        server: Arc<S>,
+        front: impl FnOnce(Arc<Pool<S>>) -> Box<dyn VirtioDevice>,
+    ) -> Result<(), Error> {
+        let pool = Pool::new(self.board.space.clone(), server);
+        let pool = Arc::new(pool.map_err(Error::system("epoll"))?);
+        self.board.plug(device, front(Arc::clone(&pool)), |kicks| {
+            pool.watch_queues(kicks).map_err(Error::system("epoll"))
+        })?;
+        let start = move |threads: &Threads| pool.start(threads, thread);
+        self.workers.push(Box::new(start));
+        Ok(())
+    }
+
+    /// Starts the threads of the devices that have some. A second call does nothing.
+    pub(crate) fn start(&mut self, threads: &Threads) -> io::Result<()> {
+        self.workers.drain(..).try_for_each(|start| start(threads))
     }
 
     /// Puts a network device into the next free slot, and returns the slot's number.
@@ -127,9 +163,10 @@ impl Devices {
         poll.watch(&tap, set, Token::Tap(number))?;
         let (front, net) = Net::new(mac, tap);
         self.nets.push(net);
-        let queues = Some((poll, Token::NetQueues(number)));
         self.board
-            .plug(Device::Net(number), Box::new(front), queues)
+            .plug(Device::Net(number), Box::new(front), |kicks| {
+                poll.watch_queues(kicks, Token::NetQueues(number))
+            })
     }
 
     /// Where vCPUs find the devices.

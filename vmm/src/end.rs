@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use crate::threads::Thread;
+
 /// The machine's end.
 #[derive(Debug)]
 pub struct Ended {
@@ -46,6 +48,13 @@ pub enum EndReason {
         /// Error number.
         errno: i32,
     },
+    /// [`Enter`](crate::Enter) has failed.
+    Thread {
+        /// For which thread.
+        thread: Thread,
+        /// What it said.
+        error: String,
+    },
 }
 
 impl fmt::Display for EndReason {
@@ -74,6 +83,9 @@ impl fmt::Display for EndReason {
             EndReason::UnexpectedExit(exit) => write!(f, "unexpected exit from the guest: {exit}"),
             EndReason::Vcpu { errno } => {
                 write!(f, "KVM_RUN: {}", io::Error::from_raw_os_error(*errno))
+            }
+            EndReason::Thread { thread, error } => {
+                write!(f, "thread {thread} cannot be prepared: {error}")
             }
         }
     }

@@ -41,9 +41,6 @@ pub enum Fault {
     /// The host could not start the device, or not as the driver has set it up.
     #[error("the device cannot be started")]
     Activation(#[source] io::Error),
-    /// A thread of the device could not be prepared.
-    #[error("a thread of the device cannot serve")]
-    Thread(#[source] io::Error),
     /// The driver has broken the rules of a queue in use.
     #[error("the driver has broken the rules of a queue")]
     Driver(#[source] Box<dyn error::Error + Send + Sync>),

@@ -1,7 +1,7 @@
 //! The machine: KVM, guest memory, boot, virtio devices. Knows nothing of OCI.
 //!
-//! [`Machine`] is built by its owner's event loop thread and belongs to it; each vCPU has a thread of its own, and the
-//! virtio-fs device has worker threads. Threads share guest memory and the bus of configuration registers, nothing
+//! [`Machine`] is built by its owner's event loop thread and belongs to it; each vCPU has a thread of its own, and
+//! virtio-fs and virtio-blk devices have worker threads. Threads share guest memory and the bus of configuration registers, nothing
 //! else.
 
 mod address_space;
@@ -24,6 +24,7 @@ mod poll;
 mod report;
 mod slots;
 mod sys;
+mod threads;
 mod vcpu;
 pub mod virtio;
 pub mod vsock;
@@ -40,3 +41,4 @@ pub use layout::MAX_NET_SLOTS;
 pub use machine::{Event, Machine};
 pub use memory::Error as MemoryError;
 pub use slots::BALLOON;
+pub use threads::{Enter, Thread};

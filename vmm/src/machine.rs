@@ -31,6 +31,7 @@ use crate::memory::Extent;
 use crate::poll::{Poll, Token};
 use crate::report::Report;
 use crate::slots::Slots;
+use crate::threads::{Enter, Threads};
 use crate::virtio::{FileServer, MacAddress, Net};
 use crate::vsock::{Port, Vsock};
 use crate::window::Window;
@@ -142,16 +143,21 @@ impl Machine {
         self.devices.attach_net(mac, tap, &self.poll)
     }
 
-    /// Starts the vCPUs, each in a thread of its own. A second call does nothing.
+    /// Starts the machine's threads, each of which calls `enter` first; no thread is made later. A second call does
+    /// nothing.
     ///
     /// # Errors
-    /// A thread cannot be made; vCPUs started before it run.
-    pub fn start(&mut self) -> Result<(), Error> {
+    /// A thread cannot be made; those that were made before it run.
+    pub fn start(&mut self, enter: Arc<Enter>) -> Result<(), Error> {
+        let report = Arc::clone(&self.report);
+        let threads = Threads { enter, report };
+        let started = self.devices.start(&threads);
+        started.map_err(Error::system("thread of a device"))?;
         sys::with_kick_blocked(|| {
             for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
                 let (bus, report) = (Arc::clone(self.devices.bus()), Arc::clone(&self.report));
                 let mend = Arc::clone(&self.mend);
-                let thread = vcpu::start(id, vcpu, bus, mend, report, self.gate.enter());
+                let thread = vcpu::start(&threads, id, vcpu, bus, mend, report, self.gate.enter());
                 self.threads
                     .push(thread.map_err(Error::system("vCPU thread"))?);
             }

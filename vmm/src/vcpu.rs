@@ -3,7 +3,7 @@
 //! ```text
 //!            ┌───────── MMIO, port I/O ─────────┐
 //!            v                                  │
-//! start ─> KVM_RUN ─────────────────────────────┼─ reset, shutdown, error ─> first to end? report ─> thread ends
+//! start ─> KVM_RUN ─────────────────────────────┼─ reset, shutdown, error ─> first to end? report ─> sleeps
 //!            ^                                  │
 //!            └── gate (waits while paused) <────┘ signal
 //! ```
@@ -23,6 +23,7 @@ use crate::end::EndReason;
 use crate::gate::Pass;
 use crate::report::Report;
 use crate::sys;
+use crate::threads::{Thread, Threads};
 
 /// Stack of a vCPU thread, bytes: device code on it neither recurses nor holds large objects.
 const STACK: usize = 128 << 10;
@@ -36,6 +37,7 @@ pub(crate) type Mend = Arc<dyn Fn(&mut u64) -> bool + Send + Sync>;
 
 /// Starts the thread of vCPU `id`. The kick must be blocked in the calling thread: the new one inherits that.
 pub(crate) fn start(
+    threads: &Threads,
     id: u8,
     mut vcpu: VcpuFd,
     bus: Arc<Bus>,
@@ -49,12 +51,15 @@ pub(crate) fn start(
         if id == 0 {
             report.running();
         }
-        report.end(run(&mut vcpu, &bus, &mend, &mut pass));
+        let end = run(&mut vcpu, &bus, &mend, &mut pass);
+        drop(pass);
+        report.end(end);
+        // The process is about to end. A thread's own end takes system calls that nothing else here does.
+        loop {
+            thread::park();
+        }
     };
-    thread::Builder::new()
-        .name(format!("vcpu{id}"))
-        .stack_size(STACK)
-        .spawn(run)
+    threads.start(Thread::Vcpu(id), STACK, run)
 }
 
 /// Runs the vCPU until it ends.

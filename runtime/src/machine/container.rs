@@ -12,8 +12,7 @@
 
 use std::os::fd::OwnedFd;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, mknodat};
 use protocol::{Create, Exit, Extra, TerminalSize};
 use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
@@ -142,11 +141,10 @@ impl Container {
 
     /// Says in the bundle that memory ran out.
     pub(super) fn out_of_memory(&self) {
-        let flags =
-            OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        // It says no more the second time; a bundle that cannot be written to says nothing.
+        // It says no more the second time; a bundle that cannot be written to says nothing. Nothing is opened: a machine
+        // process has no call for that in its event loop.
         let mode = Mode::from_bits_truncate(0o644);
-        let _ = openat(&self.files.bundle, OOM_FILE, flags, mode);
+        let _ = mknodat(&self.files.bundle, OOM_FILE, SFlag::S_IFREG, mode, 0);
     }
 
     /// Whether it has a terminal.

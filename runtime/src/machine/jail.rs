@@ -1,28 +1,39 @@
 //! The jail of the machine process: what it can reach once the guest runs.
 //!
 //! * Files: a read-only tmpfs that holds the shares, each a private clone of a mount of the host, in a mount namespace
-//!   of its own that is pivoted into it. All of it vanishes with the process.
-//! * Network: the container's namespace.
+//!   of its own that is pivoted into it. All of it vanishes with the process. Landlock, where the host has it, allows
+//!   to open, make and change files there alone, whatever other descriptors there may be.
+//! * Namespaces: the container's network namespace; an ipc, a uts and a cgroup namespace of its own. The pid namespace
+//!   stays the caller's: the first process of another one could not end by a signal, as this one must when the
+//!   container did. Landlock confines its signals and abstract sockets.
 //! * Descriptors: none of a directory of the host. `..` from such a one leads to the host's root, whatever the mount
 //!   namespace; of the bundle and of /proc/self/fd there are clones that have no parent.
-//! * Privileges: a user namespace that maps every id to itself, so files keep their owners, while the capabilities that
-//!   a file server needs are worth nothing outside of it; no new privileges, not dumpable, resource limits.
+//! * Privileges: user and group ids that no other process has; a user namespace that maps every id to itself, so files
+//!   keep their owners, while the capabilities that a file server needs are worth nothing outside of it; no new
+//!   privileges, not dumpable, resource limits, no keys.
+//! * System calls: [`filter`](super::filter).
 //!
-//! Every step must succeed: a machine that is not in its jail does not run.
+//! Every step must succeed, but for what Landlock the host does not have: a machine that is not in its jail does not
+//! run.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fstat, mkdirat, stat};
-use nix::unistd::{fchdir, pivot_root, setgroups};
+use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, setresgid, setresuid};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -50,6 +61,9 @@ const INODE_SHARE: u64 = 8;
 /// The descriptor table is grown to this size while the process has one thread: later growth waits for an RCU grace
 /// period.
 const DESCRIPTOR_TABLE: i32 = 2047;
+
+/// What is asked of Landlock: signals and abstract sockets are confined from this version of its interface on.
+const LANDLOCK: ABI = ABI::V6;
 
 /// What the file server needs: to act on the guest's files as their owners would.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
@@ -116,7 +130,11 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
 
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let own = open("/proc/self", flags, Mode::empty()).doing("open /proc/self")?;
-    unshare(CloneFlags::CLONE_NEWNS).doing("create a mount namespace")?;
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    unshare(namespaces).doing("create namespaces")?;
     let clones = shares
         .iter()
         .map(Share::clone_mount)
@@ -238,8 +256,9 @@ pub(super) fn enter_user_namespace() -> Result<(), Error> {
     Ok(unshare(CloneFlags::CLONE_NEWUSER).doing("create a user namespace")?)
 }
 
-/// The last step, when the ids are mapped: gives up every privilege but those of the file server.
-pub(super) fn drop_privileges() -> Result<(), Error> {
+/// When the ids are mapped: becomes `id`, user and group, and gives up every privilege but those of the file server.
+pub(super) fn drop_privileges(id: u32) -> Result<(), Error> {
+    sys::new_session_keyring().doing("join a new session keyring")?;
     setgroups(&[]).doing("drop the supplementary groups")?;
     // The file server changes its file system ids request by request and keeps its capabilities: the guest's kernel has
     // checked permissions.
@@ -250,6 +269,9 @@ pub(super) fn drop_privileges() -> Result<(), Error> {
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
     set_capabilities_secure_bits(bits).doing("set the secure bits")?;
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    setresgid(group, group, group).doing_with(|| format!("become group {id}"))?;
+    setresuid(user, user, user).doing_with(|| format!("become user {id}"))?;
     for capability in CapabilitySet::all().difference(CAPABILITIES).iter() {
         match remove_capability_from_bounding_set(capability) {
             // A capability that this kernel does not know.
@@ -265,4 +287,28 @@ pub(super) fn drop_privileges() -> Result<(), Error> {
     set_capabilities(None, sets).doing("drop capabilities")?;
     set_no_new_privs(true).doing("set no_new_privs")?;
     Ok(nix::sys::prctl::set_dumpable(false).doing("become undumpable")?)
+}
+
+/// The last step but for the filters, as far as the host's kernel has Landlock: confines files to the tree, with the
+/// exception of the files that are made in `bundle`; connections to `names`; and signals and abstract sockets to this
+/// process.
+pub(super) fn confine(bundle: &OwnedFd, names: SocketAddrV4) -> Result<(), Error> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open("/", flags, Mode::empty()).doing("open the exported tree")?;
+    let ruled = || -> Result<(), landlock::RulesetError> {
+        // Nothing is executed, and no device is opened.
+        let files = AccessFs::from_all(LANDLOCK) & !AccessFs::Execute & !AccessFs::IoctlDev;
+        Ruleset::default()
+            .handle_access(AccessFs::from_all(LANDLOCK))?
+            .handle_access(AccessNet::from_all(LANDLOCK))?
+            .scope(Scope::from_all(LANDLOCK))?
+            .create()?
+            .add_rule(PathBeneath::new(&root, files))?
+            .add_rule(PathBeneath::new(bundle, AccessFs::MakeReg))?
+            .add_rule(NetPort::new(names.port(), AccessNet::ConnectTcp))?
+            .restrict_self()
+            .map(drop)
+    };
+    let ruled = ruled().map_err(io::Error::other);
+    Ok(ruled.doing("confine this process by Landlock")?)
 }

@@ -1,6 +1,7 @@
 //! What a machine is made from.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.
     pub(crate) oom_score_adj: Option<i32>,
+    /// The ids of machine processes, one for each pid.
+    pub(crate) ids: Range<u32>,
     /// The container's state directory, for the control socket and the journal.
     pub(crate) state_dir: BorrowedFd<'a>,
     /// The container's cgroup v2 directory.

@@ -32,6 +32,13 @@ const BURST: u32 = 32;
 /// After a burst there is one more line for each of these.
 const REFILL: Duration = Duration::from_secs(10);
 
+/// A file for the last words, and what stands before and behind them.
+pub(super) struct LastWords {
+    pub(super) file: OwnedFd,
+    pub(super) before: &'static str,
+    pub(super) behind: &'static str,
+}
+
 /// The log. Never fails: there is nobody to be told of a line that could not be written.
 pub(super) struct Log {
     own: File,
@@ -66,6 +73,30 @@ impl Log {
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let caller = self.caller.as_ref().and_then(Report::log);
         [self.own.as_fd()].into_iter().chain(caller)
+    }
+
+    /// Where a line goes that must be written without this value's help, as the process ends.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub(super) fn last_words(&self) -> io::Result<Vec<LastWords>> {
+        let mut places = vec![LastWords {
+            file: self.own.try_clone()?.into(),
+            before: "",
+            behind: "\n",
+        }];
+        if let Some(caller) = &self.caller
+            && let Some(file) = caller.log()
+        {
+            let (before, behind) = caller.bare_line();
+            let file = file.try_clone_to_owned()?;
+            places.push(LastWords {
+                file,
+                before,
+                behind,
+            });
+        }
+        Ok(places)
     }
 
     /// Writes a line, unless too many came before it. The text may hold words of the guest.

@@ -5,7 +5,7 @@
 //!   spawn ──clone3 into the cgroup──────────────> own session, network namespace, jail tree; then the user namespace
 //!   namespaces_ready(pid)  <──────MapIds───────── (builds the VM meanwhile)
 //!   write uid_map, gid_map
-//!          ────────────────────────Mapped───────> drops capabilities; first KVM_RUN; the guest prepares the container
+//!          ────────────────────────Mapped───────> privileges, Landlock, filters; first KVM_RUN; the guest prepares the container
 //!   Spawned <──────────────────────Created──────── waits
 //!   state.json, pid file; Spawned::commit ───────> serves control.sock until the container has ended
 //! ```
@@ -18,6 +18,7 @@ mod container;
 mod disk;
 mod error;
 mod execs;
+mod filter;
 mod jail;
 mod launch;
 mod life;

@@ -1,6 +1,7 @@
 //! The machine process from its first instruction to the guest's: into the jail, the VM built on the way; and its end.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -9,9 +10,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use protocol::{CONTROL_PORTS, Create, Extra, Setup, Stdio};
+use protocol::{CONTROL_PORTS, Create, Extra, NAMES_ADDRESS, Setup, Stdio};
 use vmm::vsock::Key;
-use vmm::{MAX_NET_SLOTS, Machine, MachineConfig};
+use vmm::{MAX_NET_SLOTS, Machine, MachineConfig, Thread};
 
 use super::agent::Agent;
 use super::clients::Clients;
@@ -21,7 +22,7 @@ use super::life::{Life, Parts};
 use super::log::Log;
 use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now};
-use super::{disk, jail, streams};
+use super::{disk, filter, jail, streams};
 use crate::error::{Doing, SystemError, one_line};
 use crate::state::Journal;
 use crate::{control, guest, sys};
@@ -90,7 +91,9 @@ pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! 
         close_the_callers_descriptors(&launch, &devices, &files, &sync)
             .doing("close inherited descriptors")?;
         let (parts, container) = prepare(launch, devices, files, &sync)?;
-        Ok(Life::new(parts, container, &sync)?)
+        let life = Life::new(parts, container, &sync)?;
+        filter::set("main").doing("filter system calls")?;
+        Ok(life)
     });
     match life {
         Ok(life) => sys::end_as(life.live(sync)),
@@ -195,8 +198,10 @@ fn prepare(
         // The verb has gone, and with it the wish for a container.
         sys::exit_now(1);
     }
-    jail::drop_privileges()?;
-    machine.start()?;
+    jail::drop_privileges(id(&launch.ids))?;
+    jail::confine(&files.bundle, NAMES_ADDRESS)?;
+    filter::announce(&files.log).doing("watch for what filters forbid")?;
+    machine.start(Arc::new(enter))?;
     let parts = Parts {
         machine,
         agent,
@@ -217,6 +222,20 @@ fn prepare(
         terminal,
     };
     Ok((parts, Container::new(create, its_files)))
+}
+
+/// What each thread does first.
+fn enter(thread: Thread) -> io::Result<()> {
+    if let Thread::Fs(_) = thread {
+        vmm_fs::enter_worker_thread().map_err(io::Error::other)?;
+    }
+    filter::set(&thread.to_string())
+}
+
+/// The id that stands for this process's pid, which no other process of the host has.
+fn id(ids: &Range<u32>) -> u32 {
+    let pid = std::process::id();
+    ids.start + pid % (ids.end - ids.start).max(1)
 }
 
 /// Gives this process what the configuration and the caller say of it.
@@ -260,12 +279,13 @@ fn create(
 }
 
 /// A session of its own, and every signal that can be caught as an event: the caller's terminal and its signals are not
-/// the container's.
+/// the container's. SIGSYS is the filters'.
 fn leave_the_caller() -> Result<SignalFd, SystemError> {
     nix::unistd::setsid().doing("start a session")?;
     let mut signals = SigSet::all();
     signals.remove(Signal::SIGCHLD);
     signals.remove(Signal::SIGPIPE);
+    signals.remove(Signal::SIGSYS);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None).doing("block signals")?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .doing("create a signalfd")

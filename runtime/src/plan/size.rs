@@ -160,6 +160,7 @@ pub(super) fn size(
         None => wanted.clamp(1, VCPUS_MAX),
     };
     limits.push(host_memory(memory));
+    limits.push(Limit::unasked("pids.max", PIDS_MAX.to_string()));
     Size {
         memory,
         vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
@@ -212,6 +213,10 @@ pub(super) fn resize(
     limits.push(host_memory(machine.memory));
     limits
 }
+
+/// Maximum number of tasks of a machine on the host: its threads, and a stub for each process that was executed and
+/// left to itself. A machine makes no threads once its guest runs; this bounds those who add stubs.
+const PIDS_MAX: u32 = 4096;
 
 /// What the host allows a machine with this much RAM.
 fn host_memory(memory: u64) -> Limit {

@@ -20,6 +20,7 @@ use crate::error::Doing;
 use crate::host::cgroup::systemd::{self, Placeholder, Scope};
 use crate::host::cgroup::{self, Cgroup, Layout};
 use crate::host::hooks::{Hooks, Kind};
+use crate::host::ids;
 use crate::host::network::Moved;
 use crate::host::notify::NotifySocket;
 use crate::host::preserved::Inherited;
@@ -256,6 +257,7 @@ fn launch(
         network: plan.network,
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,
+        ids: ids::of_machines()?,
         state_dir: attempt.dir()?.as_fd(),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         timeline: prepared.timeline,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::events::statistics;
 use super::ps::error::PsError;
 use crate::error::SystemError;
-use crate::host::{cgroup, hooks, network, notify, preserved, resctrl, terminal};
+use crate::host::{cgroup, hooks, ids, network, notify, preserved, resctrl, terminal};
 use crate::plan::Refused;
 use crate::{config, control, machine, state};
 
@@ -75,6 +75,8 @@ pub(crate) enum Error {
     Hook(#[from] hooks::Error),
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Ids(#[from] ids::Error),
     #[error(transparent)]
     Resctrl(#[from] resctrl::Error),
     #[error(transparent)]

@@ -208,22 +208,22 @@ fn behind<'a>(
 
 /// The front half.
 pub(crate) struct Blk {
-    disk: Arc<Disk>,
     config: [u8; CONFIG],
-    pool: Option<Arc<Pool<Disk>>>,
+    read_only: bool,
+    pool: Arc<Pool<Disk>>,
 }
 
 impl Blk {
-    /// A device of the disk.
-    pub(crate) fn new(disk: Arc<Disk>) -> Blk {
+    /// A device of the disk that `pool` serves.
+    pub(crate) fn new(disk: &Disk, pool: Arc<Pool<Disk>>) -> Blk {
         // `struct virtio_blk_config`: capacity, size_max, seg_max.
         let mut config = [0; CONFIG];
         config[..8].copy_from_slice(&disk.sectors.to_le_bytes());
         config[12..].copy_from_slice(&SEGMENTS.to_le_bytes());
         Blk {
-            disk,
             config,
-            pool: None,
+            read_only: disk.read_only,
+            pool,
         }
     }
 }
@@ -243,7 +243,7 @@ impl VirtioDevice for Blk {
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_FLUSH
-            | u64::from(self.disk.read_only) << VIRTIO_BLK_F_RO
+            | u64::from(self.read_only) << VIRTIO_BLK_F_RO
     }
 
     fn config(&self) -> &[u8] {
@@ -251,15 +251,11 @@ impl VirtioDevice for Blk {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let disk = self.disk.clone();
-        self.pool = Some(Pool::start("blk", activation, QUEUE_SIZES.len(), disk)?);
-        Ok(())
+        self.pool.activate(activation, QUEUE_SIZES.len())
     }
 
     fn reset(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.stop();
-        }
+        self.pool.reset();
     }
 }
 

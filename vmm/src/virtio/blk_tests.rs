@@ -12,6 +12,9 @@ use super::super::test_driver::{
     BUFFERS, Descriptor, Driver, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, broken_chains,
 };
 use super::*;
+use crate::address_space::AddressSpace;
+use crate::threads::Thread;
+use crate::threads::tests::threads;
 use vm_memory::{Bytes, GuestAddress};
 
 const NEXT: u32 = VRING_DESC_F_NEXT;
@@ -45,7 +48,12 @@ impl Bench {
         file.write_all(b"tail").unwrap();
         let disk = Disk::new(file.try_clone().unwrap().into(), read_only, "disk").unwrap();
         let driver = Driver::new(&QUEUE_SIZES);
-        let mut blk = Blk::new(Arc::new(disk));
+        let disk = Arc::new(disk);
+        let space = AddressSpace::new(driver.memory.clone(), None);
+        let pool = Arc::new(Pool::new(space, Arc::clone(&disk)).unwrap());
+        pool.watch_queues(&driver.kicks).unwrap();
+        pool.start(&threads(|_| Ok(())), Thread::Blk).unwrap();
+        let mut blk = Blk::new(&disk, pool);
         blk.activate(driver.activation(true)).unwrap();
         Bench {
             driver,
@@ -267,9 +275,9 @@ fn broken_chains_stop_the_device_until_reset() {
         until(|| bench.driver.is_blamed());
         bench.blk.reset();
         assert_eq!(bench.driver.used(0), [], "{what}");
-        let again = Driver::new(&QUEUE_SIZES);
-        bench.blk.activate(again.activation(true)).unwrap();
-        bench.driver = again;
+        bench.driver.clear();
+        let activation = bench.driver.activation(true);
+        bench.blk.activate(activation).unwrap();
         assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, &[]), OK, "{what}");
     }
     let bench = Bench::new(false);

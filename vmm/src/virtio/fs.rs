@@ -35,10 +35,6 @@ pub trait FileServer: RequestServer {
 }
 
 impl RequestServer for vmm_fs::Server {
-    fn enter_worker_thread(&self) -> io::Result<()> {
-        vmm_fs::enter_worker_thread().map_err(io::Error::other)
-    }
-
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
         vmm_fs::Server::serve(self, request, reply)
     }
@@ -57,23 +53,21 @@ impl FileServer for vmm_fs::Server {
 /// The front half.
 pub(crate) struct Fs<S> {
     config: [u8; TAG_LENGTH + 4],
-    server: Arc<S>,
     /// Where the guest finds the files that are mapped.
     window: Option<Window>,
-    pool: Option<Arc<Pool<S>>>,
+    pool: Arc<Pool<S>>,
 }
 
 impl<S: RequestServer> Fs<S> {
     /// A file system that the guest mounts by `tag` (at most 36 bytes).
-    pub(crate) fn new(tag: &str, server: Arc<S>, window: Option<Window>) -> Fs<S> {
+    pub(crate) fn new(tag: &str, pool: Arc<Pool<S>>, window: Option<Window>) -> Fs<S> {
         let mut config = [0; TAG_LENGTH + 4];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_LENGTH..].copy_from_slice(&1_u32.to_le_bytes());
         Fs {
             config,
-            server,
             window,
-            pool: None,
+            pool,
         }
     }
 }
@@ -101,15 +95,11 @@ impl<S: RequestServer> VirtioDevice for Fs<S> {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        let server = self.server.clone();
-        self.pool = Some(Pool::start("fs", activation, QUEUE_SIZES.len(), server)?);
-        Ok(())
+        self.pool.activate(activation, QUEUE_SIZES.len())
     }
 
     fn reset(&mut self) {
-        if let Some(pool) = self.pool.take() {
-            pool.stop();
-        }
+        self.pool.reset();
     }
 }
 

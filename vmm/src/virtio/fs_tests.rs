@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 
-use super::super::pool::MAX_WORKERS;
+use super::super::pool::WORKERS;
 use super::super::test_driver::{
     BUFFERS, Driver, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, broken_chains,
 };
 use super::*;
 use crate::address_space::AddressSpace;
-use crate::fault::Fault;
+use crate::threads::Thread;
+use crate::threads::tests::threads;
 use vm_memory::{Bytes, GuestAddress};
 
 const READ: u32 = VRING_DESC_F_NEXT;
@@ -27,20 +28,9 @@ struct Echo {
     open: Mutex<bool>,
     opened: Condvar,
     waiting: AtomicUsize,
-    threads: AtomicUsize,
-    refuses: bool,
 }
 
 impl RequestServer for Echo {
-    fn enter_worker_thread(&self) -> io::Result<()> {
-        self.threads.fetch_add(1, Ordering::SeqCst);
-        if self.refuses {
-            Err(io::Error::other("no"))
-        } else {
-            Ok(())
-        }
-    }
-
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
         let mut bytes = Vec::new();
         for slice in request {
@@ -79,11 +69,20 @@ struct Bench {
     echo: Arc<Echo>,
 }
 
+/// A device with its workers, and the server.
+fn device(driver: &Driver, window: Option<Window>) -> (Fs<Echo>, Arc<Echo>) {
+    let echo = Arc::new(Echo::default());
+    let space = AddressSpace::new(driver.memory.clone(), window);
+    let pool = Arc::new(Pool::new(space, echo.clone()).unwrap());
+    pool.watch_queues(&driver.kicks).unwrap();
+    pool.start(&threads(|_| Ok(())), Thread::Fs).unwrap();
+    (Fs::new("tag", pool, window), echo)
+}
+
 impl Bench {
-    fn new(echo: Echo, event_idx: bool) -> Bench {
-        let echo = Arc::new(echo);
+    fn new(event_idx: bool) -> Bench {
         let driver = Driver::new(&QUEUE_SIZES);
-        let mut fs = Fs::new("tag", echo.clone(), None);
+        let (mut fs, echo) = device(&driver, None);
         fs.activate(driver.activation(event_idx)).unwrap();
         Bench { driver, fs, echo }
     }
@@ -122,16 +121,16 @@ fn until(mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn configuration_names_the_tag_and_one_queue() {
-    let fs = Fs::new("chiton", Arc::new(Echo::default()), None);
+    let (fs, _) = device(&Driver::new(&QUEUE_SIZES), None);
     let config = fs.config();
-    assert_eq!(&config[..7], b"chiton\0");
+    assert_eq!(&config[..4], b"tag\0");
     assert_eq!(config[36..], [1, 0, 0, 0]);
 }
 
 #[test]
 fn requests_of_both_queues_are_answered() {
     for event_idx in [false, true] {
-        let bench = Bench::new(Echo::default(), event_idx);
+        let bench = Bench::new(event_idx);
         bench.offer(1, 4, b"abc");
         until(|| bench.driver.used(1) == [(4, 3)]);
         assert_eq!(bench.reply(4), *b"abc");
@@ -160,12 +159,10 @@ fn the_window_is_read_and_never_written() {
         (BUFFERS, window.start, None),
     ] {
         let driver = Driver::new(&QUEUE_SIZES);
-        let mut fs = Fs::new("tag", Arc::new(Echo::default()), Some(window));
+        let (mut fs, _) = device(&driver, Some(window));
         assert_eq!(fs.shared_memory(0), Some((1 << 32, 10)));
         assert_eq!(fs.shared_memory(1), None);
-        let mut activation = driver.activation(true);
-        activation.space = AddressSpace::new(driver.memory.clone(), Some(window));
-        fs.activate(activation).unwrap();
+        fs.activate(driver.activation(true)).unwrap();
         driver
             .memory
             .write_slice(b"abc", GuestAddress(BUFFERS))
@@ -187,7 +184,7 @@ fn the_window_is_read_and_never_written() {
 
 #[test]
 fn a_slow_request_does_not_hold_up_others() {
-    let bench = Bench::new(Echo::default(), true);
+    let bench = Bench::new(true);
     for slow in 0..3 {
         bench.offer(1, slow * 2, b"wai");
         until(|| bench.echo.waiting.load(Ordering::SeqCst) == usize::from(slow) + 1);
@@ -206,13 +203,14 @@ fn a_slow_request_does_not_hold_up_others() {
     *bench.echo.open.lock().unwrap() = true;
     bench.echo.opened.notify_all();
     until(|| bench.driver.used(1).len() == 8);
-    assert_eq!(bench.echo.threads.load(Ordering::SeqCst), MAX_WORKERS);
+    let served = bench.echo.waiting.load(Ordering::SeqCst);
+    assert_eq!(served, usize::from(WORKERS));
 }
 
 #[test]
 fn every_request_is_answered_once_under_load() {
     for event_idx in [false, true] {
-        let bench = Bench::new(Echo::default(), event_idx);
+        let bench = Bench::new(event_idx);
         for round in 0..200_usize {
             for slot in 0..8_u16 {
                 bench.offer(1, slot * 2, &[b'a', round as u8, slot as u8]);
@@ -227,7 +225,7 @@ fn every_request_is_answered_once_under_load() {
 
 #[test]
 fn indirect_tables_and_empty_buffers_work() {
-    let bench = Bench::new(Echo::default(), true);
+    let bench = Bench::new(true);
     let memory = &bench.driver.memory;
     memory
         .write_slice(b"xyz", GuestAddress(BUFFERS + 0x1000))
@@ -264,7 +262,7 @@ fn indirect_tables_and_empty_buffers_work() {
 #[test]
 fn broken_chains_stop_the_device_until_reset() {
     for (what, descriptors, indirect) in broken_chains() {
-        let mut bench = Bench::new(Echo::default(), true);
+        let mut bench = Bench::new(true);
         bench.driver.descriptors(1, &descriptors);
         bench.driver.table(BUFFERS, &indirect);
         bench.driver.offer(1, 0);
@@ -280,7 +278,7 @@ fn broken_chains_stop_the_device_until_reset() {
 #[test]
 fn a_broken_ring_stops_the_device() {
     for queue in [0, 1] {
-        let bench = Bench::new(Echo::default(), false);
+        let bench = Bench::new(false);
         bench.driver.set_available(queue, QUEUE_SIZES[queue] + 1);
         bench.driver.kick(queue);
         until(|| bench.driver.is_blamed());
@@ -289,7 +287,7 @@ fn a_broken_ring_stops_the_device() {
 
 #[test]
 fn reset_waits_for_all_workers() {
-    let mut bench = Bench::new(Echo::default(), true);
+    let mut bench = Bench::new(true);
     for slow in 0..4 {
         bench.offer(1, slow * 2, b"wai");
     }
@@ -300,29 +298,16 @@ fn reset_waits_for_all_workers() {
         echo.opened.notify_all();
     });
     bench.fs.reset();
-    // All workers have ended: nobody else holds the server but the device, the opener and this test.
+    // What they had taken is not returned: the queue is the driver's again.
     opener.join().unwrap();
-    assert_eq!(Arc::strong_count(&bench.echo), 2);
-    assert_eq!(bench.driver.used(1).len(), 4);
+    assert!(*bench.echo.open.lock().unwrap());
+    assert_eq!(bench.driver.used(1), []);
     // It comes up again.
-    let again = Driver::new(&QUEUE_SIZES);
-    bench.fs.activate(again.activation(true)).unwrap();
-    bench.driver = again;
+    bench.driver.clear();
+    let activation = bench.driver.activation(true);
+    bench.fs.activate(activation).unwrap();
     bench.offer(1, 0, b"abc");
     until(|| bench.driver.used(1) == [(0, 3)]);
-}
-
-#[test]
-fn a_thread_that_cannot_serve_stops_the_device() {
-    let bench = Bench::new(
-        Echo {
-            refuses: true,
-            ..Echo::default()
-        },
-        true,
-    );
-    until(|| bench.driver.needs_reset());
-    assert!(matches!(bench.driver.fault(), Some(Fault::Thread(_))));
 }
 
 #[test]
@@ -330,9 +315,6 @@ fn a_missing_queue_is_refused() {
     let driver = Driver::new(&QUEUE_SIZES);
     let mut activation = driver.activation(true);
     activation.queues[0] = None;
-    assert!(
-        Fs::new("tag", Arc::new(Echo::default()), None)
-            .activate(activation)
-            .is_err()
-    );
+    let (mut fs, _) = device(&driver, None);
+    assert!(fs.activate(activation).is_err());
 }

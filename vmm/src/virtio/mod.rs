@@ -27,5 +27,6 @@ pub(crate) use broken::Broken;
 pub(crate) use fs::Fs;
 pub(crate) use mmio::{MAGIC, Transport, VERSION};
 pub(crate) use net::{Net, Tap};
+pub(crate) use pool::Pool;
 pub(crate) use requests::{Work, device};
 pub(crate) use rng::Rng;

@@ -92,6 +92,14 @@ impl Driver {
         0x1000 + queue as u64 * QUEUE_SPACE
     }
 
+    /// Begins anew after a reset of the device, with empty queues.
+    pub(super) fn clear(&self) {
+        let zeros = vec![0; self.sizes.len() * QUEUE_SPACE as usize];
+        let at = GuestAddress(Self::base(0));
+        self.memory.write_slice(&zeros, at).unwrap();
+        self.status.store(0, Ordering::SeqCst);
+    }
+
     /// Writes descriptors into a table.
     pub(super) fn table(&self, address: u64, descriptors: &[Descriptor]) {
         for (index, &(buffer, length, flags, next)) in descriptors.iter().enumerate() {

@@ -245,7 +245,7 @@ fn live(machine: Machine) -> Ended {
 fn told(mut machine: Machine) -> Vec<Event> {
     assert!(machine.handle_events().unwrap().is_empty());
     assert_eq!(machine.first_run(), None);
-    machine.start().unwrap();
+    machine.start(Arc::new(|_| Ok(()))).unwrap();
     let epoll = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     epoll
@@ -522,7 +522,7 @@ fn a_paused_guest_does_not_run_and_a_resumed_one_goes_on() {
     let mut machine = machine(&image(&counting(1 << 30)), MEMORY, 4).unwrap();
     // Before the start there is nothing to stop, but then the start waits.
     machine.pause().unwrap();
-    machine.start().unwrap();
+    machine.start(Arc::new(|_| Ok(()))).unwrap();
     assert!(end_within(&mut machine, Duration::from_millis(50)).is_none());
     assert_eq!(machine.first_run(), None);
     machine.resume();
@@ -566,7 +566,7 @@ fn pauses_come_at_any_moment_and_lose_nothing() {
         .bytes(&[0xff, 0xca, 0x75, 0xf5]);
     for code in [leaving.reset().0, counting(1 << 20)] {
         let mut machine = machine(&image(&code), MEMORY, 3).unwrap();
-        machine.start().unwrap();
+        machine.start(Arc::new(|_| Ok(()))).unwrap();
         let mut pauses = 0;
         let begun = Instant::now();
         let ended = loop {
@@ -590,7 +590,7 @@ fn a_halted_guest_is_paused() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // cli; hlt
     let mut machine = machine(&image(&[0xfa, 0xf4]), MEMORY, 1).unwrap();
-    machine.start().unwrap();
+    machine.start(Arc::new(|_| Ok(()))).unwrap();
     for _ in 0..100 {
         machine.pause().unwrap();
         machine.resume();

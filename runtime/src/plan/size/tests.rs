@@ -122,9 +122,13 @@ fn the_size_can_be_asked_for() {
 fn the_host_cgroup_allows_the_machine_and_its_overhead() {
     for (machine, most) in [("512M", 512 + 2 + 384 + 64), ("4G", 4096 + 16 + 768 + 64)] {
         let (_, _, limits) = sized(json!({"annotations": {"dev.chiton.memory": machine}})).unwrap();
+        let expected = [
+            ("memory.max", (most * MIB).to_string()),
+            ("pids.max", "4096".to_owned()),
+        ];
         assert_eq!(
             limits,
-            [("memory.max".to_owned(), (most * MIB).to_string())]
+            expected.map(|(file, value)| (file.to_owned(), value))
         );
     }
 }
@@ -166,7 +170,7 @@ fn the_host_limits_the_machine_as_a_whole() {
     let resources = json!({"cpu": {"shares": 512, "quota": 50000, "burst": 7, "idle": 0, "cpus": "0", "mems": "0"},
         "blockIO": {"weight": 10}, "unified": {"cpu.weight": "5", "pids.max": "5", "cpuset.mems": "0"}});
     let (_, _, mut limits) = sized(json!({ "resources": resources })).unwrap();
-    limits.pop();
+    limits.truncate(limits.len() - 2);
     let expected = [
         ("cpu.idle", "0"),
         ("cpu.weight", "59"),

@@ -81,6 +81,7 @@ fn limits_are_properties() {
     };
     for (file, value, expected) in [
         ("memory.max", "4096", vec![("MemoryMax", Value::U64(4096))]),
+        ("pids.max", "4096", vec![("TasksMax", Value::U64(4096))]),
         ("cpu.weight", "39", vec![("CPUWeight", Value::U64(39))]),
         (
             "cpu.max",

@@ -1,13 +1,21 @@
-//! Finds what the binary embeds: the guest's kernel, its initramfs, and the name of the commit.
+//! Finds what the binary embeds: the guest's kernel, its initramfs, the machine process's system call filters, and the
+//! name of the commit.
+
+mod filters;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::{env, fs};
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     embed("CHITON_KERNEL", "vmlinux");
     embed("CHITON_INITRAMFS", "initramfs");
+    let table = directory("CARGO_MANIFEST_DIR").join("system-calls.md");
+    println!("cargo::rerun-if-changed={}", table.display());
+    if let Err(e) = filters::write(&table, &directory("OUT_DIR").join("filters.rs")) {
+        fail(&e);
+    }
     println!(
         "cargo::rustc-env=CHITON_COMMIT={}",
         commit().as_deref().unwrap_or("unknown")
