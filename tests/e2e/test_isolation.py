@@ -1,5 +1,7 @@
 """What of the host a machine process could reach if a guest took it over, and what the processes of a guest can take from each other."""
 
+import ctypes
+import errno
 import os
 import pathlib
 import stat
@@ -69,6 +71,37 @@ def test_no_descriptor_leads_out_of_the_jail(container, scratch, given):
     assert not os.path.samestat(os.stat(f"/proc/{made.pid}/cwd"), os.stat("/"))
     made.delete()
     source.rmdir()
+
+
+def cookies(pid):
+    """The core scheduling cookies of a process's threads (linux/prctl.h: PR_SCHED_CORE, PR_SCHED_CORE_GET)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        cookie = ctypes.c_ulong()
+        if libc.prctl(62, 0, ctypes.c_ulong(int(thread)), 0, ctypes.byref(cookie)):
+            raise OSError(ctypes.get_errno(), "PR_SCHED_CORE_GET")
+        found.add(cookie.value)
+    return found
+
+
+def test_cores_are_shared_with_nobody_where_that_is_asked(container, run):
+    """Each machine has a cookie of its own, or there is no machine."""
+    def asked(value):
+        def change(config):
+            config["annotations"] = {"dev.chiton.core-scheduling": value}
+        return change
+    try:
+        cookies(os.getpid())
+    except OSError as error:
+        why = {errno.ENODEV: "more than one thread", errno.EINVAL: "CONFIG_SCHED_CORE"}[error.errno]
+        refused = run("true", change=asked("on"))
+        assert refused.returncode != 0 and "annotations[dev.chiton.core-scheduling]" in refused.stderr and why in refused.stderr, refused
+        assert run("true", change=asked("off")).returncode == 0
+        return
+    made = [container("sleep", "1000", change=change) for change in (asked("on"), asked("on"), asked("off"))]
+    found = [cookies(each.pid) for each in made]
+    assert all(len(each) == 1 for each in found) and len(set.union(*found)) == 3 and found[2] == {0}, found
 
 
 # Asks for connections to the host as fast as it can, without waiting for the answer to one, and prints what it gets. It has no

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from chiton import wait_for
+from chiton import only_chiton, wait_for
 
 MIB = 1 << 20
 SIZE = 200
@@ -85,6 +85,37 @@ print("kept", whole[8:16])
 time.sleep(1.1)
 print("size", os.stat("/big").st_size)
 """
+
+
+# What is read, and what it costs of the guest's page cache.
+LOOK = """
+import zlib
+def cached():
+    return int(next(l for l in open("/proc/meminfo") if l.startswith("Cached:")).split()[1]) // 1024
+before = cached()
+with open("/big", "rb") as f:
+    print(zlib.crc32(f.read()), cached() - before)
+"""
+
+
+@only_chiton
+@pytest.mark.parametrize("dax", ["on", "off"])
+def test_no_file_is_mapped_where_that_is_off(container, rootfs, debian, dax):
+    data = os.urandom(40 * MIB)
+    (debian / "big").write_bytes(data)
+    (rootfs / "script.py").write_text(LOOK)
+
+    def change(config):
+        config["root"]["readonly"] = True
+        config["annotations"] = {"dev.chiton.dax": dax}
+
+    made = container("python3", "/script.py", change=change)
+    wait_for(lambda: made.status == "stopped", 100)
+    (debian / "big").unlink()
+    output = (made.bundle.path / "output").read_text()
+    read, grown = map(int, output.split())
+    assert read == zlib.crc32(data)
+    assert (grown < 4) == (dax == "on") and (grown >= 40) == (dax == "off"), output
 
 
 @pytest.mark.timeout(300)

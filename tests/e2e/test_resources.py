@@ -218,7 +218,9 @@ def test_the_machine_is_as_large_as_is_asked(runtime, run, bundle):
     hardware(made.config)
     assert explained(runtime, made.save())[0]["machine"] == {"memory": 256 * MIB, "vcpus": 2}
     features = json.loads(runtime.ok("features"))
-    assert features["potentiallyUnsafeConfigAnnotations"] == ["dev.chiton.memory", "dev.chiton.vcpus", "org.systemd.property."]
+    assert features["potentiallyUnsafeConfigAnnotations"] == [
+        "dev.chiton.memory", "dev.chiton.vcpus", "dev.chiton.volumes.privileges", "dev.chiton.dax", "dev.chiton.core-scheduling",
+        "org.systemd.property."]
 
 
 # Takes memory, gives it back and takes it again; what the kernel says before and both times, MiB.

@@ -287,6 +287,69 @@ print(json.dumps([open("/memory/merged/file").read(), sorted(os.listdir("/memory
     assert (volume / "lower/file").read_text() == "below\n" and sorted(os.listdir(volume / "lower")) == ["file", "removed"]
 
 
+# What gives privileges to whoever executes a file, tried in two directories; what became of it in words.
+PRIVILEGES = """
+import struct
+def attempt(what):
+    try:
+        what(); return "ok"
+    except OSError as e:
+        return e.strerror
+def tried(where):
+    os.close(os.open(where + "/file", os.O_CREAT | os.O_RDWR, 0o755))
+    capability = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
+    out = [attempt(lambda: os.chmod(where + "/file", mode)) for mode in (0o4755, 0o2755)]
+    out.append(attempt(lambda: os.setxattr(where + "/file", "security.capability", capability)))
+    os.umask(0)
+    out.append(attempt(lambda: os.close(os.open(where + "/made", os.O_CREAT | os.O_RDWR, 0o4755))))
+    out.append(attempt(lambda: os.mknod(where + "/node", 0o104755)))
+    # What gives nobody any.
+    os.chmod(where + "/file", 0o1777)
+    os.mkdir(where + "/shared"); os.chmod(where + "/shared", 0o2775)
+    os.mkdir(where + "/shared/inner")
+    os.rename(where + "/given", where + "/moved"); os.link(where + "/moved", where + "/linked")
+    return out
+print(json.dumps([tried(where) for where in ("/own", "/data")]))
+"""
+
+
+def privileges(directory):
+    """The host's files that have any, by name."""
+    files = [path for path in directory.rglob("*") if not path.is_dir()]
+    return sorted(path.name for path in files if path.stat().st_mode & 0o6000 or "security.capability" in os.listxattr(path))
+
+
+def test_privileges_of_files_on_volumes(container, rootfs, volume):
+    """As with runc they are real on the host, if nothing else is said."""
+    for directory in (rootfs / "own", volume):
+        directory.mkdir(exist_ok=True)
+        (directory / "given").touch()
+    found = script(container, rootfs, PRIVILEGES, bound(volume))
+    assert found == [["ok"] * 5] * 2
+    for directory in (rootfs / "own", volume):
+        assert privileges(directory) == ["file", "made", "node"]
+
+
+@only_chiton
+def test_no_privileges_for_files_on_volumes(container, rootfs, volume):
+    """With the annotation the root filesystem alone can have such files. What the host has made itself stays."""
+    for directory in (rootfs / "own", volume):
+        directory.mkdir(exist_ok=True)
+        (directory / "given").touch()
+        (directory / "given").chmod(0o4755)
+
+    def change(config):
+        bound(volume)(config)
+        config["annotations"] = {"dev.chiton.volumes.privileges": "deny"}
+    found = script(container, rootfs, PRIVILEGES, change)
+    assert found == [["ok"] * 5, ["Operation not permitted"] * 5]
+    assert privileges(rootfs / "own") == ["file", "linked", "made", "moved", "node"]
+    assert privileges(volume) == ["linked", "moved"]
+    assert sorted(os.listdir(volume)) == ["file", "linked", "moved", "shared"]
+    assert (volume / "file").stat().st_mode & 0o7777 == 0o1777
+    assert (volume / "shared/inner").stat().st_mode & 0o7777 == 0o2777, "directories hand their group down"
+
+
 @only_chiton
 @pytest.mark.timeout(400)
 def test_more_files_than_descriptors(container, rootfs, volume):

@@ -73,5 +73,7 @@ fn share(directory: &str) -> Result<vmm_fs::Server> {
         open_fd_limit: 100,
         timeout,
         lasting_mounts: None,
+        privileged_mount: None,
+        maps: true,
     })?)
 }

@@ -37,6 +37,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) memory: u64,
     /// Number of vCPUs.
     pub(crate) vcpus: u8,
+    /// What the machine shares with the rest of the host.
+    pub(crate) isolation: Isolation,
     /// The files the guest sees.
     pub(crate) shares: Vec<Share>,
     /// The block devices the guest has.
@@ -63,6 +65,17 @@ pub(crate) struct Launch<'a> {
     pub(crate) report: &'a Report,
     /// CLOCK_MONOTONIC at the start of the verb.
     pub(crate) begun: Duration,
+}
+
+/// What the machine shares with the rest of the host, where there is a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Isolation {
+    /// On shares besides the root filesystem there may be files made that give privileges to whoever executes them.
+    pub(crate) volume_privileges: bool,
+    /// Large files of read-only mounts are mapped from the host's page cache.
+    pub(crate) dax: bool,
+    /// No others run on the sibling threads of a core meanwhile.
+    pub(crate) core_scheduling: bool,
 }
 
 /// What the machine process has of the host's `/dev`. It is opened before that process is in the container's cgroup:

@@ -15,6 +15,7 @@
 mod agent;
 mod clients;
 mod container;
+mod cores;
 mod disk;
 mod error;
 mod execs;
@@ -34,9 +35,10 @@ mod streams;
 mod sync;
 mod timeline;
 
+pub(crate) use cores::CORE_SCHEDULING;
 pub(crate) use disk::BlockDevice;
 pub(crate) use error::Error;
-pub(crate) use launch::Launch;
+pub(crate) use launch::{Isolation, Launch};
 pub(crate) use share::{IdMap, IdRange, Share};
 pub(crate) use spawn::{Spawned, spawn};
 pub(crate) use timeline::now;

@@ -22,7 +22,7 @@ use super::life::{Life, Parts};
 use super::log::Log;
 use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now};
-use super::{disk, filter, jail, streams};
+use super::{cores, disk, filter, jail, share, streams};
 use crate::error::{Doing, SystemError, one_line};
 use crate::state::Journal;
 use crate::{control, guest, sys};
@@ -163,12 +163,18 @@ fn prepare(
         .doing("ask for the id maps")?;
     let set_up = now();
 
+    let privileged_mount = match launch.isolation.volume_privileges {
+        true => None,
+        false => Some(share::root_mount(&launch.shares, &tree.root)?),
+    };
     let server = vmm_fs::Server::new(vmm_fs::Config {
         root: tree.root,
         proc_self_fd: tree.proc_self_fd,
         open_fd_limit,
         timeout: FS_TIMEOUT,
         lasting_mounts: tree.lasting,
+        privileged_mount,
+        maps: launch.isolation.dax,
     })?;
     let config = MachineConfig {
         kernel: guest::KERNEL,
@@ -246,6 +252,9 @@ fn take_properties(launch: &Launch<'_>) -> Result<(), SystemError> {
     // All that this process and its threads take from here on, guest RAM included.
     if let Some(policy) = &launch.memory_policy {
         sys::set_memory_policy(policy).doing("set linux.memoryPolicy")?;
+    }
+    if launch.isolation.core_scheduling {
+        cores::share_with_nobody()?;
     }
     if let Some(terminal) = &launch.terminal {
         rustix::process::ioctl_tiocsctty(terminal).doing("take the terminal")?;

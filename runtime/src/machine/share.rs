@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
@@ -160,6 +160,19 @@ impl Share {
     pub(super) fn differs_below(&self) -> bool {
         self.recursive && (self.sealed || self.apart)
     }
+}
+
+/// The id of the root filesystem's mount in the exported tree `root`: that of the first share itself, and of none that is
+/// mounted below it.
+pub(super) fn root_mount(shares: &[Share], root: &OwnedFd) -> Result<u64, Error> {
+    let name = shares.first().map_or("", |share| &share.name);
+    let stat = statx(root, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
+        .map_err(io::Error::from)
+        .and_then(|stat| match stat.stx_mask & StatxFlags::MNT_ID.bits() {
+            0 => Err(io::ErrorKind::Unsupported.into()),
+            _ => Ok(stat.stx_mnt_id),
+        });
+    Ok(stat.doing("look at the root filesystem's mount")?)
 }
 
 /// A user namespace with these mappings, made for ID-mapped mounts alone: no process lives in it.

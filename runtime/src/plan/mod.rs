@@ -4,6 +4,7 @@
 //! (runtime.md, Create), so every property has a line in the [`Ledger`], and one that is refused there is an error that
 //! names it. `create` does what is decided, `explain` prints it.
 
+mod annotations;
 mod devices;
 mod ledger;
 mod memory_policy;
@@ -25,16 +26,16 @@ use protocol::{Device, Overlay, Seccomp};
 use serde_json::{Value, json};
 use specification::{HookKind, MountOption};
 
+pub(crate) use annotations::ANNOTATIONS;
 pub(crate) use ledger::{Entry, Ledger, Refused};
 pub(crate) use mounts::mount_options;
 pub(crate) use namespaces::Owner;
-pub(crate) use size::ANNOTATIONS;
 pub(crate) use update::{MachineSize, update};
 
 use crate::host::cgroup::Limit;
 use crate::host::cgroup::systemd::{self, Scope};
 use crate::host::network::NetDevice;
-use crate::machine::{BlockDevice, Share};
+use crate::machine::{BlockDevice, Isolation, Share};
 use crate::state::Network;
 use crate::sys::MemoryPolicy;
 
@@ -79,6 +80,8 @@ pub(crate) struct Plan {
     pub(crate) memory: u64,
     /// Number of vCPUs.
     pub(crate) vcpus: u8,
+    /// What the machine shares with the rest of the host.
+    pub(crate) isolation: Isolation,
     /// Files that the guest sees: the root filesystem first, then the sources of the bind mounts.
     pub(crate) shares: Vec<Share>,
     /// Block devices that the guest has.
@@ -137,6 +140,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     let no_annotations = Default::default();
     let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
     let asked = size::SizeRequest::of(annotations, value, &mut ledger);
+    let isolation = annotations::isolation(annotations, &mut ledger);
     let size = size::size(resources, &asked, facts, &mut ledger);
     match spec.process() {
         Some(process) => process::check(process, size.vcpus, &mut ledger),
@@ -160,6 +164,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
             intel_rdt: linux.intel_rdt().clone(),
             memory: size.memory,
             vcpus: size.vcpus,
+            isolation,
             shares: std::iter::once(rootfs).chain(mounts.shares).collect(),
             overlay: Overlay {
                 rootfs: ROOTFS.into(),

@@ -9,6 +9,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use serde_json::Value;
 use specification::{CPU_PERIOD, CpuList, cpu_weight};
 
+use super::annotations::{MEMORY, VCPUS};
 use super::ledger::Ledger;
 use super::resources::{io_limits, unified};
 use super::{Facts, MachineSize, RESOURCES};
@@ -49,10 +50,6 @@ const GUEST_INODE: u64 = KIB;
 /// Most vCPUs of a machine.
 const VCPUS_MAX: u64 = 32;
 
-/// The annotations that the size of the machine can be asked for with, and the beginning of all of Chiton's own.
-pub(crate) const ANNOTATIONS: [&str; 2] = ["dev.chiton.memory", "dev.chiton.vcpus"];
-const PREFIX: &str = "dev.chiton.";
-
 /// The machine's size, and what its cgroup on the host allows.
 pub(super) struct Size {
     /// Guest RAM in bytes.
@@ -76,7 +73,7 @@ impl SizeRequest {
         ledger: &mut Ledger,
     ) -> SizeRequest {
         let mut asked = SizeRequest::default();
-        for name in ["memory", "vcpus"] {
+        for (name, annotation) in [("memory", MEMORY), ("vcpus", VCPUS)] {
             let property = format!("vm.hwConfig.{name}");
             match &config["vm"]["hwConfig"][name] {
                 Value::Null => {}
@@ -85,28 +82,16 @@ impl SizeRequest {
                     None => ledger.refuse(property, "is not a number"),
                 },
             }
-        }
-        let mut own: Vec<_> = annotations
-            .iter()
-            .filter(|(key, _)| key.starts_with(PREFIX))
-            .collect();
-        own.sort();
-        for (key, text) in own {
-            let property = format!("annotations[{key}]");
-            let number = match key.strip_prefix(PREFIX) {
-                Some("memory") => bytes(text),
-                Some("vcpus") => text.parse().ok(),
-                _ => {
-                    let known = ANNOTATIONS.join(" and ");
-                    ledger.refuse(
-                        property,
-                        format!("is not an annotation of Chiton's ({known} are)"),
-                    );
-                    continue;
-                }
+            let Some(text) = annotations.get(annotation) else {
+                continue;
+            };
+            let property = format!("annotations[{annotation}]");
+            let number = match name {
+                "memory" => bytes(text),
+                _ => text.parse().ok(),
             };
             match number {
-                Some(number) => asked.set(&key[PREFIX.len()..], property, number, ledger),
+                Some(number) => asked.set(name, property, number, ledger),
                 None => ledger.refuse(property, format!("{text:?} is not a number")),
             }
         }

@@ -252,6 +252,7 @@ fn launch(
         notify: prepared.notify,
         memory: plan.memory,
         vcpus: plan.vcpus,
+        isolation: plan.isolation,
         shares: plan.shares,
         disks: plan.disks,
         network: plan.network,

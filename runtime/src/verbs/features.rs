@@ -89,8 +89,8 @@ const MEMORY_POLICY_FLAGS: [&str; 3] = [
     "MPOL_F_STATIC_NODES",
 ];
 
-/// The annotations that change what is done; the one with a dot at its end stands for all that begin so.
-const UNSAFE_ANNOTATIONS: [&str; 3] = [ANNOTATIONS[0], ANNOTATIONS[1], "org.systemd.property."];
+/// Annotations that are another's and change what is done: all that begin so.
+const SYSTEMD_PROPERTIES: &str = "org.systemd.property.";
 
 /// What this runtime supports, as JSON.
 pub(crate) fn features() -> String {
@@ -118,7 +118,9 @@ fn supported() -> Features {
         .set_mount_options(Some(mount_options()))
         .set_linux(Some(linux()))
         .set_annotations(Some(annotations.collect()))
-        .set_potentially_unsafe_config_annotations(names(&UNSAFE_ANNOTATIONS));
+        .set_potentially_unsafe_config_annotations(names(
+            &[&ANNOTATIONS[..], &[SYSTEMD_PROPERTIES]].concat(),
+        ));
     features
 }
 

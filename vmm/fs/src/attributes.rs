@@ -75,8 +75,11 @@ impl Server {
         let wanted: SetattrIn = reader.read()?;
         reply.need::<AttrOut>()?;
         let node = self.inodes.get(call.nodeid)?;
-        // Times first checked, so that a request is refused before it has changed anything.
+        // First what can be refused, so that a request is refused before it has changed anything.
         let times = times(&wanted)?;
+        if wanted.valid & fattr::MODE != 0 {
+            self.check_mode(node.mount, node.kind, wanted.mode)?;
+        }
         self.set_owner(&node, &wanted)?;
         if wanted.valid & fattr::SIZE != 0 {
             self.set_size(&node, &wanted)?;

@@ -25,6 +25,12 @@ pub struct Config {
     /// The mounts (`stx_mnt_id`) that nobody but this process could take away; `None` for all. On others no
     /// descriptor is kept for what the guest only knows: it would keep the host from unmounting them.
     pub lasting_mounts: Option<HashSet<u64>>,
+    /// The only mount (`stx_mnt_id`) on which the guest may make files that give privileges to whoever executes them;
+    /// `None`: on each.
+    pub privileged_mount: Option<u64>,
+    /// Whether the guest may map large files of read-only mounts: it shares the host's page cache then with all others
+    /// that use them.
+    pub maps: bool,
 }
 
 impl Config {

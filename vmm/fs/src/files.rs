@@ -175,6 +175,7 @@ impl Server {
         flags: i32,
     ) -> Result<OwnedFd> {
         let mode = wanted.mode & PERMISSIONS;
+        self.check_mode(dir.mount, libc::S_IFREG, mode)?;
         let _caller = worker::assume(call.uid, call.gid, mode & libc::S_ISGID != 0)?;
         sys::openat(dir.as_fd(), name, flags, mode)
     }

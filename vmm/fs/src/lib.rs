@@ -45,6 +45,7 @@
 //!   doing (`FOPEN_KEEP_OPEN`).
 //! * Any write or truncation clears set-user-ID and set-group-ID bits, that of guest root too: a user
 //!   namespace's `CAP_FSETID` does not count for the host kernel there.
+//! * Files that give privileges to whoever executes them can be kept to one mount ([`Config::privileged_mount`]).
 //! * Device nodes cannot be made (EPERM), whiteouts excepted, as the host kernel has it for a user
 //!   namespace; the server refuses them itself as well.
 //! * A file of an overlay file system that is open for reading when it is first opened for writing stays open on the
@@ -69,6 +70,7 @@ mod identity;
 mod inodes;
 mod mapping;
 mod namespace;
+mod privileges;
 mod protocol;
 mod server;
 mod stream;

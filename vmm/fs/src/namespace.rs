@@ -100,6 +100,7 @@ impl Server {
             _ => return Err(Errno(libc::EINVAL)),
         };
         self.make(call, name, mode & libc::S_ISGID != 0, reply, |dir| {
+            self.check_mode(dir.mount, kind.as_raw_mode(), mode)?;
             sys::mknodat(dir.as_fd(), name, kind, mode & PERMISSIONS)
         })
     }

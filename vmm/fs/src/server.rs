@@ -58,7 +58,9 @@ pub struct Server {
     pub(crate) proc: OwnedFd,
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
-    /// None where mounts of the tree are the host's to take away.
+    /// [`Config::privileged_mount`].
+    pub(crate) privileged_mount: Option<u64>,
+    /// None where mounts of the tree are the host's to take away, or nothing is to be mapped.
     pub(crate) mappings: Option<Mappings>,
     /// Seconds and nanoseconds.
     timeout: (u64, u32),
@@ -91,10 +93,9 @@ impl Server {
         if seen.key() != facts.key {
             return Err(proc_error(Errno(libc::EXDEV)));
         }
-        let mappings = match config.lasting_mounts {
-            Some(_) => None,
-            None => Some(Mappings::new().map_err(|errno| Error::Window(errno.into()))?),
-        };
+        let mappings = (config.maps && config.lasting_mounts.is_none())
+            .then(|| Mappings::new().map_err(|errno| Error::Window(errno.into())));
+        let mappings = mappings.transpose()?;
         let pinned = config.pinned_limit();
         let limits = Limits {
             cached: config.open_fd_limit,
@@ -106,6 +107,7 @@ impl Server {
             proc: config.proc_self_fd,
             inodes: Inodes::new(config.root, facts, limits, config.lasting_mounts),
             handles: Handles::new(pinned),
+            privileged_mount: config.privileged_mount,
             mappings,
             ready: AtomicBool::new(false),
         })

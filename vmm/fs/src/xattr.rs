@@ -14,9 +14,12 @@ use crate::{sys, worker};
 /// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX` (`linux/limits.h`).
 const SIZE_MAX: usize = 65536;
 
+/// The capabilities of a file.
+const CAPABILITY: &CStr = c"security.capability";
+
 /// Whether the guest may see and set the attribute. `lib.rs` says what becomes of the others.
 fn is_served(name: &[u8]) -> bool {
-    name.starts_with(b"user.") || name.starts_with(b"trusted.") || name == b"security.capability"
+    name.starts_with(b"user.") || name.starts_with(b"trusted.") || name == CAPABILITY.to_bytes()
 }
 
 fn check_xattr(name: &CStr) -> Result<&CStr> {
@@ -109,6 +112,9 @@ impl Server {
         }
         let name = check_xattr(name)?;
         let node = self.inodes.get(call.nodeid)?;
+        if name == CAPABILITY {
+            self.check_privileges(node.mount)?;
+        }
         worker::stand_in(self.proc())?;
         sys::setxattr(node.as_fd(), name, value, flags).map(|()| 0)
     }

@@ -77,13 +77,28 @@ pub(crate) fn server_with(
     open_fd_limit: usize,
     lasting_mounts: Option<HashSet<u64>>,
 ) -> Server {
-    let server = Server::new(Config {
+    server_of(Config {
+        lasting_mounts,
+        ..config(root, open_fd_limit)
+    })
+}
+
+/// What a server of `root` is made from.
+pub(crate) fn config(root: &Path, open_fd_limit: usize) -> Config {
+    Config {
         root: path_fd(root),
         proc_self_fd: path_fd(Path::new("/proc/self/fd")),
         open_fd_limit,
         timeout: Duration::from_secs(1),
-        lasting_mounts,
-    });
+        lasting_mounts: None,
+        privileged_mount: None,
+        maps: true,
+    }
+}
+
+/// A server, before INIT. The calling thread serves.
+pub(crate) fn server_of(config: Config) -> Server {
+    let server = Server::new(config);
     // Opened first: entering changes the thread's working directory later.
     vmm_fs::enter_worker_thread().unwrap();
     server.unwrap()

@@ -440,6 +440,8 @@ fn configurations_that_cannot_work_are_refused() {
             open_fd_limit: 8,
             timeout: std::time::Duration::ZERO,
             lasting_mounts: None,
+            privileged_mount: None,
+            maps: true,
         })
     };
     let fds = Path::new("/proc/self/fd");

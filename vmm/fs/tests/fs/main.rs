@@ -12,5 +12,6 @@ mod mapping;
 mod model;
 mod mounts;
 mod names;
+mod privileges;
 mod session;
 mod sys;
