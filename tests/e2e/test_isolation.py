@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import pathlib
+import resource
 import stat
 
 import pytest
@@ -102,6 +103,41 @@ def test_cores_are_shared_with_nobody_where_that_is_asked(container, run):
     made = [container("sleep", "1000", change=change) for change in (asked("on"), asked("on"), asked("off"))]
     found = [cookies(each.pid) for each in made]
     assert all(len(each) == 1 for each in found) and len(set.union(*found)) == 3 and found[2] == {0}, found
+
+
+def few_descriptors(limit):
+    """What a caller with this limit that cannot raise it does before it executes the runtime."""
+    def prepare():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        if ctypes.CDLL(None).prctl(24, 24):  # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
+            raise OSError("CAP_SYS_RESOURCE")
+    return prepare
+
+
+def test_no_guest_takes_all_descriptors(container, rootfs, bundle, chiton):
+    """Of 1024 that cannot be made more, files get a part; the machine answers on all the same."""
+    (rootfs / "script.py").write_text("""
+import errno, os, time
+held = []
+try:
+    while len(held) < 3000:
+        name = f"/tmp/file-{len(held)}"
+        held.append(os.open(name, os.O_CREAT | os.O_RDWR)); os.unlink(name)
+except OSError as e:
+    print(len(held), errno.errorcode[e.errno], flush=True)
+time.sleep(1000)
+""")
+    made = container("python3", "/script.py", preexec_fn=few_descriptors(1024))
+    wait_for(lambda: (made.bundle.path / "output").read_text(), 60)
+    count, error = (made.bundle.path / "output").read_text().split()
+    assert error == "ENFILE" and 100 < int(count) <= 128
+    used = len(os.listdir(f"/proc/{made.pid}/fd"))
+    assert used < 1024 - 256 - 55 * 4, used
+    assert [made.output("echo", "there") for _ in range(3)] == ["there\n"] * 3
+    # With fewer there is no machine.
+    its = bundle("true").save()
+    refused = chiton("run", "--bundle", its.path, "few", preexec_fn=few_descriptors(1000))
+    assert refused.returncode != 0 and "RLIMIT_NOFILE" in refused.stderr and "1024" in refused.stderr, refused
 
 
 # Asks for connections to the host as fast as it can, without waiting for the answer to one, and prints what it gets. It has no

@@ -71,6 +71,7 @@ fn share(directory: &str) -> Result<vmm_fs::Server> {
         root,
         proc_self_fd,
         open_fd_limit: 100,
+        held_fd_limit: 1024,
         timeout,
         lasting_mounts: None,
         privileged_mount: None,

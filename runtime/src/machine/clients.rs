@@ -8,7 +8,8 @@
 //! ```
 //! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, its
 //! descriptors and the answers it has not read, which are one and a few short ones. A client that hangs up is closed in
-//! every state.
+//! every state. Who cannot be accepted for want of a descriptor or of memory waits for the next to come or to leave:
+//! nothing is tried again and again meanwhile.
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut, Write};
@@ -81,7 +82,9 @@ impl Clients {
     /// No epoll instance to be had.
     pub(super) fn new(listener: UnixListener) -> io::Result<Clients> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        // Told of once: a connection that cannot be accepted stays where it is.
+        let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(&listener, EpollEvent::new(interest, LISTENER))?;
         Ok(Clients {
             epoll,
             listener,
@@ -180,6 +183,7 @@ impl Clients {
         }
     }
 
+    /// Accepts all that wait, or as many as there are descriptors and memory for.
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.table.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
@@ -212,7 +216,13 @@ impl Clients {
         if let Role::Exec(process) = client.role {
             told.push(ClientEvent::Left(process));
         }
+        self.remove(serial);
+    }
+
+    /// Closes a client. Another may have waited for its descriptor.
+    fn remove(&mut self, serial: u64) {
         self.table.remove(&serial);
+        self.accept();
     }
 
     /// Closes a client that is done, or watches it for what it is there for.
@@ -227,7 +237,7 @@ impl Clients {
             || (interest != client.interest
                 && self.epoll.modify(&client.stream, &mut event).is_err())
         {
-            self.table.remove(&serial);
+            self.remove(serial);
         } else {
             client.interest = interest;
         }
@@ -329,5 +339,81 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// In a process of its own, which has few descriptors.
+    const ALONE: &str = "CHITON_TEST_WITH_FEW_DESCRIPTORS";
+
+    #[test]
+    fn who_cannot_be_accepted_waits_until_another_leaves() {
+        if std::env::var_os(ALONE).is_some() {
+            return without_descriptors();
+        }
+        let name = "machine::clients::tests::who_cannot_be_accepted_waits_until_another_leaves";
+        let text = "ulimit -n 64 && exec \"$0\" --exact \"$1\" --test-threads 1";
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", text])
+            .arg(std::env::current_exe().unwrap());
+        let output = shell.arg(name).env(ALONE, "").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+    }
+
+    fn without_descriptors() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut clients = Clients::new(listener).unwrap();
+        let first = UnixStream::connect(&path).unwrap();
+        clients.handle_events();
+        assert_eq!(clients.table.len(), 1);
+
+        let late = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        let mut all = Vec::new();
+        while let Ok(taken) = late.try_clone() {
+            all.push(taken);
+        }
+        connect(late.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        assert!(clients.is_ready());
+        clients.handle_events();
+        assert_eq!(clients.table.len(), 1, "there is no descriptor");
+        assert!(!clients.is_ready(), "it would be tried again at once");
+
+        // It leaves its own and, as both ends are here, the other one.
+        drop(first);
+        clients.handle_events();
+        let serials: Vec<u64> = clients.table.keys().copied().collect();
+        assert_eq!(serials, [2], "the late one is there");
+        drop(all);
+    }
+
+    impl Clients {
+        fn is_ready(&self) -> bool {
+            let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
+        }
     }
 }

@@ -34,6 +34,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fstat, mkdirat, stat};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, setresgid, setresuid};
+use protocol::NAMES_MAX;
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -54,9 +55,22 @@ use crate::sys::{self, MountChange};
 /// RLIMIT_NOFILE; less where the caller's own limit is lower and may not be raised.
 const DESCRIPTOR_LIMIT: u64 = 65536;
 
-/// The part of the descriptors that the file server keeps open for inodes that the guest knows; the rest is for the
-/// files the guest has open and for the machine itself.
-const INODE_SHARE: u64 = 8;
+/// The least RLIMIT_NOFILE that a machine is made with.
+const DESCRIPTORS_LEAST: u64 = 1024;
+
+/// One part in so many of the descriptors is for inodes that the guest knows, one for those of them that cannot be
+/// opened again, and one for the files that it has open. Five of eight are the machine's own: no guest can take these.
+const FILE_SHARE: u64 = 8;
+
+// What they are needed for: the VM, 32 vCPUs and the events of 12 devices; the guest's connections to the name server,
+// of which each has a source and a sink; and execs, each a connection and three streams, for which a caller is to
+// blame.
+const _: () = {
+    const SHARE: usize = (DESCRIPTORS_LEAST / FILE_SHARE) as usize;
+    let (machine, names, execs) = (160, 2 * NAMES_MAX * 2, 55 * 4);
+    let files = vmm_fs::descriptors(SHARE, SHARE);
+    assert!((files + machine + names + execs) as u64 <= DESCRIPTORS_LEAST);
+};
 
 /// The descriptor table is grown to this size while the process has one thread: later growth waits for an RCU grace
 /// period.
@@ -221,7 +235,7 @@ fn look_at_mounts(own: &OwnedFd, shares: &[Share], tree: &mut Tree) -> io::Resul
     Ok(())
 }
 
-/// Sets the resource limits; how many descriptors the file server may keep open for inodes.
+/// Sets the resource limits; how many descriptors the file server may keep open of each sort.
 pub(super) fn set_limits() -> Result<usize, Error> {
     let descriptors = limit_descriptors().doing("set RLIMIT_NOFILE")?;
     for resource in [
@@ -237,17 +251,23 @@ pub(super) fn set_limits() -> Result<usize, Error> {
             fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(DESCRIPTOR_TABLE)).doing(name)?;
         nix::unistd::close(highest).doing(name)?;
     }
-    Ok(usize::try_from(descriptors / INODE_SHARE).unwrap_or(usize::MAX))
+    Ok(usize::try_from(descriptors / FILE_SHARE).unwrap_or(usize::MAX))
 }
 
-fn limit_descriptors() -> nix::Result<u64> {
+fn limit_descriptors() -> io::Result<u64> {
     match setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTOR_LIMIT, DESCRIPTOR_LIMIT) {
         Err(Errno::EPERM) => {
             let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            if hard < DESCRIPTORS_LEAST {
+                let text = format!(
+                    "it is {hard} and may not be raised, but a machine needs {DESCRIPTORS_LEAST}"
+                );
+                return Err(io::Error::other(text));
+            }
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
             Ok(hard)
         }
-        result => result.map(|()| DESCRIPTOR_LIMIT),
+        result => Ok(result.map(|()| DESCRIPTOR_LIMIT)?),
     }
 }
 

@@ -153,7 +153,7 @@ fn prepare(
         .map(|preserved| streams::extra(preserved.fd, preserved.direction, false))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let open_fd_limit = jail::set_limits()?;
+    let descriptors = jail::set_limits()?;
     let disks = disk::open(&launch.disks)?;
     jail::enter_network(&launch.network)?;
     let tree = jail::enter_tree(&launch.shares)?;
@@ -170,7 +170,8 @@ fn prepare(
     let server = vmm_fs::Server::new(vmm_fs::Config {
         root: tree.root,
         proc_self_fd: tree.proc_self_fd,
-        open_fd_limit,
+        open_fd_limit: descriptors,
+        held_fd_limit: descriptors,
         timeout: FS_TIMEOUT,
         lasting_mounts: tree.lasting,
         privileged_mount,

@@ -20,6 +20,9 @@ pub struct Config {
     pub proc_self_fd: OwnedFd,
     /// How many descriptors of inodes are kept open beyond the moment.
     pub open_fd_limit: usize,
+    /// How many inodes that cannot be opened again are kept open, and how many files the guest may have open: each.
+    /// Beyond, requests fail with ENFILE.
+    pub held_fd_limit: usize,
     /// How long the guest may take names and attributes for unchanged.
     pub timeout: Duration,
     /// The mounts (`stx_mnt_id`) that nobody but this process could take away; `None` for all. On others no
@@ -33,21 +36,13 @@ pub struct Config {
     pub maps: bool,
 }
 
-impl Config {
-    /// The least number of inodes that may be pinned, and of files that may be open.
-    const LEAST: usize = 1024;
-
-    /// How many inodes that cannot be re-opened are kept at most; as many handles again.
-    pub(crate) fn pinned_limit(&self) -> usize {
-        self.open_fd_limit.max(Self::LEAST)
-    }
-
-    /// How many descriptors a server with this configuration holds at most, besides a few for each
-    /// thread that serves: what `RLIMIT_NOFILE` has to allow.
-    #[must_use]
-    pub fn descriptors(&self) -> usize {
-        self.open_fd_limit
-            .saturating_add(self.pinned_limit().saturating_mul(2))
-            .saturating_add(2)
-    }
+/// How many descriptors a server holds at most, besides a few for each thread that serves: what `RLIMIT_NOFILE` has to
+/// allow.
+#[must_use]
+pub const fn descriptors(open_fd_limit: usize, held_fd_limit: usize) -> usize {
+    // Those of inodes, with and without a name; those of open files; the root and /proc/self/fd.
+    open_fd_limit
+        .saturating_add(held_fd_limit)
+        .saturating_add(held_fd_limit)
+        .saturating_add(2)
 }

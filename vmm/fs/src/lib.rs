@@ -18,8 +18,8 @@
 //! * handles: what the guest has open, and what it keeps open after the last close: one of an inode that was opened
 //!   for reading, until it is given up (RELEASE) or the inode is forgotten. Not on mounts that the host may take away.
 //!
-//! All counts are bounded; beyond, requests fail with ENFILE ([`Config::descriptors`] says how many
-//! descriptors there can be).
+//! All counts are bounded; beyond, requests fail with ENFILE ([`descriptors`] says how many descriptors
+//! there can be).
 //!
 //! # Confinement
 //! The server trusts the kernel and its own tree, not the guest. Every system call takes the
@@ -80,7 +80,7 @@ mod window;
 mod worker;
 mod xattr;
 
-pub use config::{Config, INODE_BYTES, MAX_INODES};
+pub use config::{Config, INODE_BYTES, MAX_INODES, descriptors};
 pub use error::Error;
 pub use server::Server;
 pub use worker::enter_worker_thread;

@@ -96,17 +96,16 @@ impl Server {
         let mappings = (config.maps && config.lasting_mounts.is_none())
             .then(|| Mappings::new().map_err(|errno| Error::Window(errno.into())));
         let mappings = mappings.transpose()?;
-        let pinned = config.pinned_limit();
         let limits = Limits {
             cached: config.open_fd_limit,
-            pinned,
+            pinned: config.held_fd_limit,
             entries: MAX_INODES as usize,
         };
         Ok(Self {
             timeout: (config.timeout.as_secs(), config.timeout.subsec_nanos()),
             proc: config.proc_self_fd,
             inodes: Inodes::new(config.root, facts, limits, config.lasting_mounts),
-            handles: Handles::new(pinned),
+            handles: Handles::new(config.held_fd_limit),
             privileged_mount: config.privileged_mount,
             mappings,
             ready: AtomicBool::new(false),

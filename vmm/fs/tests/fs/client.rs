@@ -89,6 +89,7 @@ pub(crate) fn config(root: &Path, open_fd_limit: usize) -> Config {
         root: path_fd(root),
         proc_self_fd: path_fd(Path::new("/proc/self/fd")),
         open_fd_limit,
+        held_fd_limit: 1024,
         timeout: Duration::from_secs(1),
         lasting_mounts: None,
         privileged_mount: None,

@@ -428,6 +428,43 @@ fn only_prepared_threads_serve() {
     });
 }
 
+/// As many descriptors as are reckoned, and no more, whatever the guest opens, unlinks and looks up.
+#[test]
+fn descriptors_are_bounded() {
+    let (open, held) = (4, 20);
+    let tree = tempfile::tempdir().unwrap();
+    let server = server_of(vmm_fs::Config {
+        held_fd_limit: held,
+        ..config(tree.path(), open)
+    });
+    let client = Client::new(&server);
+    let own = format!("{}/", tree.path().display());
+    // Other tests of this process have others open.
+    let in_use = || {
+        let links = fs::read_dir("/proc/self/fd").unwrap();
+        let targets = links.filter_map(|link| fs::read_link(link.unwrap().path()).ok());
+        let ours = targets.filter(|target| target.to_string_lossy().starts_with(&own));
+        ours.count()
+    };
+    let mut refused = 0;
+    for at in 0..4 * held {
+        let name = format!("file{at}");
+        match client.create(ROOT, &name, libc::O_RDWR, 0o644) {
+            // Open, and without a name.
+            Ok(_) => drop(client.unlink(ROOT, &name)),
+            Err(errno) => {
+                assert_eq!(errno, libc::ENFILE);
+                refused += 1;
+            }
+        }
+        client.mkdir(ROOT, format!("directory{at}"), 0o755).unwrap();
+    }
+    assert_eq!(refused, 3 * held);
+    let most = vmm_fs::descriptors(open, held);
+    let found = in_use();
+    assert!((2 * held..=most).contains(&found), "{found} of {most}");
+}
+
 #[test]
 fn configurations_that_cannot_work_are_refused() {
     let tree = tempfile::tempdir().unwrap();
@@ -438,6 +475,7 @@ fn configurations_that_cannot_work_are_refused() {
             root: path_fd(root),
             proc_self_fd: path_fd(proc),
             open_fd_limit: 8,
+            held_fd_limit: 1024,
             timeout: std::time::Duration::ZERO,
             lasting_mounts: None,
             privileged_mount: None,
