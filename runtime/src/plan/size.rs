@@ -205,8 +205,10 @@ const PIDS_MAX: u32 = 4096;
 
 /// What the host allows a machine with this much RAM.
 fn host_memory(memory: u64) -> Limit {
-    let inodes = (memory / GUEST_INODE).min(vmm_fs::MAX_INODES.into());
-    let most = memory + memory / PAGE_TABLES + inodes * vmm_fs::INODE_BYTES + HOST_OVERHEAD;
+    // As many as fill the guest's memory, or as there may be, if that is less.
+    let longest = u64::from(vmm_fs::MAX_INODES) * vmm_fs::LONGEST_INODE_BYTES;
+    let files = (memory / GUEST_INODE * vmm_fs::INODE_BYTES).min(longest);
+    let most = memory + memory / PAGE_TABLES + files + HOST_OVERHEAD;
     Limit::unasked("memory.max", most.to_string())
 }
 

@@ -80,7 +80,7 @@ mod window;
 mod worker;
 mod xattr;
 
-pub use config::{Config, INODE_BYTES, MAX_INODES, descriptors};
+pub use config::{Config, INODE_BYTES, LONGEST_INODE_BYTES, MAX_INODES, descriptors};
 pub use error::Error;
 pub use server::Server;
 pub use worker::enter_worker_thread;

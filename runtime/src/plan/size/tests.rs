@@ -115,7 +115,7 @@ fn the_size_can_be_asked_for() {
 
 #[test]
 fn the_host_cgroup_allows_the_machine_and_its_overhead() {
-    for (machine, most) in [("512M", 512 + 2 + 384 + 64), ("4G", 4096 + 16 + 768 + 64)] {
+    for (machine, most) in [("512M", 512 + 2 + 384 + 64), ("4G", 4096 + 16 + 1024 + 64)] {
         let (_, _, limits) = sized(json!({"annotations": {"dev.chiton.memory": machine}})).unwrap();
         let expected = [
             ("memory.max", (most * MIB).to_string()),
