@@ -21,7 +21,7 @@ STEPS = ("mkdir", "flock", "write", "rename", "clone3", "connect", "sendto", "se
 # What the machine process does on its way into the jail, and a verb never does.
 MACHINE = ("setsid", "signalfd4", "bind", "listen", "unshare", "open_tree", "mount", "fsmount", "pivot_root", "umount2", "setgroups", "capset")
 # The same for a stub.
-STUB = ("setsid", "chdir", "close_range", "signalfd4", "setgroups", "capset")
+STUB = ("setsid", "chdir", "close_range", "signalfd4", "chroot", "setgroups", "setresuid", "capset")
 
 
 class Traced:

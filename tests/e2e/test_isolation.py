@@ -5,11 +5,13 @@ import errno
 import os
 import pathlib
 import resource
+import signal
 import stat
+import subprocess
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import alive, only_chiton, wait_for
 
 pytestmark = only_chiton
 
@@ -138,6 +140,35 @@ time.sleep(1000)
     its = bundle("true").save()
     refused = chiton("run", "--bundle", its.path, "few", preexec_fn=few_descriptors(1000))
     assert refused.returncode != 0 and "RLIMIT_NOFILE" in refused.stderr and "1024" in refused.stderr, refused
+
+
+def test_a_stub_has_nothing(container):
+    """The process that stands for an exec, seen from outside, and another of the same container."""
+    made = container("sleep", "1000")
+    pids = []
+    for number in range(2):
+        pid_file = made.bundle.path / f"stub-{number}"
+        made.runtime.ok("exec", "--detach", "--pid-file", pid_file, made.name, "sleep", "1000", stdout=subprocess.DEVNULL)
+        pids.append(int(pid_file.read_text()))
+    for pid in pids:
+        proc = pathlib.Path(f"/proc/{pid}")
+        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+        own = str(0x7f000000 + pid)
+        assert status["Uid"].split() == status["Gid"].split() == [own] * 4 and status["Groups"].split() == []
+        assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0} and status["NoNewPrivs"].split() == ["1"]
+        assert os.listdir(proc / "root") == [] and os.readlink(proc / "cwd") == "/"
+        with pytest.raises(OSError):
+            (proc / "root/file").touch()
+        limits = {line[:25].strip(): line[25:].split()[:2] for line in (proc / "limits").read_text().splitlines()}
+        for name in ("Max file size", "Max core file size", "Max processes", "Max locked memory", "Max msgqueue size"):
+            assert limits[name] == ["0", "0"], name
+        assert limits["Max open files"] == ["2", "2"]
+        kinds = [os.readlink(link) for link in (proc / "fd").iterdir()]
+        assert len(kinds) == 5 and not [kind for kind in kinds if not kind.startswith(("/dev/null", "socket:", "anon_inode:[signalfd]"))], kinds
+    os.kill(pids[0], signal.SIGTERM)
+    wait_for(lambda: not alive(pids[0]))
+    os.kill(pids[1], signal.SIGKILL)
+    wait_for(lambda: made.output("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").count("sleep 1000") == 1)
 
 
 # Asks for connections to the host as fast as it can, without waiting for the answer to one, and prints what it gets. It has no

@@ -226,13 +226,24 @@ pub fn write<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<(), E
 /// # Errors
 /// [`Error::TooLong`], [`Error::Json`], [`Error::Truncated`] and [`Error::Read`].
 pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> Result<Option<T>, Error> {
+    read_with_cap(stream, MAX_FRAME)
+}
+
+/// The same for frames of up to `cap` bytes.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_cap<T: DeserializeOwned>(
+    stream: &mut impl Read,
+    cap: usize,
+) -> Result<Option<T>, Error> {
     let mut header = [0; HEADER];
     match read_up_to(stream, &mut header)? {
         0 => return Ok(None),
         HEADER => {}
         _ => return Err(Error::Truncated),
     }
-    let length = body_length(header, MAX_FRAME)?;
+    let length = body_length(header, cap.min(MAX_FRAME))?;
     let mut body = vec![0; length];
     if read_up_to(stream, &mut body)? != length {
         return Err(Error::Truncated);

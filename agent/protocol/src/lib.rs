@@ -17,7 +17,7 @@ mod request;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-pub use frame::{Decoder, Error, MAX_FRAME, encode, read, split, write};
+pub use frame::{Decoder, Error, MAX_FRAME, encode, read, read_with_cap, split, write};
 pub use hex::{from_hex, to_hex};
 pub use message::{Exit, Failure, FailureKind, Message, Process, Reply};
 pub use request::{

@@ -36,6 +36,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The same for a start, of which hooks in the guest are part.
 const START_PATIENCE: Duration = Duration::from_secs(600);
 
+/// Maximum length of a reply that comes later than the first, in bytes. It says that something has happened, or a text.
+const LATER_MAX: usize = 64 << 10;
+
 /// Why a machine process could not be spoken to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -200,21 +203,22 @@ impl Connection {
     /// # Errors
     /// [`Error::NotRunning`] when the machine has ended, [`Error::Unanswered`].
     pub(crate) fn answer_within(&self, limit: Duration) -> Result<ControlReply, Error> {
-        self.read_within(limit)?.ok_or(Error::NotRunning)
+        self.read_within(limit, protocol::MAX_FRAME)?
+            .ok_or(Error::NotRunning)
     }
 
     /// The next reply, however long it takes until it begins; `None` when the machine has ended or has no more to say.
     pub(crate) fn receive(&self) -> Result<Option<ControlReply>, Error> {
         readable(self.stream.as_fd(), None).doing("wait for the machine process")?;
-        self.read_within(PATIENCE)
+        self.read_within(PATIENCE, LATER_MAX)
     }
 
-    fn read_within(&self, limit: Duration) -> Result<Option<ControlReply>, Error> {
+    fn read_within(&self, limit: Duration, cap: usize) -> Result<Option<ControlReply>, Error> {
         let mut stream = Until {
             stream: &self.stream,
             end: Instant::now() + limit,
         };
-        match protocol::read(&mut stream) {
+        match protocol::read_with_cap(&mut stream, cap) {
             Ok(reply) => Ok(reply),
             Err(protocol::Error::Truncated) => Ok(None),
             Err(protocol::Error::Read(e)) if is_gone(&e) => Ok(None),

@@ -11,6 +11,12 @@
 //!   ends                                      <──────────────────────────────────── Exited
 //!                                           ends the same way
 //! ```
+//! What the machine process says is parsed here, and it may have been taken over. So a stub has nothing else: no
+//! privilege, no file system, no uid that another process has, no further descriptor, process or file. After it is
+//! ready it makes these system calls and no others: `sendto`, `recvfrom`, `poll`, `read`, `ioctl(TIOCGWINSZ)`; to end,
+//! `rt_sigaction`, `rt_sigprocmask`, `getpid`, `gettid`, `tgkill`, `exit_group`; `brk`, `mmap`, `munmap` for memory and
+//! `close`, with `fcntl(F_GETFD)` before it in debug builds.
+//!
 //! Invariants: the machine process kills the program when the connection ends, so it dies with whoever holds the
 //! connection: with the verb until the stub is cloned, with the stub from then on. A stub that is not committed ends
 //! when its verb does. A verb that waits for the process is its stub itself.
@@ -29,8 +35,12 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setsid};
+use nix::unistd::{
+    Pid, chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, getpid, setgroups, setresgid,
+    setresuid, setsid,
+};
 use protocol::{Exit, TerminalSize};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::process::ioctl_tiocsctty;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
@@ -41,6 +51,10 @@ use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
 
 /// What a stub says when it is ready. Anything else is the text of an error.
 const READY: &[u8] = b"ready";
+
+/// A stub's uid and gid is this and its pid: nobody else's, so that but for root no process can signal it, and it none.
+/// Ids from here on are in no range that is given to users or containers (systemd's UIDS-GIDS).
+const FIRST_ID: u32 = 0x7f00_0000;
 
 /// Maximum length of the text of a stub's error, in bytes.
 const TEXT_MAX: u64 = 4096;
@@ -253,6 +267,7 @@ fn settle(
         None | Some(Ok(()) | Err(rustix::io::Errno::IO)) => {}
         Some(Err(e)) => return Err(e).doing("take the terminal"),
     }
+    leave_files().doing("leave the host's files")?;
     drop_privileges().doing("drop privileges")?;
     Ok(signals)
 }
@@ -264,9 +279,36 @@ fn replace_standard_streams(null: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes an empty file system that is mounted nowhere the root. Without the capability to there is no way back, nor a
+/// descriptor of a directory.
+fn leave_files() -> io::Result<()> {
+    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(fs.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    fchdir(&root)?;
+    Ok(chroot(".")?)
+}
+
 fn drop_privileges() -> io::Result<()> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    for resource in [
+        Resource::RLIMIT_CORE,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_MEMLOCK,
+        Resource::RLIMIT_MSGQUEUE,
+        Resource::RLIMIT_NPROC,
+    ] {
+        setrlimit(resource, 0, 0)?;
+    }
+    // As many as are polled at once. Those that are open are more already, so that there can be no other.
+    setrlimit(Resource::RLIMIT_NOFILE, 2, 2)?;
     setgroups(&[])?;
+    let id = FIRST_ID + getpid().as_raw().unsigned_abs();
+    setresgid(id.into(), id.into(), id.into())?;
+    setresuid(id.into(), id.into(), id.into())?;
     let none = CapabilitySets {
         effective: CapabilitySet::empty(),
         permitted: CapabilitySet::empty(),
