@@ -161,6 +161,20 @@ def test_limits_on_both_sides(probed):  # noqa: F811
 
 
 @only_chiton
+def test_the_host_swaps_out_no_more_than_is_allowed(runtime, container):
+    """The guest has no swap space; what is said of swap holds for the machine's memory, and an update changes it."""
+    def change(config):
+        config["linux"]["resources"]["memory"] = {"limit": 128 * MIB, "swap": 160 * MIB}
+
+    c = container("sleep", "1000", change=change)
+    swap = c.cgroup / "memory.swap.max"
+    assert swap.read_text() == f"{32 * MIB}\n"
+    runtime.ok("update", "--memory-swap", str(128 * MIB), c.name)
+    assert swap.read_text() == "0\n"
+    assert (container("sleep", "1000").cgroup / "memory.swap.max").read_text() == "max\n"
+
+
+@only_chiton
 @pytest.mark.parametrize("limit", [32, 200])
 def test_the_guest_is_limited_before_the_machine(runtime, container, rootfs, limit):
     """A program that takes more than the container may have is killed in the guest. The machine lives, and its own cgroup is not short."""

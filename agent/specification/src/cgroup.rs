@@ -18,6 +18,8 @@ impl Place {
     #[must_use]
     pub fn of_file(file: &str) -> Option<Place> {
         match file.split_once('.')?.0 {
+            // The guest has no swap space, so it is the host that swaps.
+            "memory" if file == SWAP_MAX => Some(Place::Both),
             "memory" | "pids" | "hugetlb" => Some(Place::Guest),
             "cpu" => Some(Place::Both),
             "cpuset" | "io" => Some(Place::Host),
@@ -26,7 +28,10 @@ impl Place {
     }
 }
 
-/// `memory.swap.max` for `limit` and `swap` of `linux.resources.memory`, in bytes: the specification limits the sum of
+/// The file of a cgroup that limits what of it is swapped out.
+pub const SWAP_MAX: &str = "memory.swap.max";
+
+/// [`SWAP_MAX`] for `limit` and `swap` of `linux.resources.memory`, in bytes: the specification limits the sum of
 /// memory and swap, the kernel swap alone. 0 is as if nothing was said, -1 means no limit. The rules are runc's
 /// (ConvertMemorySwapToCgroupV2Value in github.com/opencontainers/cgroups).
 ///

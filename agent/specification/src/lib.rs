@@ -14,7 +14,7 @@ mod process;
 pub mod sysctl;
 
 pub use capability::{CAPABILITIES, capability_number};
-pub use cgroup::{CPU_PERIOD, Place, cpu_weight, swap_max};
+pub use cgroup::{CPU_PERIOD, Place, SWAP_MAX, cpu_weight, swap_max};
 pub use cpus::CpuList;
 pub use device::DeviceRule;
 pub use hook::HookKind;

@@ -80,7 +80,7 @@ const PROPERTIES: [(&str, Rule); 104] = [
     ("linux.resources.memory.kernelTCP", Refused(KERNEL_MEMORY)),
     ("linux.resources.memory.limit", BOTH),
     ("linux.resources.memory.reservation", GUEST),
-    ("linux.resources.memory.swap", GUEST),
+    ("linux.resources.memory.swap", BOTH),
     ("linux.resources.memory.swappiness", GUEST),
     ("linux.resources.memory.useHierarchy", Unless("true", "cgroup v2 is always hierarchical")),
     ("linux.resources.network", Inner),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use serde_json::Value;
-use specification::{CPU_PERIOD, CpuList, cpu_weight};
+use specification::{CPU_PERIOD, CpuList, SWAP_MAX, cpu_weight, swap_max};
 
 use super::annotations::{MEMORY, VCPUS};
 use super::ledger::Ledger;
@@ -308,6 +308,7 @@ fn host_limits(resources: Option<&LinuxResources>, ledger: &mut Ledger) -> (u64,
         return (1, limits);
     };
     limits.extend(io_limits(resources));
+    limits.extend(swap_limit(resources));
     for (file, value) in unified(resources) {
         let property = || format!("{RESOURCES}.unified[{file}]");
         match file {
@@ -321,7 +322,7 @@ fn host_limits(resources: Option<&LinuxResources>, ledger: &mut Ledger) -> (u64,
             },
             _ => {}
         }
-        if file.starts_with("cpu.") || file.starts_with("cpuset.") {
+        if file.starts_with("cpu.") || file.starts_with("cpuset.") || file == SWAP_MAX {
             limits.push(Limit::asked(file.to_owned(), value, property()));
         }
     }
@@ -330,6 +331,23 @@ fn host_limits(resources: Option<&LinuxResources>, ledger: &mut Ledger) -> (u64,
         (wanted, None) | (None, wanted) => wanted.unwrap_or(1),
     };
     (wanted, limits)
+}
+
+/// How much of the machine's memory the host may swap out: as much as of the container's, were it a process of the host.
+fn swap_limit(resources: &LinuxResources) -> Option<Limit> {
+    let memory = resources.memory().as_ref()?;
+    // What is wrong with it has been refused.
+    let most = swap_max(memory.limit(), memory.swap()).ok().flatten()?;
+    Some(match u64::try_from(most) {
+        // Where nothing can be swapped out there is no file to say so.
+        Ok(0) => Limit::unasked(SWAP_MAX, "0"),
+        Ok(most) => Limit::asked(
+            SWAP_MAX,
+            most.to_string(),
+            format!("{RESOURCES}.memory.swap"),
+        ),
+        Err(_) => Limit::unasked(SWAP_MAX, "max"),
+    })
 }
 
 /// How many CPUs' time `QUOTA [PERIOD]` is (cgroup-v2.rst, cpu.max), if it is limited.

@@ -273,6 +273,7 @@ fn limit_properties(limit: &Limit) -> Result<Vec<(String, Value)>, Error> {
     let properties = match &*limit.file {
         "memory.max" => vec![("MemoryMax", Value::U64(number(&limit.value)?))],
         "pids.max" => vec![("TasksMax", Value::U64(number(&limit.value)?))],
+        "memory.swap.max" => vec![("MemorySwapMax", Value::U64(number(&limit.value)?))],
         "cpu.weight" => vec![("CPUWeight", Value::U64(number(&limit.value)?))],
         "cpu.max" => {
             let (quota, period) = limit.value.split_once(' ').ok_or_else(invalid)?;

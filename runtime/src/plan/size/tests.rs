@@ -182,3 +182,21 @@ fn the_host_limits_the_machine_as_a_whole() {
         expected.map(|(file, value)| (file.to_owned(), value.to_owned()))
     );
 }
+
+#[test]
+fn the_host_swaps_out_no_more_than_is_allowed() {
+    let of = |resources: Value| {
+        let (_, _, limits) = sized(json!({ "resources": resources })).unwrap();
+        let mut limits = limits.into_iter();
+        limits.find_map(|(file, value)| (file == SWAP_MAX).then_some(value))
+    };
+    let memory = |limit: i64, swap: i64| of(json!({"memory": {"limit": limit, "swap": swap}}));
+    assert_eq!(memory(64 << 20, 96 << 20).unwrap(), (32 << 20).to_string());
+    assert_eq!(memory(64 << 20, 64 << 20).unwrap(), "0");
+    assert_eq!(memory(64 << 20, -1).unwrap(), "max");
+    assert_eq!(memory(-1, 0).unwrap(), "max");
+    assert_eq!(memory(64 << 20, 0), None);
+    assert_eq!(of(json!({})), None);
+    let unified = of(json!({"unified": {"memory.swap.max": "7"}}));
+    assert_eq!(unified.unwrap(), "7");
+}

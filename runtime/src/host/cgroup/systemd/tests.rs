@@ -82,6 +82,16 @@ fn limits_are_properties() {
     for (file, value, expected) in [
         ("memory.max", "4096", vec![("MemoryMax", Value::U64(4096))]),
         ("pids.max", "4096", vec![("TasksMax", Value::U64(4096))]),
+        (
+            "memory.swap.max",
+            "0",
+            vec![("MemorySwapMax", Value::U64(0))],
+        ),
+        (
+            "memory.swap.max",
+            "max",
+            vec![("MemorySwapMax", Value::U64(u64::MAX))],
+        ),
         ("cpu.weight", "39", vec![("CPUWeight", Value::U64(39))]),
         (
             "cpu.max",
