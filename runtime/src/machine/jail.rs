@@ -59,7 +59,7 @@ const DESCRIPTOR_LIMIT: u64 = 65536;
 const DESCRIPTORS_LEAST: u64 = 1024;
 
 /// One part in so many of the descriptors is for inodes that the guest knows, one for those of them that cannot be
-/// opened again, and one for the files that it has open. Five of eight are the machine's own: no guest can take these.
+/// opened again, and two for the files that it has open. Half are the machine's own: no guest can take these.
 const FILE_SHARE: u64 = 8;
 
 // What they are needed for: the VM, 32 vCPUs and the events of 12 devices; the guest's connections to the name server,
@@ -67,7 +67,7 @@ const FILE_SHARE: u64 = 8;
 // blame.
 const _: () = {
     const SHARE: usize = (DESCRIPTORS_LEAST / FILE_SHARE) as usize;
-    let (machine, names, execs) = (160, 2 * NAMES_MAX * 2, 55 * 4);
+    let (machine, names, execs) = (160, 2 * NAMES_MAX * 2, 23 * 4);
     let files = vmm_fs::descriptors(SHARE, SHARE);
     assert!((files + machine + names + execs) as u64 <= DESCRIPTORS_LEAST);
 };

@@ -24,8 +24,8 @@ pub struct Config {
     pub proc_self_fd: OwnedFd,
     /// How many descriptors of inodes are kept open beyond the moment.
     pub open_fd_limit: usize,
-    /// How many inodes that cannot be opened again are kept open, and how many files the guest may have open: each.
-    /// Beyond, requests fail with ENFILE.
+    /// How many inodes that cannot be opened again are kept open; the guest may have twice as many files open. Beyond,
+    /// requests fail with ENFILE.
     pub held_fd_limit: usize,
     /// How long the guest may take names and attributes for unchanged.
     pub timeout: Duration,
@@ -44,9 +44,14 @@ pub struct Config {
 /// allow.
 #[must_use]
 pub const fn descriptors(open_fd_limit: usize, held_fd_limit: usize) -> usize {
-    // Those of inodes, with and without a name; those of open files; the root and /proc/self/fd.
+    // Those of inodes with and without a name; those of open files; the root and /proc/self/fd.
     open_fd_limit
         .saturating_add(held_fd_limit)
-        .saturating_add(held_fd_limit)
+        .saturating_add(handles(held_fd_limit))
         .saturating_add(2)
+}
+
+/// How many files the guest may have open.
+pub(crate) const fn handles(held_fd_limit: usize) -> usize {
+    held_fd_limit.saturating_mul(2)
 }

@@ -89,10 +89,10 @@ impl Handles {
     }
 
     /// Whether the guest may keep the handle `number` of the inode `nodeid` beyond its last close. It may keep one of
-    /// an inode, and half of all that there can be.
+    /// an inode, and a quarter of all that there can be.
     pub(crate) fn keep(&self, nodeid: u64, number: u64) -> bool {
         let mut open = self.write();
-        let may = open.kept.len() < self.limit / 2 && !open.kept.contains_key(&nodeid);
+        let may = open.kept.len() < self.limit / 4 && !open.kept.contains_key(&nodeid);
         if may {
             open.kept.insert(nodeid, number);
         }

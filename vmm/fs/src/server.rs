@@ -7,7 +7,7 @@ use rustix::fs::AtFlags;
 use vm_memory::VolatileSlice;
 
 use crate::buffers::{Reader, Reply};
-use crate::config::{Config, MAX_INODES};
+use crate::config::{Config, MAX_INODES, handles};
 use crate::errno::{Errno, Result};
 use crate::error::Error;
 use crate::handles::Handles;
@@ -105,7 +105,7 @@ impl Server {
             timeout: (config.timeout.as_secs(), config.timeout.subsec_nanos()),
             proc: config.proc_self_fd,
             inodes: Inodes::new(config.root, facts, limits, config.lasting_mounts),
-            handles: Handles::new(config.held_fd_limit),
+            handles: Handles::new(handles(config.held_fd_limit)),
             privileged_mount: config.privileged_mount,
             mappings,
             ready: AtomicBool::new(false),

@@ -66,7 +66,7 @@ fn a_handle_may_be_kept_until_the_inode_is_forgotten() {
     client.forget(file, 1);
     assert_eq!(client.read(file, third, 0, 9), Err(libc::EBADF));
 
-    // Half of the 1024 handles that there can be.
+    // A quarter of the 2048 handles that there can be.
     let mut kept = 0;
     for number in 0..600 {
         let name = format!("{number}");
