@@ -290,6 +290,15 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_read_up_to_a_cap() {
+        let frame = encode(&"text").unwrap();
+        let length = frame.len() - HEADER;
+        let read = |cap| read_with_cap::<String>(&mut frame.as_slice(), cap);
+        assert_eq!(read(length).unwrap().unwrap(), "text");
+        assert!(matches!(read(length - 1), Err(Error::TooLong { .. })));
+    }
+
+    #[test]
     fn any_split_of_the_stream_gives_the_same_messages() {
         let stream: Vec<u8> = messages().iter().flat_map(|m| encode(m).unwrap()).collect();
         for piece in 1..=stream.len() {
