@@ -79,6 +79,13 @@ pub(crate) enum ListFormat {
     Json,
 }
 
+/// How `audit` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AuditFormat {
+    Text,
+    Json,
+}
+
 fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "" | "text" => Ok(LogFormat::Text),
@@ -93,6 +100,14 @@ fn rootless(text: &str) -> Result<Rootless, String> {
         "true" | "1" => Ok(Rootless::True),
         "false" | "0" => Ok(Rootless::False),
         _ => Err(format!("invalid value {text:?}: auto, true or false")),
+    }
+}
+
+fn audit_format(text: &str) -> Result<AuditFormat, &'static str> {
+    match text {
+        "text" => Ok(AuditFormat::Text),
+        "json" => Ok(AuditFormat::Json),
+        _ => Err("invalid format option"),
     }
 }
 
@@ -142,6 +157,8 @@ pub(crate) enum Verb {
     Restore(Restore),
     /// Write a config.json to start from
     Spec(Spec),
+    /// Look from outside whether a container's processes on this host are in their jails
+    Audit(Audit),
     /// Show what this host lacks
     Check,
 }
@@ -335,6 +352,17 @@ pub(crate) struct Explain {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The exit code is 1 if there is a line that begins with FAIL.
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Id of the container
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// One line for each point, or JSON
+    #[arg(short, long, value_name = "FORMAT", value_parser = audit_format, default_value = "text")]
+    pub(crate) format: AuditFormat,
 }
 
 #[derive(Debug, Args)]

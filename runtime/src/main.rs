@@ -3,12 +3,14 @@
 //! | folder | what is in it | imports |
 //! |---|---|---|
 //! | `verbs` | one file for each verb | all that follow |
+//! | `audit` | whether a machine is in its jail, from outside | `host`, `machine` |
 //! | `plan` | decides what is done about a configuration, and touches nothing | `host`, `machine`, `state` |
 //! | `host` | what is done on this host | `control`, `state` |
 //! | `machine` | the jailed process that is a machine, and its start | `control`, `state` |
 //! | `control` | what verbs and stubs say to a machine process | |
 //! | `state` | what is on record of a container | |
 
+mod audit;
 mod cli;
 mod clock;
 mod config;
@@ -120,6 +122,11 @@ fn dispatch(cli: &Cli, report: &Report, begun: Duration) -> anyhow::Result<u8> {
         Verb::Checkpoint(args) => verbs::checkpoint(root, args)?,
         Verb::Restore(args) => verbs::restore(args)?,
         Verb::Spec(args) => verbs::spec(args)?,
+        Verb::Audit(args) => {
+            let (text, failed) = verbs::audit(root, args)?;
+            print(&text)?;
+            return Ok(u8::from(failed));
+        }
         Verb::Check => {
             let missing = verbs::check();
             let text = missing

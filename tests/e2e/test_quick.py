@@ -64,6 +64,7 @@ def test_every_verb(runtime, bundle, scratch):
     chiton.ok("update", "--memory", str(96 << 20), "life")
     assert chiton.ok("exec", "life", "cat", "/sys/fs/cgroup/memory.max").split() == [str(96 << 20)]
     assert json.loads(chiton.ok("events", "--stats", "life"))["data"]["memory"]["usage"]["limit"] == 96 << 20
+    assert "ok   no_new_privs: set in " in chiton("audit", "life").stdout
 
     chiton.ok("pause", "life")
     assert chiton.status("life") == "paused" and not ticks()

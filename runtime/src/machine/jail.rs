@@ -80,7 +80,7 @@ const DESCRIPTOR_TABLE: i32 = 2047;
 const LANDLOCK: ABI = ABI::V6;
 
 /// What the file server needs: to act on the guest's files as their owners would.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+pub(crate) const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)

@@ -38,6 +38,7 @@ mod timeline;
 pub(crate) use cores::CORE_SCHEDULING;
 pub(crate) use disk::BlockDevice;
 pub(crate) use error::Error;
+pub(crate) use jail::CAPABILITIES;
 pub(crate) use launch::{Isolation, Launch};
 pub(crate) use share::{IdMap, IdRange, Share};
 pub(crate) use spawn::{Spawned, spawn};

@@ -7,7 +7,7 @@ use super::ps::error::PsError;
 use crate::error::SystemError;
 use crate::host::{cgroup, hooks, ids, network, notify, preserved, resctrl, terminal};
 use crate::plan::Refused;
-use crate::{config, control, machine, state};
+use crate::{audit, config, control, machine, state};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,8 @@ pub(crate) enum Error {
     Network(#[from] network::Error),
     #[error(transparent)]
     Ps(#[from] PsError),
+    #[error(transparent)]
+    Audit(#[from] audit::Error),
     #[error("File config.json exists. Remove it first")]
     SpecExists,
     #[error(transparent)]

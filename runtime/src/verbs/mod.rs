@@ -2,6 +2,7 @@
 
 mod ask;
 mod attempt;
+mod audit;
 mod check;
 mod checkpoint;
 mod context;
@@ -23,6 +24,7 @@ mod start;
 mod state;
 mod update;
 
+pub(crate) use audit::audit;
 pub(crate) use check::check;
 pub(crate) use checkpoint::{checkpoint, restore};
 pub(crate) use context::Context;

@@ -1,0 +1,233 @@
+//! What can be told of a process by comparing: everything but its descriptors and its filters.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::process::{Host, Process, Status};
+use super::{Claim, sys};
+use crate::host::cgroup;
+use crate::machine;
+
+/// The namespaces that a machine process shares with nobody.
+const MACHINE_NAMESPACES: [&str; 6] = ["mnt", "user", "net", "ipc", "uts", "cgroup"];
+
+/// Those of a stub: it serves the callers, which know it by its pid.
+const STUB_NAMESPACES: [&str; 1] = ["net"];
+
+/// The limits that are 0, as `/proc/PID/limits` names them.
+const MACHINE_LIMITS: [&str; 3] = [
+    "Max core file size",
+    "Max locked memory",
+    "Max msgqueue size",
+];
+const STUB_LIMITS: [&str; 1] = ["Max core file size"];
+
+/// The directories that a path begins at: none of the host's.
+pub(super) fn root(process: &Process, host: &Host) -> Vec<Claim> {
+    let leads_out = |name: &&str| {
+        // The slash: what the link leads to, not the link.
+        let found = process.metadata(&format!("{name}/"));
+        found.map_or(true, |found| host.is_root((found.dev(), found.ino())))
+    };
+    let problems: Vec<_> = ["root", "cwd"]
+        .iter()
+        .filter(|name| leads_out(name))
+        .map(|name| format!("{name} is the host's root or cannot be looked at"))
+        .collect();
+    vec![Claim::of(&problems, "a tree of its own")]
+}
+
+pub(super) fn machine_namespaces(process: &Process, _: &Host) -> Vec<Claim> {
+    let mut claims = namespaces(process, &MACHINE_NAMESPACES);
+    claims.push(Claim::note(
+        "pid is the host's: who waits for the container and signals it does so by its pid there",
+    ));
+    claims
+}
+
+pub(super) fn stub_namespaces(process: &Process, _: &Host) -> Vec<Claim> {
+    namespaces(process, &STUB_NAMESPACES)
+}
+
+fn namespaces(process: &Process, own: &[&str]) -> Vec<Claim> {
+    let is_shared = |name: &&&str| {
+        let link = format!("ns/{name}");
+        let ours = fs::read_link(format!("/proc/self/{link}"));
+        // What cannot be read is not known to be its own.
+        !matches!((process.link(&link), ours), (Ok(its), Ok(ours)) if its != ours)
+    };
+    let shared: Vec<_> = own.iter().filter(is_shared).copied().collect();
+    let problem = named("the caller's", &shared);
+    vec![Claim::of(
+        problem.as_slice(),
+        format!("its own {}", own.join(", ")),
+    )]
+}
+
+/// Something, and the names that it is said of, if there are any.
+fn named(what: &str, names: &[&str]) -> Option<String> {
+    (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")))
+}
+
+/// Root is nobody's to be. The ids of the file system are a guest's user's for the length of one request, so that they
+/// count for the main thread only.
+pub(super) fn machine_ids(process: &Process, _: &Host) -> Vec<Claim> {
+    let is_root = |status: &Status| {
+        [status.uids, status.gids]
+            .iter()
+            .any(|[real, effective, saved, _]| [real, effective, saved].contains(&&0))
+    };
+    let main = process.main();
+    let mut roots = process.those(is_root);
+    if !is_root(&main) && (main.uids[3] == 0 || main.gids[3] == 0) {
+        roots.push("main");
+    }
+    let problems = [named("root's uid or gid in", &roots), groups(process)];
+    let problems: Vec<_> = problems.into_iter().flatten().collect();
+    vec![Claim::of(&problems, ids(&main))]
+}
+
+pub(super) fn stub_ids(process: &Process, _: &Host) -> Vec<Claim> {
+    let main = process.main();
+    let mut claims = vec![Claim::of(groups(process).as_slice(), ids(&main))];
+    if main.uids.contains(&0) {
+        claims.push(Claim::note(
+            "root's uid, and what that may without capabilities",
+        ));
+    }
+    claims
+}
+
+fn groups(process: &Process) -> Option<String> {
+    let with = process.those(|status| !status.groups.is_empty());
+    named("supplementary groups in", &with)
+}
+
+fn ids(status: &Status) -> String {
+    format!("uid {}, gid {}", status.uids[0], status.gids[0])
+}
+
+pub(super) fn machine_capabilities(process: &Process, _: &Host) -> Vec<Claim> {
+    let most = machine::CAPABILITIES.bits();
+    capabilities(process, most, most)
+}
+
+pub(super) fn stub_capabilities(process: &Process, _: &Host) -> Vec<Claim> {
+    // Without new privileges the bounding set bounds nothing.
+    capabilities(process, 0, u64::MAX)
+}
+
+/// No thread has more than `most`.
+fn capabilities(process: &Process, most: u64, bounding: u64) -> Vec<Claim> {
+    type Set = (&'static str, fn(&Status) -> u64, u64);
+    let sets: [Set; 5] = [
+        ("permitted", |status| status.permitted, most),
+        ("effective", |status| status.effective, most),
+        ("bounding", |status| status.bounding, bounding),
+        ("inheritable", |status| status.inheritable, 0),
+        ("ambient", |status| status.ambient, 0),
+    ];
+    let problem = |(name, of, most): Set| {
+        let threads = process.threads.iter();
+        let more = threads.fold(0, |more, thread| more | of(&thread.status)) & !most;
+        let those = process.those(|status| of(status) & more != 0);
+        named(&format!("{name}: {more:#x} too many in"), &those)
+    };
+    let problems: Vec<_> = sets.into_iter().filter_map(problem).collect();
+    let number = process.main().permitted.count_ones();
+    let text = format!("{number}, of {} that may be", most.count_ones());
+    vec![Claim::of(&problems, text)]
+}
+
+pub(super) fn no_new_privs(process: &Process, _: &Host) -> Vec<Claim> {
+    let without = process.those(|status| !status.no_new_privs);
+    let problem = named("not set in", &without);
+    let text = format!("set in {}", process.how_many());
+    vec![Claim::of(problem.as_slice(), text)]
+}
+
+pub(super) fn seccomp(process: &Process, _: &Host) -> Vec<Claim> {
+    let without = process.those(|status| !status.has_filter());
+    let problem = named("no filter in", &without);
+    let text = format!("a filter in {}", process.how_many());
+    let mut claims = vec![Claim::of(problem.as_slice(), text)];
+    let workers: Vec<_> = process.workers.iter().map(String::as_str).collect();
+    let workers = named(
+        "threads of the kernel, which execute no code of it:",
+        &workers,
+    );
+    claims.extend(workers.map(Claim::note));
+    claims
+}
+
+/// The files of a process that is not dumpable are root's (proc(5)).
+pub(super) fn dumpable(process: &Process, _: &Host) -> Vec<Claim> {
+    let uid = process.main().uids[1];
+    if uid == 0 {
+        return vec![Claim::note("cannot be told of a process with root's uid")];
+    }
+    match process.metadata("maps") {
+        Ok(found) if found.uid() != uid => vec![Claim::ok("not dumpable")],
+        Ok(_) => vec![Claim::fail("it is dumpable")],
+        Err(e) => vec![Claim::fail(format!("cannot be told: {e}"))],
+    }
+}
+
+pub(super) fn machine_limits(process: &Process, _: &Host) -> Vec<Claim> {
+    limits(process, &MACHINE_LIMITS)
+}
+
+pub(super) fn stub_limits(process: &Process, _: &Host) -> Vec<Claim> {
+    limits(process, &STUB_LIMITS)
+}
+
+fn limits(process: &Process, zero: &[&str]) -> Vec<Claim> {
+    let is_other = |name: &&&str| {
+        let mut limits = process.limits.iter();
+        !limits.any(|limit| limit.name == ***name && limit.soft == "0" && limit.hard == "0")
+    };
+    let others: Vec<_> = zero.iter().filter(is_other).copied().collect();
+    let problem = named("not 0:", &others);
+    let text = format!("0: {}", zero.join(", "));
+    vec![Claim::of(problem.as_slice(), text)]
+}
+
+/// The process is in the container's cgroup, which has a limit of processes.
+pub(super) fn machine_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
+    in_cgroup(process, host, |path| {
+        match fs::read_to_string(path.join("pids.max")) {
+            Ok(text) if text.trim() == "max" => Some("pids.max is not set".to_owned()),
+            Ok(_) => None,
+            Err(e) => Some(format!("pids.max: {e}")),
+        }
+    })
+}
+
+pub(super) fn stub_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
+    in_cgroup(process, host, |_| None)
+}
+
+fn in_cgroup(
+    process: &Process,
+    host: &Host,
+    wrong: impl Fn(&Path) -> Option<String>,
+) -> Vec<Claim> {
+    let Some(path) = &host.subject.cgroup else {
+        return vec![Claim::note("the container has none on this host")];
+    };
+    let inside = cgroup::of(process.pid).is_some_and(|its| its.starts_with(path));
+    let outside = (!inside).then(|| format!("not in {}", path.display()));
+    let problems: Vec<_> = outside.into_iter().chain(wrong(path)).collect();
+    vec![Claim::of(&problems, path.display().to_string())]
+}
+
+/// Landlock domains do not show in `/proc`.
+pub(super) fn landlock(_: &Process, _: &Host) -> Vec<Claim> {
+    vec![Claim::note(match sys::landlock_version() {
+        Ok(version) => format!(
+            "whether the process has a domain cannot be seen from outside; this host offers version {version}"
+        ),
+        Err(e) => format!("this host does not offer it: {e}"),
+    })]
+}

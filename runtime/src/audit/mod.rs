@@ -1,0 +1,166 @@
+//! Whether a machine is in its jail, seen from outside: what the kernel says of its processes, compared with what is
+//! declared here. Nothing is asked of the processes themselves, which may be somebody else's by now.
+//!
+//! ```text
+//!  Host (the caller's view) ──┐
+//!                             ├─> check ──> claims ──> findings
+//!  Process (/proc/PID) ───────┘
+//! ```
+//! A check is a function of these two. What cannot be seen or decided is said in a note and counts for nothing.
+
+mod checks;
+mod descriptors;
+mod filters;
+mod process;
+mod sys;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use process::Process;
+pub(crate) use process::{Error, Host};
+
+/// What a check says of one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    /// It is as declared.
+    Ok,
+    /// It is not.
+    Fail,
+    /// Worth knowing, and neither.
+    Note,
+}
+
+/// A verdict and its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Claim {
+    verdict: Verdict,
+    text: String,
+}
+
+impl Claim {
+    fn ok(text: impl Into<String>) -> Claim {
+        Claim {
+            verdict: Verdict::Ok,
+            text: text.into(),
+        }
+    }
+
+    fn fail(text: impl Into<String>) -> Claim {
+        Claim {
+            verdict: Verdict::Fail,
+            text: text.into(),
+        }
+    }
+
+    fn note(text: impl Into<String>) -> Claim {
+        Claim {
+            verdict: Verdict::Note,
+            text: text.into(),
+        }
+    }
+
+    /// A failure that names every problem, or else what is right.
+    fn of(problems: &[String], right: impl Into<String>) -> Claim {
+        if problems.is_empty() {
+            Claim::ok(right)
+        } else {
+            Claim::fail(problems.join("; "))
+        }
+    }
+}
+
+/// Looks at one point of a process.
+type Check = fn(&Process, &Host) -> Vec<Claim>;
+
+/// What holds of a machine process.
+const MACHINE: [(&str, Check); 12] = [
+    ("descriptors", descriptors::machine),
+    ("root", checks::root),
+    ("namespaces", checks::machine_namespaces),
+    ("ids", checks::machine_ids),
+    ("capabilities", checks::machine_capabilities),
+    ("no_new_privs", checks::no_new_privs),
+    ("seccomp", checks::seccomp),
+    ("filters", filters::check),
+    ("dumpable", checks::dumpable),
+    ("limits", checks::machine_limits),
+    ("cgroup", checks::machine_cgroup),
+    ("landlock", checks::landlock),
+];
+
+/// What holds of the process that stands for an exec.
+const STUB: [(&str, Check); 7] = [
+    ("descriptors", descriptors::stub),
+    ("namespaces", checks::stub_namespaces),
+    ("ids", checks::stub_ids),
+    ("capabilities", checks::stub_capabilities),
+    ("no_new_privs", checks::no_new_privs),
+    ("limits", checks::stub_limits),
+    ("cgroup", checks::stub_cgroup),
+];
+
+/// What was found at one point.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) verdict: Verdict,
+    /// The process, if it is the stub of an exec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exec: Option<i32>,
+    pub(crate) point: &'static str,
+    pub(crate) text: String,
+}
+
+/// What is to be looked at.
+pub(crate) struct Subject {
+    /// The machine process.
+    pub(crate) machine: i32,
+    /// The other processes of the container on this host.
+    pub(crate) execs: Vec<i32>,
+    /// Its cgroup v2 directory.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// The container's state directory.
+    pub(crate) state: PathBuf,
+    /// The numbers of the block devices that the machine was given.
+    pub(crate) disks: Vec<u64>,
+}
+
+/// Looks at all of it.
+///
+/// # Errors
+/// When the machine process cannot be looked at, for instance because it has ended. An exec that has ended meanwhile is
+/// left out.
+pub(crate) fn audit(subject: Subject) -> Result<Vec<Finding>, Error> {
+    let (machine, execs) = (subject.machine, subject.execs.clone());
+    let host = Host::read(subject)?;
+    let mut findings = findings(&Process::read(machine)?, &host, None, &MACHINE);
+    for pid in execs {
+        match Process::read(pid) {
+            Err(Error::Ended(_)) => {}
+            process => findings.extend(self::findings(&process?, &host, Some(pid), &STUB)),
+        }
+    }
+    Ok(findings)
+}
+
+fn findings(
+    process: &Process,
+    host: &Host,
+    exec: Option<i32>,
+    checks: &[(&'static str, Check)],
+) -> Vec<Finding> {
+    let claims = checks.iter().flat_map(|(point, check)| {
+        let claims = check(process, host).into_iter();
+        claims.map(|claim| (*point, claim))
+    });
+    claims
+        .map(|(point, Claim { verdict, text })| Finding {
+            verdict,
+            exec,
+            point,
+            text,
+        })
+        .collect()
+}
