@@ -2,8 +2,6 @@
 
 use std::{fmt, io};
 
-use crate::threads::Thread;
-
 /// The machine's end.
 #[derive(Debug)]
 pub struct Ended {
@@ -50,8 +48,8 @@ pub enum EndReason {
     },
     /// [`Enter`](crate::Enter) has failed.
     Thread {
-        /// For which thread.
-        thread: Thread,
+        /// The thread's name.
+        thread: String,
         /// What it said.
         error: String,
     },

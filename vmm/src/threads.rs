@@ -50,13 +50,14 @@ impl Threads {
         life: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         let (enter, report) = (Arc::clone(&self.enter), Arc::clone(&self.report));
+        let name = thread.to_string();
         Builder::new()
-            .name(thread.to_string())
+            .name(name.clone())
             .stack_size(stack)
             .spawn(move || match enter(thread) {
                 Ok(()) => life(),
                 Err(error) => report.end(EndReason::Thread {
-                    thread,
+                    thread: name,
                     error: error.to_string(),
                 }),
             })
