@@ -10,13 +10,15 @@ LAB := tests/lab/lab
 REPORTS := target/reports
 # What `make bench` measures: the usual subjects, or these of tests/bench/bench.py.
 BENCH :=
+# The fuzz targets that `make fuzz` runs: all, or these of tests/fuzz/targets.
+FUZZ :=
 # More runtimes for it, and more virtual machine monitors (tests/bench/vmms.py), each as NAME=PATH.
 BENCH_PEERS := runc=/usr/sbin/runc crun=/usr/bin/crun
 BENCH_VMMS := qemu=tests/bench/vmm-qemu
 # Programs without a C library.
 FREESTANDING := gcc -Wall -static -no-pie -fno-pie -nostdlib -ffreestanding -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -Wl,--build-id=none
 
-.PHONY: build guest tools demo test quick unit verbs e2e counts parity bench profile lint lab clean
+.PHONY: build guest tools demo test quick unit verbs e2e counts parity fuzz bench profile lint lab clean
 
 build: guest  ## The one binary, target/release/chiton
 	cargo build --locked --release --package runtime
@@ -66,6 +68,9 @@ counts: build  ## That a start costs no more instructions and VM exits than test
 parity: build  ## The tests that runc has to pass as well, run with Debian's runc in the lab
 	rootfs=$$(tests/rootfs/build.sh --variant full); export E2E_RUNTIMES=runc; \
 	tests/e2e/run $(CURDIR)/target/release/chiton "$$rootfs" $(CURDIR)/$(REPORTS) tests/e2e -k runc
+
+fuzz: tools  ## Each fuzz target for FUZZ_SECONDS (60), or those of FUZZ='fs vsock'
+	tests/fuzz/run $(FUZZ)
 
 bench: build  ## What containers cost with chiton, runc and crun, in instructions and VM exits; BENCH='files memory' for some subjects
 	mkdir -p $(REPORTS) target/bench; rootfs=$$(tests/rootfs/build.sh --variant demo); \

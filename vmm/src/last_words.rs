@@ -29,7 +29,7 @@ pub(crate) fn read(memory: &GuestMemoryMmap) -> String {
 }
 
 /// Takes the log out of a copy of the ring.
-fn parse(ring: &[u8]) -> String {
+pub(crate) fn parse(ring: &[u8]) -> String {
     let Some((header, data)) = ring.split_at_checked(HEADER) else {
         return String::new();
     };

@@ -14,6 +14,8 @@ mod devices;
 mod end;
 mod error;
 mod fault;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod gate;
 mod kvm;
 mod last_words;

@@ -37,7 +37,7 @@ impl Tap {
     }
 
     /// A descriptor that needs no setting up.
-    pub(super) fn ready_made(fd: OwnedFd) -> Tap {
+    pub(crate) fn ready_made(fd: OwnedFd) -> Tap {
         Tap {
             fd,
             offloads: 0,
