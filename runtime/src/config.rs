@@ -76,7 +76,8 @@ impl Config {
         }
     }
 
-    fn parse(mut text: String, path: PathBuf) -> Result<Config, Error> {
+    /// Reads the text of a file.
+    pub(crate) fn parse(mut text: String, path: PathBuf) -> Result<Config, Error> {
         let json = |source| Error::Json {
             path: path.clone(),
             source,

@@ -16,6 +16,9 @@ mod clock;
 mod config;
 mod control;
 mod error;
+#[cfg(fuzzing)]
+#[path = "../../tests/fuzz/runtime/doors.rs"]
+pub mod fuzz;
 mod guest;
 mod host;
 mod machine;

@@ -11,6 +11,9 @@
 //! it. The host's addresses and routes stay; no packet gets to them any more. The taps belong to the machine process
 //! and end with it; the redirections of an interface that outlives it are taken away by `delete`.
 
+#[cfg(fuzzing)]
+#[path = "../../../tests/fuzz/runtime/network.rs"]
+pub mod fuzz;
 mod joint;
 mod moved;
 pub(crate) mod names;

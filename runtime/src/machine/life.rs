@@ -93,7 +93,7 @@ impl Token {
 
 /// The state of the loop.
 pub(super) struct Life {
-    epoll: Epoll,
+    pub(super) epoll: Epoll,
     pub(super) parts: Parts,
     agent_interest: EpollFlags,
     pub(super) containers: BTreeMap<ContainerId, Container>,
@@ -146,7 +146,7 @@ impl Life {
     }
 
     /// One wait and what it brings.
-    fn turn(&mut self, sync: &mut Option<SyncSocket>) -> io::Result<()> {
+    pub(super) fn turn(&mut self, sync: &mut Option<SyncSocket>) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 16];
         let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
             Err(Errno::EINTR) => 0,
@@ -200,7 +200,7 @@ impl Life {
         }
     }
 
-    fn machine_events(&mut self, sync: Option<&SyncSocket>) -> io::Result<()> {
+    pub(super) fn machine_events(&mut self, sync: Option<&SyncSocket>) -> io::Result<()> {
         let events = self.parts.machine.handle_events();
         for event in events.map_err(io::Error::other)? {
             match event {

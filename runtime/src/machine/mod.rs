@@ -20,6 +20,9 @@ mod disk;
 mod error;
 mod execs;
 mod filter;
+#[cfg(fuzzing)]
+#[path = "../../../tests/fuzz/runtime/machine.rs"]
+pub mod fuzz;
 mod jail;
 mod launch;
 mod life;

@@ -14,6 +14,9 @@ mod exec;
 mod explain;
 mod facts;
 mod features;
+#[cfg(fuzzing)]
+#[path = "../../../tests/fuzz/runtime/verbs.rs"]
+pub mod fuzz;
 mod kill;
 mod list;
 mod pause;

@@ -3,6 +3,9 @@
 
 mod columns;
 pub(super) mod error;
+#[cfg(fuzzing)]
+#[path = "../../../tests/fuzz/runtime/ps.rs"]
+pub mod fuzz;
 mod layout;
 mod process;
 

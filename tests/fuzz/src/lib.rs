@@ -1,6 +1,8 @@
 //! What the targets share: how they take decisions from the bytes that the fuzzer gives them.
 
+pub mod board;
 pub mod guest;
+pub mod process;
 pub mod tree;
 
 /// The fuzzer's bytes as decisions. When they are used up every decision is the first one.

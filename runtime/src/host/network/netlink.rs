@@ -194,7 +194,7 @@ impl Socket {
 }
 
 /// The messages in a datagram: type, flags and body.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(rest, 0)?).ok()?;

@@ -14,10 +14,10 @@ const RTM_GETRULE: u16 = 34;
 /// Sizes of the fixed parts of the messages: `struct ifinfomsg`, `ifaddrmsg`, `rtmsg` (linux/rtnetlink.h,
 /// linux/if_addr.h), `ndmsg` (linux/neighbour.h), `fib_rule_hdr` (linux/fib_rules.h).
 const LINK: usize = 16;
-const ADDRESS: usize = 8;
-const ROUTE: usize = 12;
-const NEIGHBOUR: usize = 12;
-const RULE: usize = 12;
+pub(super) const ADDRESS: usize = 8;
+pub(super) const ROUTE: usize = 12;
+pub(super) const NEIGHBOUR: usize = 12;
+pub(super) const RULE: usize = 12;
 
 /// Attributes of a link (linux/if_link.h).
 mod ifla {
@@ -137,7 +137,7 @@ fn table(socket: &Socket, kind: u16, fixed: usize) -> io::Result<Vec<Entry>> {
 }
 
 /// An entry for IPv4 or IPv6; others (multicast routing, bridges) are not looked at.
-fn entry(body: &[u8], fixed: usize) -> Option<Entry> {
+pub(super) fn entry(body: &[u8], fixed: usize) -> Option<Entry> {
     let (fixed, attributes) = body.split_at_checked(fixed)?;
     matches!(fixed.first(), Some(&(INET | INET6))).then(|| Entry {
         fixed: fixed.to_owned(),
@@ -145,7 +145,8 @@ fn entry(body: &[u8], fixed: usize) -> Option<Entry> {
     })
 }
 
-fn link(body: &[u8]) -> Option<Link> {
+/// An interface, as RTM_NEWLINK describes it.
+pub(super) fn link(body: &[u8]) -> Option<Link> {
     let (fixed, attributes) = body.split_at_checked(LINK)?;
     let number = |kind| u32_at(find(attributes, kind)?, 0);
     let index = |kind| i32_at(find(attributes, kind)?, 0).filter(|index| *index != 0);
