@@ -95,6 +95,7 @@ lint: tools  ## Imports without circles, files and functions of a readable lengt
 	tests/structure
 	tests/deny
 	cargo fmt --all --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	if cargo clippy --version >/dev/null 2>&1; then \
 		cargo clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: this toolchain has no clippy; formatting only'; fi

@@ -122,6 +122,7 @@ impl Extent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
@@ -170,6 +171,38 @@ mod tests {
         assert_eq!(window((5 << 30) + 4096, 40), Some(7 << 30));
         assert_eq!(window(64 << 20, 32), None);
         assert_eq!(window((1 << 40) - (1 << 30), 40), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Sizes near where the layout changes and anywhere, all numbers of address bits, windows of any length.
+        #[test]
+        fn ram_and_window_lie_where_they_can(
+            size in prop_oneof![
+                (0..4_u64, 0..48_u32).prop_map(|(by, power)| ((1 << power) + by * PAGE).wrapping_sub(2 * PAGE)),
+                (0..4_u64).prop_map(|by| HOLE + by * PAGE - 2 * PAGE),
+                (0..1_u64 << 40).prop_map(|pages| pages * PAGE),
+                any::<u64>(),
+            ],
+            bits in 0..70_u8,
+            length in prop_oneof![Just(512_usize << 20), 0..1_usize << 40, any::<usize>()],
+        ) {
+            let limit = 1_u128.checked_shl(bits.into()).unwrap_or(u128::MAX).min(u64::MAX.into());
+            let end = u128::from(size) + u128::from(if size > HOLE { HOLE_END - HOLE } else { 0 });
+            let possible = size.is_multiple_of(PAGE) && size > HIGH_RAM && end <= limit;
+            let extent = Extent::new(size, bits);
+            prop_assert_eq!(extent.is_ok(), possible, "{:?}", extent);
+            let Ok(extent) = extent else { return Ok(()) };
+            let above = extent.high_end.map_or(0, |end| end - HOLE_END);
+            prop_assert_eq!(extent.low_end + above, size);
+            prop_assert!(extent.low_end <= HOLE && (above == 0 || extent.low_end == HOLE));
+            prop_assert_eq!(u128::from(extent.high_end.unwrap_or(extent.low_end)), end);
+            let start = end.max(HOLE_END.into()).next_multiple_of(1 << 30);
+            let fits = start + length as u128 <= limit;
+            let expected = fits.then(|| u64::try_from(start).unwrap());
+            prop_assert_eq!(extent.window(length), expected);
+        }
     }
 
     #[test]

@@ -17,7 +17,11 @@ pub struct Planned {
 /// The guest cannot have it.
 pub fn plan(dumps: [&[u8]; 5], wanted: &[String], slots: usize) -> Result<Planned, String> {
     let bodies = |datagram| messages(datagram).map(|(_, _, body)| body);
-    let table = |datagram, fixed| bodies(datagram).filter_map(|body| scan::entry(body, fixed)).collect();
+    let table = |datagram, fixed| {
+        bodies(datagram)
+            .filter_map(|body| scan::entry(body, fixed))
+            .collect()
+    };
     let [links, addresses, routes, neighbours, rules] = dumps;
     let scan = Scan {
         links: bodies(links).filter_map(scan::link).collect(),
@@ -31,7 +35,11 @@ pub fn plan(dumps: [&[u8]; 5], wanted: &[String], slots: usize) -> Result<Planne
     let bytes = |text: &str| protocol::from_hex(text).unwrap_or_default();
     Ok(Planned {
         interfaces: network.interfaces.into_iter().map(|i| i.name).collect(),
-        requests: network.requests.into_iter().map(|r| (r.what, bytes(&r.message))).collect(),
+        requests: network
+            .requests
+            .into_iter()
+            .map(|r| (r.what, bytes(&r.message)))
+            .collect(),
         notes: plan.skipped.len() + plan.warnings.len(),
     })
 }
@@ -39,5 +47,7 @@ pub fn plan(dumps: [&[u8]; 5], wanted: &[String], slots: usize) -> Result<Planne
 /// How many bytes of a list of attributes are attributes.
 #[must_use]
 pub fn attributes_length(bytes: &[u8]) -> usize {
-    attributes(bytes).map(|(_, value)| (4 + value.len()).next_multiple_of(4)).sum()
+    attributes(bytes)
+        .map(|(_, value)| (4 + value.len()).next_multiple_of(4))
+        .sum()
 }

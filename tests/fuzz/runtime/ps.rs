@@ -12,7 +12,10 @@ use super::process::Process;
 /// The options, or a file of a process, are not what they should be.
 pub fn ps(options: &[String], said: &[protocol::Process], now: u64) -> Result<String, String> {
     let layout = Layout::parse(options).map_err(|e| e.to_string())?;
-    let processes = said.iter().map(Process::parse).collect::<Result<Vec<_>, _>>();
+    let processes = said
+        .iter()
+        .map(Process::parse)
+        .collect::<Result<Vec<_>, _>>();
     let view = View {
         now: Duration::from_nanos(now),
         time: Duration::from_secs(1 << 31),

@@ -255,5 +255,8 @@ impl Connection {
 }
 
 #[cfg(test)]
+#[path = "credit_tests.rs"]
+mod credit;
+#[cfg(test)]
 #[path = "connection_tests.rs"]
 mod tests;
