@@ -485,3 +485,7 @@ impl Table {
         (self.cached, self.pinned, self.entries.len())
     }
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
