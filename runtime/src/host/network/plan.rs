@@ -423,8 +423,8 @@ fn has_prefix_route(address: &Entry, scan: &Scan) -> bool {
 
 /// The first bits of an address.
 fn masked(address: &[u8], length: u8) -> Vec<u8> {
-    let masks = (0_u8..).map(|at| {
-        let bits = length.saturating_sub(at.saturating_mul(8)).min(8);
+    let masks = (0_usize..).map(|at| {
+        let bits = usize::from(length).saturating_sub(8 * at).min(8);
         u8::try_from(0xff00_u32 >> bits & 0xff).unwrap_or(0)
     });
     address

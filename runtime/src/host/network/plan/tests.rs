@@ -489,6 +489,8 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
 fn prefixes_are_masked() {
     assert_eq!(masked(&[10, 1, 255, 3], 20), [10, 1, 240, 0]);
     assert_eq!(masked(&[255; 4], 0), [0; 4]);
+    // The kernel sends none as long.
+    assert_eq!(masked(&[255; 300], 9)[..3], [255, 128, 0]);
     assert_eq!(masked(&[255; 4], 32), [255; 4]);
     assert_eq!(string("a"), b"a\0");
 }
