@@ -109,6 +109,8 @@ impl Container {
     /// The journal cannot be written.
     pub(super) fn drain(&mut self, exit: Exit, reason: Option<String>) -> std::io::Result<()> {
         self.phase = Phase::Draining(exit);
+        // An agent that comes now is not asked for it any more.
+        self.create = None;
         self.files.journal.append(&Entry::Exited { exit, reason })
     }
 
@@ -161,5 +163,38 @@ impl Container {
             rows: size.ws_row,
             columns: size.ws_col,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_has_ended_before_the_agent_came_is_never_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = File::open(dir.path()).unwrap();
+        let files = Files {
+            journal: Journal::create(state_dir.as_fd()).unwrap(),
+            bundle: state_dir.into(),
+            terminal: None,
+        };
+        let create = Create {
+            cgroup: "c".into(),
+            own_pids: true,
+            terminal: false,
+            notify: false,
+            stdio: protocol::Stdio::default(),
+            extra: Vec::new(),
+            setup: Vec::new(),
+        };
+        let mut container = Container::new(create, files);
+        assert!(container.create.is_some());
+        container.drain(Exit::Code(255), None).unwrap();
+        assert_eq!(container.create, None);
+        assert_eq!(container.is_over(), Some(Exit::Code(255)));
     }
 }
