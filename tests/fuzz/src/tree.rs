@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  playground/outside/secret      watched: an inotify descriptor says who opens or changes what
-//!  playground/tree/               exported; links in it lead outside
+//!  playground/tree/               exported, or its mount at playground/view; links in it lead outside
 //! ```
 
 use std::fs::{self, File};
@@ -20,6 +20,17 @@ pub const OPEN_FDS: usize = 3;
 /// What the secret says: nothing that a guest reads may hold it.
 pub const SECRET: &[u8] = b"not for any guest to read";
 
+/// What mounts the tree is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mounts {
+    /// Nobody takes them away, and they can be written.
+    Lasting,
+    /// The host may take them away.
+    Fleeting,
+    /// They are read-only: large files of theirs are mapped.
+    ReadOnly,
+}
+
 /// The directories, and what is to be noticed of the one that is not served.
 pub struct Playground {
     directory: TempDir,
@@ -32,7 +43,7 @@ impl Playground {
     /// # Panics
     /// The host does not let it be made.
     #[must_use]
-    pub fn new(lasting: bool) -> (Playground, Server) {
+    pub fn new(mounts: Mounts) -> (Playground, Server) {
         let directory = tempfile::tempdir().unwrap();
         let outside = directory.path().join("outside");
         fs::create_dir(&outside).unwrap();
@@ -41,12 +52,16 @@ impl Playground {
         fs::create_dir(outside.join("inner")).unwrap();
         let watch = watch(&[directory.path(), &outside, &outside.join("inner")]);
         let playground = Playground { directory, watch };
+        let root = match mounts {
+            Mounts::ReadOnly => playground.view(),
+            _ => playground.tree(),
+        };
         let server = Server::new(Config {
-            root: path_fd(&playground.tree()),
+            root: path_fd(&root),
             proc_self_fd: path_fd(Path::new("/proc/self/fd")),
             open_fd_limit: OPEN_FDS,
             timeout: Duration::from_secs(1),
-            lasting_mounts: (!lasting).then(Default::default),
+            lasting_mounts: (mounts == Mounts::Fleeting).then(Default::default),
         });
         (playground, server.unwrap())
     }
@@ -55,6 +70,27 @@ impl Playground {
     #[must_use]
     pub fn tree(&self) -> PathBuf {
         self.directory.path().join("tree")
+    }
+
+    /// Mounts the tree read-only beside it, in a mount namespace of this thread and of those that it starts.
+    fn view(&self) -> PathBuf {
+        let view = self.directory.path().join("view");
+        fs::create_dir(&view).unwrap();
+        // SAFETY: flags alone.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+        mount(
+            Path::new("/"),
+            Path::new("/"),
+            libc::MS_REC | libc::MS_PRIVATE,
+        );
+        mount(&self.tree(), &view, libc::MS_BIND);
+        mount(
+            &view,
+            &view,
+            libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY,
+        );
+        self.forget();
+        view
     }
 
     /// Fills the tree anew.
@@ -101,7 +137,8 @@ impl Playground {
         if let Some(what) = self.event() {
             panic!("outside of the tree: {what}");
         }
-        let (outside, tree) = (self.directory.path().join("outside"), self.tree());
+        let outside = self.directory.path().join("outside");
+        let served = [self.tree(), self.directory.path().join("view")];
         for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
             // One that is closed meanwhile leads nowhere.
             let Ok(target) = fs::read_link(entry.path()) else {
@@ -113,11 +150,8 @@ impl Playground {
                 target.display()
             );
             let ours = target.starts_with(self.directory.path());
-            assert!(
-                !ours || target.starts_with(&tree),
-                "a descriptor of {}",
-                target.display()
-            );
+            let inside = served.iter().any(|tree| target.starts_with(tree));
+            assert!(!ours || inside, "a descriptor of {}", target.display());
         }
         let secret = fs::symlink_metadata(outside.join("secret")).unwrap();
         assert_eq!((secret.nlink(), secret.len()), (1, SECRET.len() as u64));
@@ -152,6 +186,15 @@ impl Playground {
         }
         None
     }
+}
+
+fn mount(source: &Path, target: &Path, flags: libc::c_ulong) {
+    let [source, target] = [source, target]
+        .map(|path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap());
+    let none = std::ptr::null();
+    // SAFETY: paths that end in NUL; a type and options are not needed for these flags.
+    let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), none, flags, none.cast()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 fn path_fd(path: &Path) -> OwnedFd {

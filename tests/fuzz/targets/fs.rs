@@ -1,5 +1,6 @@
 //! A guest's requests to the file server, in sequence: inodes and handles of later ones come from the answers to earlier
-//! ones, and a tenth of the fields is wrong. A second playground is one whose mounts do not last.
+//! ones, and a tenth of the fields is wrong. There are three playgrounds: one whose mounts last, one whose mounts do not,
+//! and one that is read-only, of which large files are mapped.
 //!
 //! What must hold: no panic; every answer is well formed and within its buffer; nothing outside of the tree is opened,
 //! read or changed, and no descriptor leads there; tables stay within their limits; when the guest has given back what
@@ -11,12 +12,13 @@ use std::sync::LazyLock;
 
 use chiton_fuzz::Input;
 use chiton_fuzz::guest::Guest;
-use chiton_fuzz::tree::{OPEN_FDS, Playground, descriptors};
+use chiton_fuzz::tree::{Mounts, OPEN_FDS, Playground, descriptors};
 use libfuzzer_sys::fuzz_target;
 use vmm_fs::Server;
 
-static PLAYGROUNDS: LazyLock<[(Playground, Server); 2]> = LazyLock::new(|| {
-    let playgrounds = [true, false].map(Playground::new);
+static PLAYGROUNDS: LazyLock<[(Playground, Server); 3]> = LazyLock::new(|| {
+    let mounts = [Mounts::Lasting, Mounts::Fleeting, Mounts::ReadOnly];
+    let playgrounds = mounts.map(Playground::new);
     // From here on this thread's working directory is not the one that it had.
     vmm_fs::enter_worker_thread().unwrap();
     playgrounds
@@ -24,7 +26,7 @@ static PLAYGROUNDS: LazyLock<[(Playground, Server); 2]> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
-    let (playground, server) = &PLAYGROUNDS[input.below(2)];
+    let (playground, server) = &PLAYGROUNDS[input.below(3)];
     playground.fill();
     let before = descriptors();
     let mut guest = Guest::new(server);
@@ -38,6 +40,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(cached <= OPEN_FDS, "{cached} descriptors are kept");
         assert!(pinned <= 1024 && inodes <= 1024, "{pinned} {inodes}");
     }
+    // What a vCPU asks for when it has met with nothing.
+    server.mend(&mut 0);
     playground.check();
     if guest.in_session && !ends {
         guest.give_back();

@@ -14,7 +14,7 @@ use std::thread;
 
 use chiton_fuzz::Input;
 use chiton_fuzz::guest::Guest;
-use chiton_fuzz::tree::{OPEN_FDS, Playground, descriptors};
+use chiton_fuzz::tree::{Mounts, OPEN_FDS, Playground, descriptors};
 use libfuzzer_sys::fuzz_target;
 use vmm_fs::Server;
 
@@ -23,7 +23,8 @@ const THREADS: usize = 4;
 /// What the host does in one round, as often as the guest needs for its requests.
 const ROUNDS: usize = 400;
 
-static PLAYGROUND: LazyLock<(Playground, Server)> = LazyLock::new(|| Playground::new(true));
+static PLAYGROUND: LazyLock<(Playground, Server)> =
+    LazyLock::new(|| Playground::new(Mounts::Lasting));
 
 fuzz_target!(|data: &[u8]| {
     let (playground, server) = &*PLAYGROUND;
