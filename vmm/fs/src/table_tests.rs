@@ -118,17 +118,7 @@ impl Model {
         match step {
             Step::Admit(object, at, open) => {
                 let (directory, name) = place(at);
-                let at = Some((directory, name.as_c_str()));
-                let fd = open.then(Model::fd);
-                let facts = self.objects[object].1.clone();
-                if self.is_below(directory, self.table.find(&facts)) {
-                    return;
-                }
-                let before = self.table.entries.len();
-                match self.table.admit(at, fd, facts, &mut released) {
-                    Ok(id) => *self.lookups.entry(id).or_default() += 1,
-                    Err(errno) => assert!(errno.0 == libc::ENFILE && before >= LIMITS.entries),
-                }
+                self.admit(object, (directory, &name), open.then(Model::fd));
             }
             Step::Unnamed => {
                 let object = tempfile::tempfile().unwrap();
@@ -197,6 +187,18 @@ impl Model {
                 self.lookups.clear();
                 self.held.clear();
             }
+        }
+    }
+
+    fn admit(&mut self, object: usize, at: Place<'_>, fd: Option<Arc<OwnedFd>>) {
+        let facts = self.objects[object].1.clone();
+        if self.is_below(at.0, self.table.find(&facts)) {
+            return;
+        }
+        let before = self.table.entries.len();
+        match self.table.admit(Some(at), fd, facts, &mut Released::new()) {
+            Ok(id) => *self.lookups.entry(id).or_default() += 1,
+            Err(errno) => assert!(errno.0 == libc::ENFILE && before >= LIMITS.entries),
         }
     }
 
