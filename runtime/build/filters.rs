@@ -11,7 +11,7 @@ use libseccomp::{
 };
 
 /// The kinds of threads, as in the table.
-const THREADS: [&str; 4] = ["main", "vcpu", "fs", "blk"];
+const THREADS: [&str; 5] = ["main", "vcpu", "fs", "blk", "stub"];
 
 /// One more than the number of the last system call that gets a name in a message.
 const NAMED: i32 = 512;
@@ -51,7 +51,8 @@ pub(crate) fn write(table: &Path, to: &Path) -> Result<(), String> {
     let rows = rows(&text)?;
     let mut code = String::new();
     for thread in THREADS {
-        let program = filter(&rows, thread).map_err(|e| format!("filter of {thread}: {e}"))?;
+        let program = filter(&rows, thread, &to.with_extension("bpf"))
+            .map_err(|e| format!("filter of {thread}: {e}"))?;
         let name = thread.to_uppercase();
         let _ = writeln!(code, "pub(super) const {name}: &[u64] = &{program:?};");
     }
@@ -127,7 +128,11 @@ fn condition(text: &str) -> Result<ScmpArgCompare, String> {
 }
 
 /// What is not allowed raises SIGSYS in the thread: it ends the process with a word on what it was.
-fn filter(rows: &[Row], thread: &str) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+fn filter(
+    rows: &[Row],
+    thread: &str,
+    scratch: &Path,
+) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
     // With these libseccomp need not ask the kernel of the machine that builds.
     check_api(3, libseccomp::ScmpVersion::from((2, 5, 0)))?;
     let mut filter = ScmpFilterContext::new(ScmpAction::Trap)?;
@@ -139,7 +144,9 @@ fn filter(rows: &[Row], thread: &str) -> Result<Vec<u64>, Box<dyn std::error::Er
             filter.add_rule_conditional(ScmpAction::Allow, row.call, &row.conditions)?;
         }
     }
-    let mut file = tempfile()?;
+    let mut options = File::options();
+    let options = options.create(true).truncate(true).read(true).write(true);
+    let mut file = options.open(scratch)?;
     filter.export_bpf(&file)?;
     file.rewind()?;
     let mut bytes = Vec::new();
@@ -150,14 +157,4 @@ fn filter(rows: &[Row], thread: &str) -> Result<Vec<u64>, Box<dyn std::error::Er
         .iter()
         .map(|one| u64::from_le_bytes(*one))
         .collect())
-}
-
-fn tempfile() -> std::io::Result<File> {
-    let path = crate::directory("OUT_DIR").join("filter.bpf");
-    File::options()
-        .create(true)
-        .truncate(true)
-        .read(true)
-        .write(true)
-        .open(path)
 }

@@ -158,6 +158,10 @@ pub(crate) enum Verb {
     /// Write a config.json to start from
     Spec(Spec),
     /// Look from outside whether a container's processes on this host are in their jails
+    ///
+    /// Prints one line for each point: ok, FAIL, or note for what cannot be seen or decided. An exec that runs detached
+    /// has lines of its own. None of the processes is asked anything; each thread is stopped for a moment. The exit
+    /// code is 1 if there is a FAIL.
     Audit(Audit),
     /// Show what this host lacks
     Check,
@@ -354,7 +358,6 @@ pub(crate) struct Explain {
     pub(crate) json: bool,
 }
 
-/// The exit code is 1 if there is a line that begins with FAIL.
 #[derive(Debug, Args)]
 pub(crate) struct Audit {
     /// Id of the container

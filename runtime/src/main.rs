@@ -16,11 +16,13 @@ mod clock;
 mod config;
 mod control;
 mod error;
+mod filter;
 #[cfg(fuzzing)]
 #[path = "../../tests/fuzz/runtime/doors.rs"]
 pub mod fuzz;
 mod guest;
 mod host;
+mod ids;
 mod machine;
 mod plan;
 mod report;

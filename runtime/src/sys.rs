@@ -250,6 +250,29 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     }
 }
 
+/// The version of Landlock's interface that the kernel offers.
+///
+/// # Errors
+/// ENOSYS or EOPNOTSUPP when it offers none.
+pub(crate) fn landlock_version() -> io::Result<i64> {
+    /// linux/landlock.h
+    const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
+    let (attributes, size) = (std::ptr::null::<libc::c_void>(), 0_usize);
+    // SAFETY: a query of the version takes no attributes and touches no memory.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            attributes,
+            size,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    };
+    if version < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(version)
+}
+
 /// Closes every descriptor but `keep`.
 ///
 /// # Safety

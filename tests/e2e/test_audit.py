@@ -14,8 +14,6 @@ from test_devices import loop  # noqa: F401
 
 pytestmark = only_chiton
 
-# What a machine does not have yet: the points that fail by right. It is to be emptied as they are mended.
-NOT_YET = {"namespaces", "ids", "seccomp", "filters", "cgroup"}
 MACHINE = {"descriptors", "root", "namespaces", "ids", "capabilities", "no_new_privs", "seccomp", "filters", "dumpable", "limits", "cgroup", "landlock"}
 STUB = {"descriptors", "namespaces", "ids", "capabilities", "no_new_privs", "limits", "cgroup"}
 
@@ -35,12 +33,12 @@ def audited(made):
 
 
 def as_declared(made, execs=()):
-    """All points of a machine and of its execs are as they should be today."""
+    """All points of a machine and of its execs are as they should be."""
     found = audited(made)
     assert set(found) == {None, *execs}
     for pid, verdicts in found.items():
         assert set().union(*verdicts.values()) == (MACHINE if pid is None else STUB)
-        assert verdicts["fail"] == (NOT_YET if pid is None else set())
+        assert verdicts["fail"] == set()
 
 
 def ticks(made):

@@ -64,17 +64,27 @@ class Watched:
         self.seen = set()
 
     @contextlib.contextmanager
-    def life(self, container, *args, **kwargs):
-        """Makes a container, starts it and counts what its machine calls meanwhile. What the main thread calls before its filter is
-        set does not count; other threads make few calls before theirs, and none that this would take for one of the table."""
-        with self.calls.counted() as beginning:
-            made = container(*args, verb=("create", *kwargs.pop("options", ())), **kwargs)
-        kinds = {}
-        for task in pathlib.Path(f"/proc/{made.pid}/task").iterdir():
-            name = (task / "comm").read_text().strip().rstrip("0123456789")
-            kinds[int(task.name)] = name if int(task.name) != made.pid else "main"
-        assert set(kinds.values()) >= {"main", "vcpu", "fs"}, kinds
+    def counting(self, kinds):
+        """Counts what threads call meanwhile. `kinds`, what each is by its id, may be filled in meanwhile."""
         with self.calls.counted() as found:
+            yield
+        for call, thread, condition in self.table:
+            source, value = (None, self.numbers[call]) if not condition else ((call, condition[0]), condition[1])
+            if any((task, value) in found[source] for task, kind in kinds.items() if kind == thread):
+                self.seen.add((call, thread, condition))
+
+    @contextlib.contextmanager
+    def life(self, container, *args, **kwargs):
+        """Makes a container, starts it and counts what its machine calls until its end. What the main thread calls before its filter
+        is set does not count; other threads make few calls before theirs, and none that this would take for one of the table."""
+        kinds = {}
+        with self.counting(kinds):
+            made = container(*args, verb=("create", *kwargs.pop("options", ())), **kwargs)
+            for task in pathlib.Path(f"/proc/{made.pid}/task").iterdir():
+                if int(task.name) != made.pid:
+                    kinds[int(task.name)] = (task / "comm").read_text().strip().rstrip("0123456789")
+        assert set(kinds.values()) >= {"vcpu", "fs"}, kinds
+        with self.counting(kinds | {made.pid: "main"}):
             made.verb("start")
             try:
                 yield made
@@ -82,11 +92,6 @@ class Watched:
             except AssertionError as e:
                 log = made.runtime.root / made.name / "log"
                 raise AssertionError((made.bundle.path / "output").read_text() + log.read_text()) from e
-        for call, thread, condition in self.table:
-            source, value = (None, self.numbers[call]) if not condition else ((call, condition[0]), condition[1])
-            counts = found[source] if thread == "main" else found[source] | beginning[source]
-            if any((task, value) in counts for task, kind in kinds.items() if kind == thread):
-                self.seen.add((call, thread, condition))
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +294,7 @@ tcp = socket.create_connection(("127.0.0.11", 53), 20); tcp.sendall(b"question")
             listener.stdout.readline()
             made.output("python3", "-c", SENDFILE)
             listener.communicate(timeout=60)
-            made.exec("cat", stdin=os.eventfd(1))
+            made.output("head", "-c", "8", stdin=os.eventfd(1))
             made.verb("kill", "KILL")
     finally:
         server.kill()
@@ -298,6 +303,33 @@ tcp = socket.create_connection(("127.0.0.11", 53), 20); tcp.sendall(b"question")
         inside.delete()
         peer.delete()
         resolv.unlink()
+
+
+@pytest.mark.timeout(100)
+def test_stubs(watched, container):
+    """One passes on sizes and signals and ends by one, the other by a code, while the vDSO does not read the clock."""
+    console, made = ConsoleSocket(), container("sleep", "1000")
+    before = (CLOCK / "current_clocksource").read_text()
+    file = made.bundle.path / "exec-pid"
+
+    def stub(*args):
+        assert made.exec(*args, options=("--detach", "--tty", "--console-socket", console.path, "--pid-file", file)).returncode == 0
+        return int(file.read_text()), console.terminal()
+
+    def gone(pid):
+        return not pathlib.Path(f"/proc/{pid}").exists() or "(zombie)" in pathlib.Path(f"/proc/{pid}/status").read_text()
+
+    try:
+        (killed, terminal), (ends, other) = stub("sleep", "1000"), stub("sh", "-c", "read x; exit 3")
+        (CLOCK / "current_clocksource").write_text("acpi_pm")
+        with watched.counting({killed: "stub", ends: "stub"}):
+            terminal.resize(20, 30)
+            os.kill(killed, signal.SIGTERM)
+            other.send("x\n")
+            wait_for(lambda: gone(killed) and gone(ends))
+    finally:
+        (CLOCK / "current_clocksource").write_text(before)
+        console.close()
 
 
 # Which of these an allocation takes, and in which thread, depends on where the kernel maps memory: one thread has to show each.

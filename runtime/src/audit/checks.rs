@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::Claim;
 use super::process::{Host, Process, Status};
-use super::{Claim, sys};
 use crate::host::cgroup;
 use crate::machine;
+use crate::sys::landlock_version;
 
 /// The namespaces that a machine process shares with nobody.
 const MACHINE_NAMESPACES: [&str; 6] = ["mnt", "user", "net", "ipc", "uts", "cgroup"];
@@ -224,7 +225,7 @@ fn in_cgroup(
 
 /// Landlock domains do not show in `/proc`.
 pub(super) fn landlock(_: &Process, _: &Host) -> Vec<Claim> {
-    vec![Claim::note(match sys::landlock_version() {
+    vec![Claim::note(match landlock_version() {
         Ok(version) => format!(
             "whether the process has a domain cannot be seen from outside; this host offers version {version}"
         ),

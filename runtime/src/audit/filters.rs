@@ -16,17 +16,13 @@ use nix::unistd::Pid;
 use super::Claim;
 use super::process::{Host, Process, Thread};
 use super::sys::{self, Instruction};
+use crate::filter;
 
 /// How long a thread may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(1);
-
-/// The filter that a thread of this name installs.
-fn expected(_thread: &str) -> Option<&'static [Instruction]> {
-    None
-}
 
 /// Each thread's newest filter is the one that is embedded for it; those before it are the caller's own, and can deny
 /// more only.
@@ -38,7 +34,7 @@ pub(super) fn check(process: &Process, _: &Host) -> Vec<Claim> {
             Ok(Some(filters)) if filters.is_empty() && thread.status.has_filter() => {
                 "this host's kernel does not show it".to_owned()
             }
-            Ok(Some(filters)) => compare(filters.last(), expected(&thread.name))?.to_owned(),
+            Ok(Some(filters)) => compare(filters.last(), filter::of(&thread.name))?.to_owned(),
             Err(e) => e.to_string(),
         };
         Some(format!("{}: {why}", thread.name))
@@ -48,19 +44,20 @@ pub(super) fn check(process: &Process, _: &Host) -> Vec<Claim> {
 }
 
 /// What is wrong with a filter.
-fn compare(
-    found: Option<&Vec<Instruction>>,
-    expected: Option<&[Instruction]>,
-) -> Option<&'static str> {
-    let fields = |i: &Instruction| (i.code, i.jt, i.jf, i.k);
-    match (found, expected) {
-        (None, _) => Some("no filter"),
-        (Some(_), None) => Some("a filter where none is declared"),
-        (Some(found), Some(expected)) => {
-            let same = found.iter().map(fields).eq(expected.iter().map(fields));
-            (!same).then_some("another filter than the embedded one")
-        }
-    }
+fn compare(found: Option<&Vec<Instruction>>, expected: &[u64]) -> Option<&'static str> {
+    let Some(found) = found else {
+        return Some("no filter");
+    };
+    let same = found.iter().map(as_number).eq(expected.iter().copied());
+    (!same).then_some("another filter than the embedded one")
+}
+
+/// `struct sock_filter` (linux/filter.h) as one number.
+fn as_number(instruction: &Instruction) -> u64 {
+    u64::from(instruction.code)
+        | u64::from(instruction.jt) << 16
+        | u64::from(instruction.jf) << 24
+        | u64::from(instruction.k) << 32
 }
 
 /// The filters of a thread, the newest last; `None` if it has ended.
@@ -138,18 +135,13 @@ mod tests {
         filter
     }
 
-    fn program(call: &str) -> Vec<Instruction> {
+    fn program(call: &str) -> Vec<u64> {
         let mut file = tempfile::tempfile().unwrap();
         filter(call).export_bpf(&file).unwrap();
         std::io::Seek::rewind(&mut file).unwrap();
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
-        let instruction = |bytes: &[u8]| Instruction {
-            code: u16::from_ne_bytes(bytes[..2].try_into().unwrap()),
-            jt: bytes[2],
-            jf: bytes[3],
-            k: u32::from_ne_bytes(bytes[4..].try_into().unwrap()),
-        };
+        let instruction = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
         bytes.chunks_exact(8).map(instruction).collect()
     }
 
@@ -190,12 +182,11 @@ mod tests {
         let found = filters(thread(&name[..NAME])).unwrap().unwrap();
         let [first, second] = ["personality", "acct"].map(program);
         assert_eq!(found.len(), 2);
-        assert_eq!(compare(Some(&found[0]), Some(&first)), None);
-        assert_eq!(compare(found.last(), Some(&second)), None);
-        assert!(compare(found.last(), Some(&first)).is_some());
-        assert!(compare(found.last(), Some(&second[1..])).is_some());
-        assert!(compare(found.last(), None).is_some());
-        assert!(compare(None, Some(&first)).is_some());
+        assert_eq!(compare(Some(&found[0]), &first), None);
+        assert_eq!(compare(found.last(), &second), None);
+        assert!(compare(found.last(), &first).is_some());
+        assert!(compare(found.last(), &second[1..]).is_some());
+        assert!(compare(None, &first).is_some());
         // What it was interrupted in is taken up again.
         child.stdin.take().unwrap().write_all(b"x").unwrap();
         said.read_exact(&mut [0]).unwrap();

@@ -8,9 +8,6 @@ use std::ptr;
 /// linux/ptrace.h
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 
-/// linux/landlock.h
-const LANDLOCK_CREATE_RULESET_VERSION: u32 = 1;
-
 /// An instruction of a seccomp filter: `struct sock_filter` (linux/filter.h).
 pub(super) type Instruction = libc::sock_filter;
 
@@ -44,22 +41,4 @@ unsafe fn get_filter(thread: i32, index: usize, program: *mut Instruction) -> io
     // SAFETY: the caller has promised what the kernel writes to is there; the request touches no other memory.
     let length = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, thread, index, program) };
     usize::try_from(length).map_err(|_| io::Error::last_os_error())
-}
-
-/// The version of Landlock that the kernel offers.
-pub(super) fn landlock_version() -> io::Result<i64> {
-    let (attributes, size) = (ptr::null::<libc::c_void>(), 0_usize);
-    // SAFETY: a query of the version takes no attributes and touches no memory.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            attributes,
-            size,
-            LANDLOCK_CREATE_RULESET_VERSION,
-        )
-    };
-    if version < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(version)
 }

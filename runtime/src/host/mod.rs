@@ -3,7 +3,6 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`cgroup`], [`resctrl`] | bounds the machine |
-//! | [`ids`] | says as whom the machine process runs |
 //! | [`network`] | joins the interfaces of the container's network namespace to the machine |
 //! | [`hooks`] | runs the caller's programs |
 //! | [`terminal`], [`relay`], [`signals`] | the terminal of a process, and the caller's terminal and signals lent to it |
@@ -12,7 +11,6 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod hooks;
-pub(crate) mod ids;
 pub(crate) mod network;
 pub(crate) mod notify;
 pub(crate) mod preserved;

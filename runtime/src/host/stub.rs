@@ -36,7 +36,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use nix::unistd::{
-    Pid, chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, getpid, setgroups, setresgid,
+    Pid, chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, setgroups, setresgid,
     setresuid, setsid,
 };
 use protocol::{Exit, TerminalSize};
@@ -47,14 +47,12 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new
 use super::terminal;
 use crate::control::{Connection, ControlReply, ExecControl};
 use crate::error::{Doing, SystemError};
+use crate::filter;
+use crate::ids::Ids;
 use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
 
 /// What a stub says when it is ready. Anything else is the text of an error.
 const READY: &[u8] = b"ready";
-
-/// A stub's uid and gid is this and its pid: nobody else's, so that but for root no process can signal it, and it none.
-/// Ids from here on are in no range that is given to users or containers (systemd's UIDS-GIDS).
-const FIRST_ID: u32 = 0x7f00_0000;
 
 /// Maximum length of the text of a stub's error, in bytes.
 const TEXT_MAX: u64 = 4096;
@@ -112,31 +110,33 @@ pub(crate) struct Stub {
     sync: Option<UnixStream>,
 }
 
+/// Where a stub lives, and as what.
+pub(crate) struct Place<'a> {
+    /// The pidfd of the machine process, whose network namespace is the stub's.
+    pub(crate) machine: BorrowedFd<'a>,
+    /// The container's cgroup v2 directory.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// `/proc/<pid>/oom_score_adj`; as inherited if `None`.
+    pub(crate) oom_score_adj: Option<i32>,
+    /// As whom it may run.
+    pub(crate) ids: Ids,
+}
+
 impl Stub {
-    /// Makes a stub for the process that `connection` stands for. It lives in `cgroup` and in the network namespace of
-    /// the process of the pidfd `machine`, and `terminal`, the slave of the process's terminal, is its controlling
-    /// terminal.
+    /// Makes a stub for the process that `connection` stands for. `terminal`, the slave of the process's terminal, is
+    /// its controlling terminal.
     pub(crate) fn new(
         connection: Connection,
         terminal: Option<OwnedFd>,
-        machine: BorrowedFd<'_>,
-        cgroup: Option<BorrowedFd<'_>>,
-        oom_score_adj: Option<i32>,
+        place: &Place<'_>,
     ) -> io::Result<Stub> {
         let (ours, theirs) = UnixStream::pair()?;
         // Opened before it is in the cgroup, whose device rules may deny it.
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-        match clone_process(cgroup)? {
+        match clone_process(place.cgroup)? {
             Cloned::Child => {
                 drop(ours);
-                main(
-                    &connection,
-                    terminal.as_ref(),
-                    &null,
-                    machine,
-                    oom_score_adj,
-                    theirs,
-                )
+                main(&connection, terminal.as_ref(), &null, place, theirs)
             }
             Cloned::Parent(pid) => {
                 drop(theirs);
@@ -197,11 +197,10 @@ fn main(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
     null: &OwnedFd,
-    machine: BorrowedFd<'_>,
-    oom_score_adj: Option<i32>,
+    place: &Place<'_>,
     mut sync: UnixStream,
 ) -> ! {
-    let signals = match settle(connection, terminal, null, machine, oom_score_adj, &sync) {
+    let signals = match settle(connection, terminal, null, place, &sync) {
         Ok(signals) => signals,
         Err(e) => {
             // Long enough to be told from the word for readiness.
@@ -231,15 +230,15 @@ fn settle(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
     null: &OwnedFd,
-    machine: BorrowedFd<'_>,
-    oom_score_adj: Option<i32>,
+    place: &Place<'_>,
     sync: &UnixStream,
 ) -> Result<SignalFd, SystemError> {
     setsid().doing("start a session")?;
     chdir("/").doing("leave the directory")?;
-    setns(machine, CloneFlags::CLONE_NEWNET).doing("enter the container's network namespace")?;
+    setns(place.machine, CloneFlags::CLONE_NEWNET)
+        .doing("enter the container's network namespace")?;
     replace_standard_streams(null).doing("replace the standard streams")?;
-    if let Some(score) = oom_score_adj {
+    if let Some(score) = place.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -268,7 +267,8 @@ fn settle(
         Some(Err(e)) => return Err(e).doing("take the terminal"),
     }
     leave_files().doing("leave the host's files")?;
-    drop_privileges().doing("drop privileges")?;
+    drop_privileges(place.ids.own()).doing("drop privileges")?;
+    filter::set(filter::STUB).doing("filter system calls")?;
     Ok(signals)
 }
 
@@ -293,7 +293,7 @@ fn leave_files() -> io::Result<()> {
     Ok(chroot(".")?)
 }
 
-fn drop_privileges() -> io::Result<()> {
+fn drop_privileges(id: u32) -> io::Result<()> {
     for resource in [
         Resource::RLIMIT_CORE,
         Resource::RLIMIT_FSIZE,
@@ -306,7 +306,6 @@ fn drop_privileges() -> io::Result<()> {
     // As many as are polled at once. Those that are open are more already, so that there can be no other.
     setrlimit(Resource::RLIMIT_NOFILE, 2, 2)?;
     setgroups(&[])?;
-    let id = FIRST_ID + getpid().as_raw().unsigned_abs();
     setresgid(id.into(), id.into(), id.into())?;
     setresuid(id.into(), id.into(), id.into())?;
     let none = CapabilitySets {

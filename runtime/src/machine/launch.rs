@@ -1,7 +1,6 @@
 //! What a machine is made from.
 
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use super::disk::BlockDevice;
 use super::share::Share;
 use crate::control::Preserved;
 use crate::error::{Doing, SystemError};
+use crate::ids::Ids;
 use crate::report::Report;
 use crate::state::Network;
 use crate::sys::MemoryPolicy;
@@ -49,8 +49,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.
     pub(crate) oom_score_adj: Option<i32>,
-    /// The ids of machine processes, one for each pid.
-    pub(crate) ids: Range<u32>,
+    /// As whom it may run.
+    pub(crate) ids: Ids,
     /// The container's state directory, for the control socket and the journal.
     pub(crate) state_dir: BorrowedFd<'a>,
     /// The container's cgroup v2 directory.

@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::timeline::now;
+use crate::filter::LastWords;
 use crate::report::Report;
 
 /// Name of the log in the state directory.
@@ -31,13 +32,6 @@ const BURST: u32 = 32;
 
 /// After a burst there is one more line for each of these.
 const REFILL: Duration = Duration::from_secs(10);
-
-/// A file for the last words, and what stands before and behind them.
-pub(super) struct LastWords {
-    pub(super) file: OwnedFd,
-    pub(super) before: &'static str,
-    pub(super) behind: &'static str,
-}
 
 /// The log. Never fails: there is nobody to be told of a line that could not be written.
 pub(super) struct Log {

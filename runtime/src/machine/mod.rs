@@ -19,7 +19,6 @@ mod cores;
 mod disk;
 mod error;
 mod execs;
-mod filter;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/machine.rs"]
 pub mod fuzz;

@@ -1,7 +1,6 @@
 //! The machine process from its first instruction to the guest's: into the jail, the VM built on the way; and its end.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -22,10 +21,10 @@ use super::life::{Life, Parts};
 use super::log::Log;
 use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now};
-use super::{cores, disk, filter, jail, share, streams};
+use super::{cores, disk, jail, share, streams};
 use crate::error::{Doing, SystemError, one_line};
 use crate::state::Journal;
-use crate::{control, guest, sys};
+use crate::{control, filter, guest, sys};
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
 const FS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -92,7 +91,7 @@ pub(super) fn main(launch: Launch<'_>, devices: Devices, sync: SyncSocket) -> ! 
             .doing("close inherited descriptors")?;
         let (parts, container) = prepare(launch, devices, files, &sync)?;
         let life = Life::new(parts, container, &sync)?;
-        filter::set("main").doing("filter system calls")?;
+        filter::set_of("main").doing("filter system calls")?;
         Ok(life)
     });
     match life {
@@ -156,27 +155,14 @@ fn prepare(
     let descriptors = jail::set_limits()?;
     let disks = disk::open(&launch.disks)?;
     jail::enter_network(&launch.network)?;
-    let tree = jail::enter_tree(&launch.shares)?;
-    launch.overlay.submounts = tree.submounts;
+    let mut tree = jail::enter_tree(&launch.shares)?;
+    launch.overlay.submounts = std::mem::take(&mut tree.submounts);
     jail::enter_user_namespace()?;
     sync.send(&FromMachine::MapIds)
         .doing("ask for the id maps")?;
     let set_up = now();
 
-    let privileged_mount = match launch.isolation.volume_privileges {
-        true => None,
-        false => Some(share::root_mount(&launch.shares, &tree.root)?),
-    };
-    let server = vmm_fs::Server::new(vmm_fs::Config {
-        root: tree.root,
-        proc_self_fd: tree.proc_self_fd,
-        open_fd_limit: descriptors,
-        held_fd_limit: descriptors,
-        timeout: FS_TIMEOUT,
-        lasting_mounts: tree.lasting,
-        privileged_mount,
-        maps: launch.isolation.dax,
-    })?;
+    let server = file_server(&launch, tree, descriptors)?;
     let config = MachineConfig {
         kernel: guest::KERNEL,
         initramfs: guest::INITRAMFS,
@@ -205,9 +191,10 @@ fn prepare(
         // The verb has gone, and with it the wish for a container.
         sys::exit_now(1);
     }
-    jail::drop_privileges(id(&launch.ids))?;
+    jail::drop_privileges(launch.ids.own())?;
     jail::confine(&files.bundle, NAMES_ADDRESS)?;
-    filter::announce(&files.log).doing("watch for what filters forbid")?;
+    filter::announce(files.log.last_words().doing("duplicate the log")?)
+        .doing("watch for what filters forbid")?;
     machine.start(Arc::new(enter))?;
     let parts = Parts {
         machine,
@@ -231,18 +218,33 @@ fn prepare(
     Ok((parts, Container::new(create, its_files)))
 }
 
+fn file_server(
+    launch: &Launch<'_>,
+    tree: jail::Tree,
+    descriptors: usize,
+) -> Result<vmm_fs::Server, Error> {
+    let privileged_mount = match launch.isolation.volume_privileges {
+        true => None,
+        false => Some(share::root_mount(&launch.shares, &tree.root)?),
+    };
+    Ok(vmm_fs::Server::new(vmm_fs::Config {
+        root: tree.root,
+        proc_self_fd: tree.proc_self_fd,
+        open_fd_limit: descriptors,
+        held_fd_limit: descriptors,
+        timeout: FS_TIMEOUT,
+        lasting_mounts: tree.lasting,
+        privileged_mount,
+        maps: launch.isolation.dax,
+    })?)
+}
+
 /// What each thread does first.
 fn enter(thread: Thread) -> io::Result<()> {
     if let Thread::Fs(_) = thread {
         vmm_fs::enter_worker_thread().map_err(io::Error::other)?;
     }
-    filter::set(&thread.to_string())
-}
-
-/// The id that stands for this process's pid, which no other process of the host has.
-fn id(ids: &Range<u32>) -> u32 {
-    let pid = std::process::id();
-    ids.start + pid % (ids.end - ids.start).max(1)
+    filter::set_of(&thread.to_string())
 }
 
 /// Gives this process what the configuration and the caller say of it.

@@ -2,7 +2,7 @@
 
 mod probe;
 
-use std::fs;
+use std::{fs, io};
 
 use nix::unistd::geteuid;
 use rustix::fs::CWD;
@@ -10,6 +10,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::host::cgroup::{self, Layout};
 use crate::host::network;
+use crate::sys::landlock_version;
 
 /// Oldest kernel whose interfaces suffice: clone3 into a cgroup (5.7), mount_setattr (5.12), cgroup.kill (5.14).
 const KERNEL_MIN: (u32, u32) = (5, 14);
@@ -26,6 +27,7 @@ pub(crate) fn check() -> Vec<String> {
     note(cgroups());
     note(user_namespaces());
     note(mount_api());
+    note(landlock(landlock_version()));
     missing.extend(probe::kvm());
     missing.extend(networks());
     missing
@@ -74,6 +76,23 @@ fn mount_api() -> Option<String> {
         .map(|e| format!("the mount API by descriptors does not work: open_tree: {e}"))
 }
 
+/// What Landlock does not confine here. The versions are those of Documentation/userspace-api/landlock.rst of Linux.
+fn landlock(version: io::Result<i64>) -> Option<String> {
+    let lacking = match version {
+        Err(e) => {
+            return Some(format!(
+                "no Landlock: the files of a machine process are confined by its mount namespace alone: {e}"
+            ));
+        }
+        Ok(..4) => "connections, signals and abstract sockets",
+        Ok(4 | 5) => "signals and abstract sockets",
+        Ok(6..) => return None,
+    };
+    Some(format!(
+        "this kernel's Landlock does not confine {lacking} of a machine process: Linux 6.12 or later does"
+    ))
+}
+
 fn networks() -> Option<String> {
     if !geteuid().is_root() {
         return None;
@@ -88,6 +107,16 @@ fn networks() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn landlock_is_named_as_far_as_it_lacks() {
+        let of = |version| landlock(Ok(version));
+        assert!(of(1).is_some_and(|line| line.contains("connections, signals")));
+        assert!(of(5).is_some_and(|line| line.contains("confine signals and")));
+        assert_eq!((of(6), of(9)), (None, None));
+        let none = landlock(Err(io::ErrorKind::Unsupported.into()));
+        assert!(none.is_some_and(|line| line.starts_with("no Landlock")));
+    }
 
     #[test]
     fn releases() {

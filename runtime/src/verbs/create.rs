@@ -20,12 +20,12 @@ use crate::error::Doing;
 use crate::host::cgroup::systemd::{self, Placeholder, Scope};
 use crate::host::cgroup::{self, Cgroup, Layout};
 use crate::host::hooks::{Hooks, Kind};
-use crate::host::ids;
 use crate::host::network::Moved;
 use crate::host::notify::NotifySocket;
 use crate::host::preserved::Inherited;
 use crate::host::resctrl;
 use crate::host::terminal::{self, DescriptorSocket};
+use crate::ids::Ids;
 use crate::machine::{self, Launch, Spawned};
 use crate::plan::{self, Plan};
 use crate::state::{ContainerId, Groups, Identity, Lock, Record, StateDir, write_atomically};
@@ -258,7 +258,7 @@ fn launch(
         network: plan.network,
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,
-        ids: ids::of_machines()?,
+        ids: Ids::of_host()?,
         state_dir: attempt.dir()?.as_fd(),
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
         timeline: prepared.timeline,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use super::events::statistics;
 use super::ps::error::PsError;
 use crate::error::SystemError;
-use crate::host::{cgroup, hooks, ids, network, notify, preserved, resctrl, terminal};
+use crate::host::{cgroup, hooks, network, notify, preserved, resctrl, terminal};
 use crate::plan::Refused;
-use crate::{audit, config, control, machine, state};
+use crate::{audit, config, control, ids, machine, state};
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]

@@ -26,8 +26,9 @@ use crate::host::cgroup::Cgroup;
 use crate::host::preserved::Inherited;
 use crate::host::relay::Relay;
 use crate::host::signals;
-use crate::host::stub::{self, Stub};
+use crate::host::stub::{self, Place, Stub};
 use crate::host::terminal::{self, DescriptorSocket, Terminal};
+use crate::ids::Ids;
 use crate::state::{self, StateDir, Verb, write_atomically};
 use process::{Wanted, sub_cgroup, wanted};
 
@@ -251,7 +252,13 @@ impl Executed<'_> {
         oom_score_adj: Option<i32>,
     ) -> Result<u8, Error> {
         let slave = self.terminal.map(|terminal| terminal.slave);
-        let stub = Stub::new(self.connection, slave, machine, cgroup, oom_score_adj);
+        let place = Place {
+            machine,
+            cgroup,
+            oom_score_adj,
+            ids: Ids::of_host()?,
+        };
+        let stub = Stub::new(self.connection, slave, &place);
         let stub = stub.doing("start the process that stands for it")?;
         let pid_file = publish(stub.pid(), self.pidfd_socket, self.pid_file)?;
         stub.commit()

@@ -1,5 +1,9 @@
 //! No guest boots here.
 
+#[path = "../../../runtime/build/filters.rs"]
+mod filters;
+
+use std::path::Path;
 use std::{env, fs, path::PathBuf};
 
 fn main() {
@@ -9,5 +13,8 @@ fn main() {
         println!("cargo::rustc-env=CHITON_{name}_FILE={}", file.display());
     }
     println!("cargo::rustc-env=CHITON_COMMIT=none");
+    let table = Path::new("../../../runtime/system-calls.md");
+    filters::write(table, &file.with_file_name("filters.rs")).unwrap();
+    println!("cargo::rerun-if-changed={}", table.display());
     println!("cargo::rerun-if-changed=build.rs");
 }

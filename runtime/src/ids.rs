@@ -1,4 +1,4 @@
-//! The user and group ids that machine processes have on this host, and nobody else.
+//! The user and group ids that machine processes and stubs have on this host, and nobody else.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,12 +33,23 @@ pub(crate) enum Error {
     System(#[from] SystemError),
 }
 
-/// The ids for machine processes. There is one for each pid, so that no two of this host have the same.
-pub(crate) fn of_machines() -> Result<Range<u32>, Error> {
-    let path = Path::new(FILE);
-    match fs::read_to_string(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(DEFAULT),
-        text => given(&text.doing_to("read", path)?, pid_max),
+/// A range of ids. There is one for each pid, so that no two processes have the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ids(Range<u32>);
+
+impl Ids {
+    /// Those of this host.
+    pub(crate) fn of_host() -> Result<Ids, Error> {
+        let path = Path::new(FILE);
+        match fs::read_to_string(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Ids(DEFAULT)),
+            text => given(&text.doing_to("read", path)?, pid_max).map(Ids),
+        }
+    }
+
+    /// The calling process's.
+    pub(crate) fn own(&self) -> u32 {
+        self.0.start + std::process::id() % (self.0.end - self.0.start).max(1)
     }
 }
 

@@ -1,20 +1,20 @@
-//! The system call filters of the machine process: each thread is left with the calls that its work takes, which
-//! `system-calls.md` lists.
+//! The system call filters: each thread of a machine process, and each stub, is left with the calls that its work takes,
+//! which `system-calls.md` lists.
 //!
 //! A call that is not among them is not carried out. The kernel raises SIGSYS in the thread instead, and that ends the
-//! machine with a line in its logs. Code that has taken a thread over cannot prevent it: the kernel does not heed that
+//! process, a machine with a line in its logs. Code that has taken a thread over cannot prevent it: the kernel does not heed that
 //! SIGSYS is blocked, and no filter lets the handler be changed while the machine lives.
 
 mod sys;
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-use super::log::{LastWords, Log};
 use crate::sys::exit_now;
 
-/// A filter for each kind of thread, and the names of system calls by their numbers.
+/// The filters, and the names of system calls by their numbers.
 mod table {
     include!(concat!(env!("OUT_DIR"), "/filters.rs"));
 }
@@ -25,6 +25,13 @@ const BROKEN: u8 = 255;
 /// Maximum length of a thread's name, in bytes (`TASK_COMM_LEN` of linux/sched.h, without the zero).
 const NAME_MAX: usize = 15;
 
+/// A file for the last words, and what stands before and behind them.
+pub(crate) struct LastWords {
+    pub(crate) file: OwnedFd,
+    pub(crate) before: &'static str,
+    pub(crate) behind: &'static str,
+}
+
 /// Where last words go.
 static LAST_WORDS: OnceLock<Vec<LastWords>> = OnceLock::new();
 
@@ -33,7 +40,10 @@ thread_local! {
     static NAME: Cell<[u8; NAME_MAX]> = const { Cell::new([0; NAME_MAX]) };
 }
 
-/// The filter of a thread, by the thread's name; that of the event loop for any other.
+/// The filter of a stub.
+pub(crate) const STUB: &[u64] = table::STUB;
+
+/// The filter of a thread of a machine process, by the thread's name; that of the event loop for any other.
 pub(crate) fn of(thread: &str) -> &'static [u64] {
     match thread.trim_end_matches(|c: char| c.is_ascii_digit()) {
         "vcpu" => table::VCPU,
@@ -43,27 +53,34 @@ pub(crate) fn of(thread: &str) -> &'static [u64] {
     }
 }
 
-/// Has violations end the process with a line in `log`, from now on.
+/// Has violations end the process with a line in each of `places`, from now on.
 ///
 /// # Errors
-/// Those of dup(2) and sigaction(2).
-pub(super) fn announce(log: &Log) -> io::Result<()> {
-    let words = log.last_words()?;
-    LAST_WORDS.get_or_init(|| words);
+/// Those of sigaction(2).
+pub(crate) fn announce(places: Vec<LastWords>) -> io::Result<()> {
+    LAST_WORDS.get_or_init(|| places);
     sys::on_violation()
 }
 
-/// Sets the filter of the calling thread, for good.
+/// Sets the filter of the calling thread of a machine process, for good.
 ///
 /// # Errors
 /// Those of seccomp(2).
-pub(super) fn set(thread: &str) -> io::Result<()> {
+pub(crate) fn set_of(thread: &str) -> io::Result<()> {
     let mut name = [0; NAME_MAX];
     for (to, from) in name.iter_mut().zip(thread.bytes()) {
         *to = from;
     }
     NAME.set(name);
-    sys::set(of(thread))
+    set(of(thread))
+}
+
+/// Sets a filter for the calling thread, for good. It must have no_new_privs.
+///
+/// # Errors
+/// Those of seccomp(2).
+pub(crate) fn set(filter: &[u64]) -> io::Result<()> {
+    sys::set(filter)
 }
 
 /// A thread has made a call that its filter does not allow. This is in a signal handler: the call may come from an
