@@ -33,6 +33,9 @@ const FILES: [&str; 20] = [
     "cgroup.procs",
 ];
 
+/// Which of [`PIECES`] is a process's `stat`.
+const STAT: usize = 14;
+
 /// What the kernel writes.
 const PIECES: [&str; 24] = [
     "usage_usec 1\n",
@@ -134,14 +137,7 @@ fn processes(input: &mut Input<'_>) {
             _ => text(input),
         })
         .collect();
-    let said: Vec<protocol::Process> = (0..input.byte() & 3)
-        .map(|_| protocol::Process {
-            pid: input.pick(&[7, 7, 7, 0, -1, i32::MAX]),
-            stat: text(input),
-            status: text(input),
-            command_line: text(input),
-        })
-        .collect();
+    let said: Vec<protocol::Process> = (0..input.byte() & 3).map(|_| process(input)).collect();
     let now = input.number();
     let printed = verbs::ps(&options, &said, now);
     assert_eq!(printed, verbs::ps(&options, &said, now));
@@ -160,6 +156,26 @@ fn processes(input: &mut Input<'_>) {
         "{printed:?}"
     );
     assert!(printed.len() < 4 << 20, "{} bytes", printed.len());
+}
+
+/// A process as the kernel describes one, but for its name and its arguments; or any text.
+fn process(input: &mut Input<'_>) -> protocol::Process {
+    let pid = input.pick(&[7, 7, 7, 0, -1, i32::MAX]);
+    if input.byte() < 200 {
+        let rest = PIECES[STAT].split_once(") ").unwrap().1;
+        return protocol::Process {
+            pid,
+            stat: format!("{pid} ({}) {rest}", text(input)),
+            status: "Uid:\t0\t33\t0\t0\nGid:\t0\t5\t0\t0\nVmLck:\t 1 kB\n".to_owned(),
+            command_line: text(input),
+        };
+    }
+    protocol::Process {
+        pid,
+        stat: text(input),
+        status: text(input),
+        command_line: text(input),
+    }
 }
 
 fn last_words(input: &mut Input<'_>) {
