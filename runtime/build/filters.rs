@@ -17,7 +17,7 @@ const THREADS: [&str; 5] = ["main", "vcpu", "fs", "blk", "stub"];
 const NAMED: i32 = 512;
 
 /// The values that the table has names for.
-const VALUES: [(&str, u64); 16] = [
+const VALUES: [(&str, u64); 17] = [
     ("AF_INET", libc::AF_INET as u64),
     ("FIONBIO", libc::FIONBIO),
     ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64),
@@ -31,6 +31,7 @@ const VALUES: [(&str, u64); 16] = [
     ("MADV_DONTNEED", libc::MADV_DONTNEED as u64),
     ("MADV_POPULATE_READ", libc::MADV_POPULATE_READ as u64),
     ("PROT_EXEC", libc::PROT_EXEC as u64),
+    ("TCGETS", libc::TCGETS),
     ("TIOCGWINSZ", libc::TIOCGWINSZ),
     ("TUNGETIFF", libc::TUNGETIFF),
     ("TUNSETOFFLOAD", libc::TUNSETOFFLOAD),

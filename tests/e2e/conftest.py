@@ -135,6 +135,9 @@ def container(runtime, bundle):
 
     yield container
     for each in made:
+        # Shown with a test that fails.
+        with contextlib.suppress(OSError):
+            print(f"log of {each.name}: {(each.runtime.root / each.name / 'log').read_text()}")
         each.delete()
 
 

@@ -103,10 +103,11 @@ class Thread:
         self._resume(PTRACE_SYSCALL)  # to the exit
         result = ctypes.c_longlong(self._registers().rax).value
         if self._is_pending(signal.SIGSYS):
+            # It stops for its signal, which it does not get unless it goes on with it.
+            _ptrace(PTRACE_CONT, self.thread)
+            stop = self._wait()
+            assert stop == (signal.SIGSYS, 0), stop
             if pass_on_trap:
-                _ptrace(PTRACE_CONT, self.thread)
-                stop = self._wait()
-                assert stop == (signal.SIGSYS, 0), stop
                 _ptrace(PTRACE_DETACH, self.thread, 0, signal.SIGSYS)
             raise Trapped(name)
         if -4096 < result < 0:

@@ -271,7 +271,6 @@ def attacked(container, scratch):
     made = container("sleep", "1000", change=change)
     made.output("ls", "/volume")  # there are workers now
     yield made
-    made.delete()
     source.rmdir()
 
 

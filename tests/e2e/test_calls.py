@@ -31,7 +31,7 @@ CLOCK = pathlib.Path("/sys/devices/system/clocksource/clocksource0")
 # linux/kvm.h, linux/if_tun.h, asm-generic/mman-common.h
 VALUES = {"AF_INET": socket.AF_INET, "FIONBIO": termios.FIONBIO, "F_DUPFD_CLOEXEC": fcntl.F_DUPFD_CLOEXEC, "F_GETFL": fcntl.F_GETFL,
           "F_SETFL": fcntl.F_SETFL, "KVM_IOEVENTFD": 0x4040ae79, "KVM_IRQFD": 0x4020ae76, "KVM_KVMCLOCK_CTRL": 0xaead, "KVM_RUN": 0xae80,
-          "MADV_DONTNEED": 4, "MADV_POPULATE_READ": 22, "TIOCGWINSZ": termios.TIOCGWINSZ, "TUNGETIFF": 0x800454d2,
+          "MADV_DONTNEED": 4, "MADV_POPULATE_READ": 22, "TCGETS": 0x5401, "TIOCGWINSZ": termios.TIOCGWINSZ, "TUNGETIFF": 0x800454d2,
           "TUNSETOFFLOAD": 0x400454d0, "TUNSETVNETHDRSZ": 0x400454d8}
 
 
@@ -200,6 +200,9 @@ disk = os.open("/dev/disk", os.O_RDWR | os.O_DIRECT)
 import mmap
 page = mmap.mmap(-1, 1 << 16)
 os.preadv(disk, [page], 0); os.pwritev(disk, [page], 0); os.fsync(disk)
+import threading
+threads = [threading.Thread(target=lambda: [os.preadv(disk, [mmap.mmap(-1, 4096)], 4096 * n) for n in range(300)]) for _ in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
 print("done", flush=True)
 if not os.fork():
     %s
@@ -242,10 +245,14 @@ one, _ = server.accept()
 while one.recv(1 << 16): pass
 """
 SENDFILE = """
-import os, socket
+import mmap, socket
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 out = socket.create_connection(("10.5.0.1", 99), 20)
+out.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
 with open("/big", "rb") as f:
-    os.sendfile(out.fileno(), f.fileno(), 0, 1 << 20)
+    whole = mmap.mmap(f.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+    sum(whole[::4096])
+    out.send(memoryview(whole)[:1 << 15], MSG_ZEROCOPY)
 """
 
 

@@ -163,7 +163,7 @@ def test_a_stub_has_nothing(container):
     for pid in pids:
         proc = pathlib.Path(f"/proc/{pid}")
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-        own = str(0x7f000000 + pid)
+        own = str(0x78000000 + pid)
         assert status["Uid"].split() == status["Gid"].split() == [own] * 4 and status["Groups"].split() == []
         assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0} and status["NoNewPrivs"].split() == ["1"]
         assert os.listdir(proc / "root") == [] and os.readlink(proc / "cwd") == "/"
