@@ -96,6 +96,7 @@ lint: tools  ## Imports without circles, files and functions of a readable lengt
 	tests/deny
 	cargo fmt --all --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+	RUSTFLAGS='--cfg fuzzing' cargo check --locked --all-targets --manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz-check
 	if cargo clippy --version >/dev/null 2>&1; then \
 		cargo clippy --locked --workspace --all-targets -- -D warnings; \
 	else echo 'lint: this toolchain has no clippy; formatting only'; fi

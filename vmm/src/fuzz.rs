@@ -13,8 +13,8 @@ use crate::fault::Device;
 use crate::last_words;
 use crate::report::{Report, Reporter};
 use crate::virtio::{
-    Balloon, Blk, Disk, FileServer, Fs, MacAddress, Net, Rng, Tap, Transport, VirtioDevice, Work,
-    device,
+    Balloon, Blk, Disk, FileServer, Fs, MacAddress, Net, Pool, Rng, Tap, Transport, VirtioDevice,
+    Work, device,
 };
 use crate::vsock::{GUEST_CID, Port, Vsock};
 use crate::window::Window;
@@ -33,6 +33,8 @@ pub struct Board {
     rng: Work<Rng>,
     balloon: Work<Balloon>,
     net: Net,
+    /// Each does what the workers of a device do.
+    workers: Vec<Box<dyn Fn()>>,
     report: Arc<Report>,
 }
 
@@ -61,13 +63,16 @@ impl Board {
         let (balloon_front, balloon) = device();
         let (vsock_front, vsock) = Vsock::new(GUEST_CID).map_err(io::Error::other)?;
         let (net_front, net) = Net::new(mac, Tap::ready_made(tap));
+        let fs = Arc::new(Pool::new(space.clone(), server)?);
+        let blk = Arc::new(Pool::new(space.clone(), Arc::clone(&disk))?);
+        let (fs_front, blk_front) = (Arc::clone(&fs), Arc::clone(&blk));
         let fronts: [(Device, Box<dyn VirtioDevice>); 6] = [
-            (Device::Fs, Box::new(Fs::new("fuzz", server, window))),
+            (Device::Fs, Box::new(Fs::new("fuzz", fs_front, window))),
             (Device::Vsock, Box::new(vsock_front)),
             (Device::Rng, Box::new(rng_front)),
             (Device::Balloon, Box::new(balloon_front)),
             (Device::Net(0), Box::new(net_front)),
-            (Device::Disk(0), Box::new(Blk::new(disk))),
+            (Device::Disk(0), Box::new(Blk::new(&disk, blk_front))),
         ];
         let plug = |(device, front): (Device, Box<dyn VirtioDevice>)| {
             let kicks = front.queue_max_sizes().iter().map(|_| event());
@@ -84,6 +89,7 @@ impl Board {
             rng,
             balloon,
             net,
+            workers: vec![Box::new(move || fs.turn()), Box::new(move || blk.turn())],
             report,
         })
     }
@@ -109,9 +115,10 @@ impl Board {
         &mut self.vsock
     }
 
-    /// What an event loop does for the devices that have no threads of their own, whether or not it is woken; the ports
-    /// of the streams that are done.
+    /// What the event loop and the workers of devices do, whether or not they are woken; the ports of the streams that
+    /// are done. The calling thread must be one that the server may be called in.
     pub fn turn(&mut self) -> Vec<Port> {
+        self.workers.iter().for_each(|work| work());
         self.rng.process();
         self.balloon.process();
         self.net.kicked();

@@ -60,8 +60,11 @@ impl Playground {
             root: path_fd(&root),
             proc_self_fd: path_fd(Path::new("/proc/self/fd")),
             open_fd_limit: OPEN_FDS,
+            held_fd_limit: 64,
             timeout: Duration::from_secs(1),
             lasting_mounts: (mounts == Mounts::Fleeting).then(Default::default),
+            privileged_mount: None,
+            maps: true,
         });
         (playground, server.unwrap())
     }

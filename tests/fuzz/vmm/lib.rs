@@ -64,7 +64,7 @@ impl Machine {
 
     /// # Errors
     /// None.
-    pub fn start(&mut self) -> Result<(), Error> {
+    pub fn start(&mut self, _: Arc<Enter>) -> Result<(), Error> {
         Ok(())
     }
 

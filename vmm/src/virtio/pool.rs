@@ -146,10 +146,24 @@ impl<S: RequestServer> Pool<S> {
     fn work(&self) {
         let mut copier = self.space.copier();
         loop {
-            match self.next(&mut copier) {
-                Some(taken) => self.serve(&taken),
-                None => self.wait(),
-            }
+            self.serve_all(&mut copier);
+            // An interrupted wait is one that found nothing.
+            let _ = self.ready.wait(-1, &mut [EpollEvent::default()]);
+            self.lock().idle -= 1;
+        }
+    }
+
+    /// What a worker does when it is woken, for a caller without workers.
+    #[cfg(fuzzing)]
+    pub(crate) fn turn(&self) {
+        self.serve_all(&mut self.space.copier());
+        self.lock().idle -= 1;
+    }
+
+    /// Serves requests until there is none. From then on the worker counts as idle.
+    fn serve_all(&self, copier: &mut Copier) {
+        while let Some(taken) = self.next(copier) {
+            self.serve(&taken);
         }
     }
 
@@ -243,13 +257,6 @@ impl<S: RequestServer> Pool<S> {
         queue.add_used(memory, taken.head, written)?;
         let wanted = queue.needs_notification(memory)?;
         Ok(wanted.then(|| Arc::clone(&active.interrupt)))
-    }
-
-    fn wait(&self) {
-        let mut events = [EpollEvent::default(); 1];
-        // An interrupted wait is one that found nothing.
-        let _ = self.ready.wait(-1, &mut events);
-        self.lock().idle -= 1;
     }
 
     fn wake(&self) {
