@@ -153,7 +153,7 @@ def test_limits_on_both_sides(probed):  # noqa: F811
     files = said["cgroup"]
     assert (files["cpu.max"], files["cpu.idle"], files["pids.max"], files["hugetlb.2MB.max"]) == ("30000 20000", "1", "30", "2097152")
     host = {name: (c.cgroup / name).read_text().strip() for name in ("cpu.max", "cpu.idle", "cpuset.cpus", "cpuset.mems", "pids.max")}
-    assert host == {"cpu.max": "30000 20000", "cpu.idle": "1", "cpuset.cpus": "0", "cpuset.mems": "0", "pids.max": "max"}
+    assert host == {"cpu.max": "30000 20000", "cpu.idle": "1", "cpuset.cpus": "0", "cpuset.mems": "0", "pids.max": "4096"}
     assert said["affinity"] == [0], "one vCPU, as there is one host CPU for it"
     maps = pathlib.Path(f"/proc/{c.pid}/numa_maps").read_text().splitlines()
     anonymous = [line for line in maps if "anon=" in line and "file=" not in line]
