@@ -86,7 +86,12 @@ pub(super) fn machine_ids(process: &Process, _: &Host) -> Vec<Claim> {
     }
     let problems = [named("root's uid or gid in", &roots), groups(process)];
     let problems: Vec<_> = problems.into_iter().flatten().collect();
-    vec![Claim::of(&problems, ids(&main))]
+    vec![
+        Claim::of(&problems, ids(&main)),
+        Claim::note(
+            "shares are not id-mapped: the file server acts as a guest's user by its file system ids",
+        ),
+    ]
 }
 
 pub(super) fn stub_ids(process: &Process, _: &Host) -> Vec<Claim> {
