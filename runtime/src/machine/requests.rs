@@ -84,10 +84,12 @@ impl Life {
         control: Control,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
-        let starting = self.waiting.values();
-        let starting = starting
-            .filter(|(container, _)| *container == id)
-            .any(|(_, waiting)| matches!(waiting, Waiting::Start(_)));
+        let waiting = || {
+            let waiting = self.waiting.values();
+            waiting.filter(|(container, _)| *container == id)
+        };
+        let starting = waiting().any(|(_, waiting)| matches!(waiting, Waiting::Start(_)));
+        let pausing = waiting().any(|(_, waiting)| matches!(waiting, Waiting::Pause(_)));
         let Some(container) = self.containers.get(&id) else {
             return Err(ControlReply::NotRunning);
         };
@@ -120,7 +122,7 @@ impl Life {
             Control::Exec(exec) => self.exec(client, id, exec, descriptors)?,
             Control::Pause if container.paused => return Err(ControlReply::Paused),
             Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
-            Control::Resume if !container.paused => {
+            Control::Resume if !container.paused && !pausing => {
                 return Err(ControlReply::Failed("container not paused".into()));
             }
             Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),

@@ -57,7 +57,10 @@ impl StateDir {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists),
             made => {
                 made.doing_to("create", &path)?;
-                StateDir::open(root, id)
+                StateDir::open(root, id).inspect_err(|_| {
+                    // The error that led here is the one to report.
+                    let _ = fs::remove_dir(&path);
+                })
             }
         }
     }
@@ -205,7 +208,9 @@ impl StateDir {
 
     /// Removes the directory; what is already gone is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        match fs::remove_dir_all(&self.path) {
+        // An empty one takes no descriptor.
+        let removed = fs::remove_dir(&self.path).or_else(|_| fs::remove_dir_all(&self.path));
+        match removed {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             result => Ok(result.doing_to("remove", &self.path)?),
         }
