@@ -97,7 +97,7 @@ fn an_ordinary_process_fails_at_every_point() {
     assert_eq!(points("fail"), expected, "{findings:#?}");
     assert_eq!(
         points("note"),
-        BTreeSet::from(["cgroup", "dumpable", "landlock", "namespaces"])
+        BTreeSet::from(["cgroup", "dumpable", "ids", "landlock", "namespaces"])
     );
     // It has been stopped for a moment, and let go.
     assert!(process.read("status").contains("State:\tS (sleeping)"));

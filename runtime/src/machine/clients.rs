@@ -56,6 +56,8 @@ pub(super) enum ClientEvent {
     Steered(Target, ExecControl),
     /// It has left the process of its exec alone.
     Left(Target),
+    /// It has left without the reply it has waited for.
+    GaveUp(u64),
 }
 
 struct Client {
@@ -213,8 +215,10 @@ impl Clients {
         if client.ready(serial, flags, told).is_ok() {
             return self.settle(serial);
         }
-        if let Role::Exec(process) = client.role {
-            told.push(ClientEvent::Left(process));
+        match client.role {
+            Role::Exec(process) => told.push(ClientEvent::Left(process)),
+            Role::Waiting => told.push(ClientEvent::GaveUp(serial)),
+            _ => {}
         }
         self.remove(serial);
     }

@@ -33,7 +33,21 @@ impl Life {
                         self.kill(container, process, libc::SIGKILL)?;
                     }
                 }
+                ClientEvent::GaveUp(client) => self.take_back(client)?,
             }
+        }
+        Ok(())
+    }
+
+    /// A pause that nobody waits for any more is none. A process that waits for the host, for instance for a file
+    /// system that stands still, cannot be frozen: the others go on.
+    fn take_back(&mut self, client: u64) -> io::Result<()> {
+        let mut waiting = self.waiting.values();
+        let its = |waiting: &Waiting| matches!(waiting, Waiting::Pause(its) if *its == client);
+        let found = waiting.find(|(_, waiting)| its(waiting));
+        let found = found.map(|(container, _)| *container);
+        if let Some(container) = found {
+            self.request(container, RequestBody::Resume, Waiting::Nobody)?;
         }
         Ok(())
     }
@@ -84,12 +98,10 @@ impl Life {
         control: Control,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
-        let waiting = || {
-            let waiting = self.waiting.values();
-            waiting.filter(|(container, _)| *container == id)
-        };
-        let starting = waiting().any(|(_, waiting)| matches!(waiting, Waiting::Start(_)));
-        let pausing = waiting().any(|(_, waiting)| matches!(waiting, Waiting::Pause(_)));
+        let starting = self.waiting.values();
+        let starting = starting
+            .filter(|(container, _)| *container == id)
+            .any(|(_, waiting)| matches!(waiting, Waiting::Start(_)));
         let Some(container) = self.containers.get(&id) else {
             return Err(ControlReply::NotRunning);
         };
@@ -122,7 +134,7 @@ impl Life {
             Control::Exec(exec) => self.exec(client, id, exec, descriptors)?,
             Control::Pause if container.paused => return Err(ControlReply::Paused),
             Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
-            Control::Resume if !container.paused && !pausing => {
+            Control::Resume if !container.paused => {
                 return Err(ControlReply::Failed("container not paused".into()));
             }
             Control::Resume => (RequestBody::Resume, Waiting::Resume(client)),

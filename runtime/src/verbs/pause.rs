@@ -4,20 +4,12 @@ use std::path::Path;
 
 use super::ask::{done, open};
 use super::error::Error;
-use crate::control::{self, Control, control};
+use crate::control::{Control, control};
 use crate::state::Verb;
 
 /// Suspends a container.
 pub(crate) fn pause(root: &Path, id: &str) -> Result<(), Error> {
-    ask(root, id, Verb::Pause, &Control::Pause).inspect_err(|e| {
-        // A process that waits for the host, for instance for a file system that stands still, cannot be frozen. The
-        // others are: they go on, and nothing happens later on that the caller no longer waits for.
-        if matches!(e, Error::Control(control::Error::Unanswered(_)))
-            && let Ok(dir) = open(root, id)
-        {
-            let _ = control(dir.path(), &Control::Resume);
-        }
-    })
+    ask(root, id, Verb::Pause, &Control::Pause)
 }
 
 /// Resumes a container.
