@@ -15,7 +15,7 @@ from test_devices import loop  # noqa: F401
 pytestmark = only_chiton
 
 MACHINE = {"descriptors", "root", "namespaces", "ids", "capabilities", "no_new_privs", "seccomp", "filters", "dumpable", "limits", "cgroup", "landlock"}
-STUB = {"descriptors", "namespaces", "ids", "capabilities", "no_new_privs", "limits", "cgroup"}
+STUB = {"descriptors", "root", "namespaces", "ids", "capabilities", "no_new_privs", "seccomp", "filters", "limits", "cgroup"}
 
 
 def audited(made):

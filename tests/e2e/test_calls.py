@@ -331,6 +331,10 @@ def test_stubs(watched, container):
         (killed, terminal), (ends, other) = stub("sleep", "1000"), stub("sh", "-c", "read x; exit 3")
         (CLOCK / "current_clocksource").write_text("acpi_pm")
         with watched.counting({killed: "stub", ends: "stub"}):
+            # It goes on waiting.
+            os.kill(ends, signal.SIGSTOP)
+            time.sleep(0.2)
+            os.kill(ends, signal.SIGCONT)
             terminal.resize(20, 30)
             os.kill(killed, signal.SIGTERM)
             other.send("x\n")

@@ -71,9 +71,17 @@ fn named(what: &str, names: &[&str]) -> Option<String> {
     (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")))
 }
 
+pub(super) fn machine_ids(process: &Process, host: &Host) -> Vec<Claim> {
+    let mut claims = ids(process, host);
+    claims.push(Claim::note(
+        "shares are not id-mapped: the file server acts as a guest's user by its file system ids",
+    ));
+    claims
+}
+
 /// Root is nobody's to be. The ids of the file system are a guest's user's for the length of one request, so that they
 /// count for the main thread only.
-pub(super) fn machine_ids(process: &Process, _: &Host) -> Vec<Claim> {
+pub(super) fn ids(process: &Process, _: &Host) -> Vec<Claim> {
     let is_root = |status: &Status| {
         [status.uids, status.gids]
             .iter()
@@ -86,32 +94,13 @@ pub(super) fn machine_ids(process: &Process, _: &Host) -> Vec<Claim> {
     }
     let problems = [named("root's uid or gid in", &roots), groups(process)];
     let problems: Vec<_> = problems.into_iter().flatten().collect();
-    vec![
-        Claim::of(&problems, ids(&main)),
-        Claim::note(
-            "shares are not id-mapped: the file server acts as a guest's user by its file system ids",
-        ),
-    ]
-}
-
-pub(super) fn stub_ids(process: &Process, _: &Host) -> Vec<Claim> {
-    let main = process.main();
-    let mut claims = vec![Claim::of(groups(process).as_slice(), ids(&main))];
-    if main.uids.contains(&0) {
-        claims.push(Claim::note(
-            "root's uid, and what that may without capabilities",
-        ));
-    }
-    claims
+    let text = format!("uid {}, gid {}", main.uids[0], main.gids[0]);
+    vec![Claim::of(&problems, text)]
 }
 
 fn groups(process: &Process) -> Option<String> {
     let with = process.those(|status| !status.groups.is_empty());
     named("supplementary groups in", &with)
-}
-
-fn ids(status: &Status) -> String {
-    format!("uid {}, gid {}", status.uids[0], status.gids[0])
 }
 
 pub(super) fn machine_capabilities(process: &Process, _: &Host) -> Vec<Claim> {

@@ -24,9 +24,17 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Each thread's newest filter is the one that is embedded for it; those before it are the caller's own, and can deny
-/// more only.
-pub(super) fn check(process: &Process, _: &Host) -> Vec<Claim> {
+pub(super) fn machine(process: &Process, _: &Host) -> Vec<Claim> {
+    check(process, filter::of)
+}
+
+pub(super) fn stub(process: &Process, _: &Host) -> Vec<Claim> {
+    check(process, |_| filter::STUB)
+}
+
+/// Each thread's newest filter is the one that is embedded for it, by its name; those before it are the caller's own,
+/// and can deny more only.
+fn check(process: &Process, expected: fn(&str) -> &'static [u64]) -> Vec<Claim> {
     let problem = |thread: &Thread| {
         let why = match filters(thread.id) {
             Ok(None) => return None,
@@ -34,7 +42,7 @@ pub(super) fn check(process: &Process, _: &Host) -> Vec<Claim> {
             Ok(Some(filters)) if filters.is_empty() && thread.status.has_filter() => {
                 "this host's kernel does not show it".to_owned()
             }
-            Ok(Some(filters)) => compare(filters.last(), filter::of(&thread.name))?.to_owned(),
+            Ok(Some(filters)) => compare(filters.last(), expected(&thread.name))?.to_owned(),
             Err(e) => e.to_string(),
         };
         Some(format!("{}: {why}", thread.name))

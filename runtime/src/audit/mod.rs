@@ -84,7 +84,7 @@ const MACHINE: [(&str, Check); 12] = [
     ("capabilities", checks::machine_capabilities),
     ("no_new_privs", checks::no_new_privs),
     ("seccomp", checks::seccomp),
-    ("filters", filters::check),
+    ("filters", filters::machine),
     ("dumpable", checks::dumpable),
     ("limits", checks::machine_limits),
     ("cgroup", checks::machine_cgroup),
@@ -92,12 +92,15 @@ const MACHINE: [(&str, Check); 12] = [
 ];
 
 /// What holds of the process that stands for an exec.
-const STUB: [(&str, Check); 7] = [
+const STUB: [(&str, Check); 10] = [
     ("descriptors", descriptors::stub),
+    ("root", checks::root),
     ("namespaces", checks::stub_namespaces),
-    ("ids", checks::stub_ids),
+    ("ids", checks::ids),
     ("capabilities", checks::stub_capabilities),
     ("no_new_privs", checks::no_new_privs),
+    ("seccomp", checks::seccomp),
+    ("filters", filters::stub),
     ("limits", checks::stub_limits),
     ("cgroup", checks::stub_cgroup),
 ];

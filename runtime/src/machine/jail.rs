@@ -11,7 +11,7 @@
 //! * Privileges: user and group ids that no other process has; a user namespace that maps every id to itself, so files
 //!   keep their owners, while the capabilities that a file server needs are worth nothing outside of it; no new
 //!   privileges, not dumpable, resource limits, no keys.
-//! * System calls: [`filter`](super::filter).
+//! * System calls: [`filter`](crate::filter).
 //!
 //! Every step must succeed, but for what Landlock the host does not have: a machine that is not in its jail does not
 //! run.
