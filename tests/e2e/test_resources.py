@@ -141,6 +141,37 @@ def test_limits(runtime, probed, rootfs, loop):  # noqa: F811
 
 
 @only_chiton
+def test_the_machine_boots_without_limits_of_speed(runtime, container, loop):
+    """They hold at the container's first instruction, in the guest and on the host; `update` may come before."""
+    number, _ = loop
+    major, minor = map(int, number.split(":"))
+
+    def change(config):
+        config["linux"]["resources"] |= {
+            "cpu": {"quota": 30000, "period": 100000, "burst": 1000},
+            "blockIO": {"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 3 * MIB}]},
+        }
+
+    def host():
+        return {name: (c.cgroup / name).read_text().strip() for name in ("cpu.max", "cpu.max.burst", "io.max")}
+
+    show = "cd /sys/fs/cgroup; cat cpu.max cpu.max.burst; sleep 1000"
+    c = container("sh", "-c", show, verb=("create",), change=change)
+    assert host() == {"cpu.max": "max 100000", "cpu.max.burst": "0", "io.max": ""}
+    assert "nr_throttled 0" in (c.cgroup / "cpu.stat").read_text()
+    runtime.ok("start", c.name)
+    limited = {"cpu.max": "30000 100000", "cpu.max.burst": "1000", "io.max": f"{number} rbps={3 * MIB} wbps=max riops=max wiops=max"}
+    assert host() == limited
+    wait_for(lambda: (c.bundle.path / "output").read_text() == "30000 100000\n1000\n", 60)
+    runtime.ok("update", "--cpu-quota", "50000", c.name)
+    assert host() == limited | {"cpu.max": "50000 100000"}
+    before = container("sleep", "1000", verb=("create",), change=change)
+    runtime.ok("update", "--cpu-quota", "60000", before.name)
+    runtime.ok("start", before.name)
+    assert (before.cgroup / "cpu.max").read_text() == "60000 100000\n"
+
+
+@only_chiton
 def test_limits_on_both_sides(probed):  # noqa: F811
     def change(config):
         config["linux"]["resources"] |= {

@@ -143,8 +143,8 @@ fn own_in(text: &str) -> &str {
 }
 
 impl Cgroup {
-    /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. On an error nothing that was
-    /// made is left.
+    /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. Those of speed are tried and
+    /// lifted again: `start` sets them. On an error nothing that was made is left.
     pub(crate) fn create(root: &Path, path: PathBuf, limits: &[Limit]) -> Result<Cgroup, Error> {
         let below = path
             .strip_prefix(root)
@@ -156,7 +156,7 @@ impl Cgroup {
             if !made.contains(&path) && cgroup.is_populated()? {
                 return Err(Error::NotEmpty(path));
             }
-            limits.iter().try_for_each(|limit| cgroup.set(limit))?;
+            cgroup.prepare(limits)?;
             Ok(cgroup)
         });
         if result.is_err() {
@@ -167,7 +167,7 @@ impl Cgroup {
         result
     }
 
-    /// Has systemd make the cgroup of `scope` below `root`, with `limits`. It exists while there is a process in it:
+    /// Has systemd make the cgroup of `scope` below `root`, with `limits` as [`Cgroup::create`] sets them. It exists while there is a process in it:
     /// until the container has one, the placeholder. On an error nothing that was made is left.
     pub(crate) fn of_scope(
         root: &Path,
@@ -179,7 +179,7 @@ impl Cgroup {
         let cgroup = Cgroup::existing(scope.directory(root)).of_unit(unit);
         // As runc: exactly what is asked for, where systemd rounds; and an error where a controller is missing, where
         // systemd is silent.
-        match limits.iter().try_for_each(|limit| cgroup.set(limit)) {
+        match cgroup.prepare(limits) {
             Ok(()) => Ok((cgroup, placeholder)),
             Err(e) => {
                 drop(placeholder);
@@ -216,7 +216,7 @@ impl Cgroup {
             });
             let former: Vec<Former> = former.collect();
             let changed = systemd::set(scope, limits).map_err(Error::from);
-            let changed = changed.and_then(|()| self.write_all(limits));
+            let changed = changed.and_then(|()| self.set_all(limits));
             if changed.is_err() {
                 let _ = self.restore(&former);
             }
@@ -256,7 +256,17 @@ impl Cgroup {
         Ok(())
     }
 
-    fn write_all(&self, limits: &[Limit]) -> Result<(), Error> {
+    /// Sets the limits of a cgroup for a machine that is still to boot.
+    fn prepare(&self, limits: &[Limit]) -> Result<(), Error> {
+        self.set_all(limits)?;
+        let of_speed = limits.iter().filter(|limit| limit.is_of_speed());
+        of_speed
+            .map(Limit::lifted)
+            .try_for_each(|lifted| self.set(&lifted))
+    }
+
+    /// Writes all of `limits`, in order.
+    pub(crate) fn set_all(&self, limits: &[Limit]) -> Result<(), Error> {
         limits.iter().try_for_each(|limit| self.set(limit))
     }
 

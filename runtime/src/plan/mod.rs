@@ -200,6 +200,19 @@ pub(crate) fn check_exec(
     process::check(process, vcpus, &mut ledger);
     ledger.note_unknown(config, &json!({ "process": process }));
     match ledger.refused() {
+/// The limits of the machine that slow it down. They hold from the container's first instruction on, not while the
+/// machine boots.
+pub(crate) fn limits_of_speed(spec: &Spec) -> Vec<Limit> {
+    let linux = spec.linux().as_ref();
+    // What is wrong with them has been refused.
+    let (_, mut limits) = size::host_limits(
+        linux.and_then(|linux| linux.resources().as_ref()),
+        &mut Ledger::default(),
+    );
+    limits.retain(Limit::is_of_speed);
+    limits
+}
+
         Some(refused) => Err(refused),
         None => Ok(ledger.warnings()),
     }

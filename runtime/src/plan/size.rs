@@ -298,7 +298,10 @@ fn cpu_of(resources: Option<&LinuxResources>) -> Option<&LinuxCpu> {
 }
 
 /// The number of vCPUs that CPU limits come to, and the limits of what the machine takes of the host.
-fn host_limits(resources: Option<&LinuxResources>, ledger: &mut Ledger) -> (u64, Vec<Limit>) {
+pub(super) fn host_limits(
+    resources: Option<&LinuxResources>,
+    ledger: &mut Ledger,
+) -> (u64, Vec<Limit>) {
     let (mut quota, mut cpus) = (None, None);
     let mut limits = Vec::new();
     if let Some(cpu) = cpu_of(resources) {

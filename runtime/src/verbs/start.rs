@@ -7,9 +7,11 @@ use super::error::Error;
 use crate::config::Config;
 use crate::control;
 use crate::error::Doing;
+use crate::host::cgroup::Cgroup;
 use crate::host::hooks::{Hooks, Kind};
 use crate::host::network::{self, Joined};
 use crate::host::notify::NotifySocket;
+use crate::plan;
 use crate::report::Report;
 use crate::state::{self, Record, StateDir, Verb, process};
 
@@ -62,6 +64,10 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
     };
     for interface in &network.interfaces {
         report.debug(&format!("network interface {} joined", interface.name));
+    }
+    if let Some(path) = &record.cgroup {
+        let limits = plan::limits_of_speed(&config.spec);
+        Cgroup::existing(path.clone()).set_all(&limits)?;
     }
     done(control::start(dir.path(), network, &taps)?)?;
     report.debug("container started");

@@ -36,6 +36,21 @@ impl Limit {
         }
     }
 
+    /// Whether it slows down what is in the cgroup: there is none while the machine boots.
+    pub(crate) fn is_of_speed(&self) -> bool {
+        self.file.starts_with("cpu.max") || self.file == "io.max"
+    }
+
+    /// The same file without a limit.
+    pub(super) fn lifted(&self) -> Limit {
+        let value = match &*self.file {
+            "cpu.max.burst" => "0".to_owned(),
+            "cpu.max" => "max".to_owned(),
+            _ => self.former(""),
+        };
+        Limit::unasked(self.file.clone(), value)
+    }
+
     /// Writing the value changes one line of the file: that of a device.
     fn is_of_device(&self) -> bool {
         self.file.starts_with("io.")
@@ -63,6 +78,33 @@ impl Limit {
                     format!("{device} {key}={}", old.next_back().unwrap_or("max"))
                 }
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_slows_a_boot_down_is_lifted() {
+        for (file, value, lifted) in [
+            ("cpu.max", "5000 100000", "max"),
+            ("cpu.max.burst", "4000", "0"),
+            ("io.max", "7:0 rbps=1048576", "7:0 rbps=max"),
+        ] {
+            let limit = Limit::asked(file, value, "asked");
+            assert!(limit.is_of_speed(), "{file}");
+            assert_eq!(limit.lifted(), Limit::unasked(file, lifted));
+        }
+        for file in [
+            "cpu.weight",
+            "cpu.idle",
+            "io.weight",
+            "memory.max",
+            "cpuset.cpus",
+        ] {
+            assert!(!Limit::unasked(file, "1").is_of_speed(), "{file}");
         }
     }
 }
