@@ -17,6 +17,7 @@
 //! run.
 
 use std::collections::HashSet;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddrV4;
@@ -191,20 +192,29 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
     Ok(tree)
 }
 
-/// The root of the exported tree: a tmpfs that holds mount points only, mounted over the root directory.
+/// The root of the exported tree: a tmpfs that is mounted over the root directory.
 fn root_tmpfs() -> Result<OwnedFd, Error> {
     let name = "mount the exported tree's root";
-    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(name)?;
-    fsconfig_set_string(fs.as_fd(), c"size", c"256k").doing(name)?;
-    fsconfig_set_string(fs.as_fd(), c"mode", c"0755").doing(name)?;
-    fsconfig_create(fs.as_fd()).doing(name)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).doing(name)?;
+    let root = tmpfs(c"256k").doing(name)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(root.as_fd(), c"", CWD, c"/", flags).doing(name)?;
     Ok(root)
+}
+
+/// A detached tmpfs that is to hold mount points only; `size` in bytes.
+pub(super) fn tmpfs(size: &CStr) -> io::Result<OwnedFd> {
+    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), c"size", size)?;
+    fsconfig_set_string(fs.as_fd(), c"mode", c"0755")?;
+    fsconfig_create(fs.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(
+        fs.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
 }
 
 /// Looks at the mounts of the tree: [`Tree::submounts`] and [`Tree::lasting`].

@@ -10,6 +10,7 @@ use protocol::Overlay;
 
 use super::disk::BlockDevice;
 use super::share::Share;
+use super::view::Target;
 use crate::control::Preserved;
 use crate::error::{Doing, SystemError};
 use crate::ids::Ids;
@@ -41,6 +42,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) isolation: Isolation,
     /// The files the guest sees.
     pub(crate) shares: Vec<Share>,
+    /// The mounts of the container, where a process of the host is to see them in the machine's mount namespace.
+    pub(crate) view: Option<Vec<Target>>,
     /// The block devices the guest has.
     pub(crate) disks: Vec<BlockDevice>,
     /// The network namespace the machine process lives in.

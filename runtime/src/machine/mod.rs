@@ -22,6 +22,7 @@ mod execs;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/machine.rs"]
 pub mod fuzz;
+mod inside;
 mod jail;
 mod launch;
 mod life;
@@ -36,6 +37,7 @@ mod spawn;
 mod streams;
 mod sync;
 mod timeline;
+mod view;
 
 pub(crate) use cores::CORE_SCHEDULING;
 pub(crate) use disk::BlockDevice;
@@ -45,3 +47,4 @@ pub(crate) use launch::{Isolation, Launch};
 pub(crate) use share::{IdMap, IdRange, Share};
 pub(crate) use spawn::{Spawned, spawn};
 pub(crate) use timeline::now;
+pub(crate) use view::{Content, Target};

@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
 use super::error::JailError as Error;
+use super::inside::inside;
 use crate::error::Doing;
 use crate::sys::{self, Cloned, MountChange};
 
@@ -218,14 +219,7 @@ fn mapped_namespace(child: Pid, mut ready: &UnixStream, map: &IdMap) -> io::Resu
 /// Makes the share `name` of the machine process `pid` read-only. The machine itself has given up the right to; until
 /// now the guest has run nothing but the agent, which had mount points to make.
 pub(super) fn seal(pid: i32, name: &str) -> io::Result<()> {
-    let path = format!("/proc/{pid}/ns/mnt");
-    let namespace = open(
-        path.as_str(),
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
-    let change = || -> io::Result<()> {
-        setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+    inside(pid, || {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let share = open(&*format!("/{name}"), flags, Mode::empty())?;
         let change = MountChange {
@@ -233,19 +227,5 @@ pub(super) fn seal(pid: i32, name: &str) -> io::Result<()> {
             ..MountChange::default()
         };
         sys::mount_setattr(share.as_fd(), &change, false)
-    };
-    match sys::clone_process(None)? {
-        // In a process of its own, which leaves this one its namespace, root and working directory.
-        Cloned::Child => {
-            let errno = change()
-                .err()
-                .map(|e| e.raw_os_error().unwrap_or(libc::EIO));
-            sys::exit_now(errno.map_or(0, |errno| u8::try_from(errno).unwrap_or(u8::MAX)))
-        }
-        Cloned::Parent(pid) => match waitpid(Pid::from_raw(pid), None)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
-            _ => Err(Errno::EINTR.into()),
-        },
-    }
+    })
 }

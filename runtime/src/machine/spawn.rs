@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use super::error::Error;
 use super::launch::{Devices, Launch};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
-use super::{process, share};
+use super::{process, share, view};
 use crate::error::Doing;
 use crate::sys::{self, Cloned};
 
@@ -47,6 +47,9 @@ pub(crate) fn spawn(
             spawned.await_created(namespaces_ready)?;
             for share in launch.shares.iter().filter(|share| share.sealed) {
                 share::seal(pid, &share.name).doing("make the root filesystem read-only")?;
+            }
+            if let Some(places) = &launch.view {
+                view::show(pid, &launch.shares, places)?;
             }
             Ok(spawned)
         }

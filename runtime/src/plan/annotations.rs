@@ -24,8 +24,18 @@ const DEFAULT: Isolation = Isolation {
     core_scheduling: false,
 };
 
-/// What the annotations say of isolation; one of Chiton's that there is not, or that has another value, is refused.
-pub(super) fn isolation(annotations: &HashMap<String, String>, ledger: &mut Ledger) -> Isolation {
+/// Who has made the configuration, as Podman and CRI-O say it.
+const MANAGER: &str = "io.container.manager";
+
+/// Whether the caller is one that enters the mount namespace of a container's pid to find its files: Podman.
+pub(super) fn enters(annotations: &HashMap<String, String>) -> bool {
+    annotations
+        .get(MANAGER)
+        .is_some_and(|name| name == "libpod")
+}
+
+/// What the annotations say; one of Chiton's that there is not, or that has another value, is refused.
+pub(super) fn said(annotations: &HashMap<String, String>, ledger: &mut Ledger) -> Said {
     let mut own: Vec<_> = annotations
         .iter()
         .filter(|(name, _)| name.starts_with(PREFIX))

@@ -35,7 +35,7 @@ pub(crate) use update::{MachineSize, update};
 use crate::host::cgroup::Limit;
 use crate::host::cgroup::systemd::{self, Scope};
 use crate::host::network::NetDevice;
-use crate::machine::{BlockDevice, Isolation, Share};
+use crate::machine::{BlockDevice, Isolation, Share, Target};
 use crate::state::Network;
 use crate::sys::MemoryPolicy;
 
@@ -84,6 +84,8 @@ pub(crate) struct Plan {
     pub(crate) isolation: Isolation,
     /// Files that the guest sees: the root filesystem first, then the sources of the bind mounts.
     pub(crate) shares: Vec<Share>,
+    /// The mounts of the container, where the caller looks for them in the mount namespace of its pid.
+    pub(crate) view: Option<Vec<Target>>,
     /// Block devices that the guest has.
     pub(crate) disks: Vec<BlockDevice>,
     /// What the guest must know beside the configuration.
@@ -164,7 +166,8 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
             intel_rdt: linux.intel_rdt().clone(),
             memory: size.memory,
             vcpus: size.vcpus,
-            isolation,
+            isolation: said.isolation,
+            view: annotations::enters(annotations).then(|| mounts::targets(spec, &mounts)),
             shares: std::iter::once(rootfs).chain(mounts.shares).collect(),
             overlay: Overlay {
                 rootfs: ROOTFS.into(),

@@ -9,14 +9,14 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 use protocol::Device;
 use specification::mount::{Change, Reach, is_bind, options};
 use specification::{MountOption, Place};
 
 use super::ledger::Ledger;
 use super::{Facts, FileKind, devices};
-use crate::machine::{IdMap, IdRange, Share};
+use crate::machine::{Content, IdMap, IdRange, Share, Target};
 
 /// File systems that the guest mounts.
 const GUEST_TYPES: [&str; 10] = [
@@ -174,6 +174,28 @@ impl Mounts {
         self.binds.push((index, name.clone()));
         name
     }
+}
+
+/// The mounts that are file systems, in their order; `sorted` are the same.
+pub(super) fn targets(spec: &Spec, sorted: &Mounts) -> Vec<Target> {
+    let mounts = spec.mounts().iter().flatten().enumerate();
+    let target = |(index, mount): (usize, &Mount)| {
+        let bind = sorted.binds.iter().position(|(bind, _)| *bind == index);
+        let content = match (bind, mount.typ().as_deref()) {
+            // The first share is the root filesystem.
+            (Some(bind), _) => Content::Share(bind + 1),
+            _ if is_bind(mount) || has(mount, |option| option == MountOption::Remount) => {
+                return None;
+            }
+            (None, Some("proc")) => Content::Processes,
+            (None, _) => Content::Guests,
+        };
+        Some(Target {
+            destination: mount.destination().clone(),
+            content,
+        })
+    };
+    mounts.filter_map(target).collect()
 }
 
 /// Whether one of the options is like that.

@@ -254,6 +254,7 @@ fn launch(
         vcpus: plan.vcpus,
         isolation: plan.isolation,
         shares: plan.shares,
+        view: plan.view,
         disks: plan.disks,
         network: plan.network,
         memory_policy: plan.memory_policy,
