@@ -150,7 +150,17 @@ def test_run_and_its_options(docker):
     assert 'exec: "missing": executable file not found in $PATH' in done.stderr
 
 
-def test_the_hosts_network_is_refused(docker):
+@pytest.mark.timeout(300)
+def test_privileged(docker):
+    """The list of the host's devices is not meant literally: the container has all that the guest has."""
+    done = docker.start("--rm", "--privileged", "--network", "none", "--", "sh", "-ec",
+                      "test -c /dev/net/tun; test -c /dev/loop-control; test -c /dev/null; mount -t tmpfs x /mnt; dmesg | grep -c ^ >&2;"
+                      "echo 2000 > /proc/sys/kernel/pty/max; cat /proc/sys/kernel/pty/max; test -e /dev/mem && echo mem; echo done")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == (["2000", "mem", "done"] if docker.name == "runc" else ["2000", "done"])
+
+
+def test_the_hosts_network_and_processes_are_refused(docker):
     if docker.name != "runc":
         done = docker.start("--rm", "--network", "host", "--", "true")
         assert done.returncode != 0

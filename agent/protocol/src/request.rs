@@ -283,6 +283,9 @@ pub struct Overlay {
     /// The block devices of the host that the guest has as virtio-blk.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// The container has the guest's devices in place of those of `linux.devices` that the guest has not got.
+    #[serde(default)]
+    pub guests_devices: bool,
     /// `linux.seccomp`, compiled.
     #[serde(default)]
     pub seccomp: Option<Seccomp>,
@@ -416,7 +419,7 @@ mod tests {
                 r#"{"id":"c1","bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
                 r#""devices":[[4,{"major":1,"minor":3}]],"submounts":["mnt/0/x"],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
-                r#""seccomp":{"flags":2,"program":[6]},"env":["A=b"]}}"#,
+                r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"]}}"#,
             ),
         );
     }
@@ -451,6 +454,7 @@ mod tests {
             overlay: Overlay {
                 rootfs: "rootfs".to_owned(),
                 binds: vec![(3, "mnt/0".to_owned())],
+                guests_devices: true,
                 seccomp: Some(Seccomp {
                     flags: 2,
                     program: vec![6],

@@ -24,7 +24,7 @@ pub(super) fn set_up(create: &Create, setup: Setup, wire: &Wire) -> Result<()> {
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
     let disks = Disks::find(&configuration.setup.overlay)?;
     let cgroup = cgroup::create(&configuration.spec, &create.cgroup, &disks)?;
-    let devices = devices::configured(&configuration.spec, &disks, &create.directory)?;
+    let devices = devices::configured(&configuration, &disks, &create.directory)?;
     let sources = mounts::Sources::take(&configuration, create)?;
     give_stdio(&configuration.spec, process, create.stdio)?;
     sysctl::set(&configuration.spec, sysctl::Moment::Before)?;

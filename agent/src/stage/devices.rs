@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,6 +15,7 @@ use oci_spec::runtime::{LinuxDeviceType, Process, Spec};
 use protocol::{Device, Disk, Overlay};
 use specification::mount::is_bind;
 
+use super::configuration::Configuration;
 use super::ids::mapped;
 use super::mounts::guest_device;
 use super::tree::{Kind, Tree, clone_mount};
@@ -42,6 +44,9 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
     ("urandom", 1, 9),
     ("tty", 5, 0),
 ];
+
+/// The console and `ptmx` (devices.txt).
+const TERMINALS: [u64; 2] = [makedev(5, 1), makedev(5, 2)];
 
 /// Where the guest's own nodes are, and those of the container.
 const DEV: &str = "/dev";
@@ -118,12 +123,18 @@ impl Disks {
 /// The nodes of the configuration, each also made in the container's own directory of the guest with
 /// its mode and owner: where none can be made, that is bound. Must be called outside of the container's
 /// user namespace.
-pub(super) fn configured(spec: &Spec, disks: &Disks, own: &Path) -> Result<Vec<Node>> {
+pub(super) fn configured(
+    configuration: &Configuration,
+    disks: &Disks,
+    own: &Path,
+) -> Result<Vec<Node>> {
+    let spec = &configuration.spec;
     if !own_dev(spec) {
         return Ok(Vec::new());
     }
     let directory = paths::devices(own);
-    let nodes = nodes(spec, disks, &directory)?;
+    let guests = configuration.setup.overlay.guests_devices;
+    let mut nodes = nodes(spec, disks, guests, &directory)?;
     if !nodes.is_empty() {
         fs::create_dir(&directory).during(|| format!("create {}", directory.display()))?;
     }
@@ -142,7 +153,37 @@ pub(super) fn configured(spec: &Spec, disks: &Disks, own: &Path) -> Result<Vec<N
                 .during(|| format!("create a node for {}", node.path.display()))?;
         }
     }
+    if guests {
+        add_guests(Path::new(DEV), &mut nodes).during(|| "list the guest's devices")?;
+    }
     Ok(nodes)
+}
+
+/// Adds the guest's own nodes in a directory and below, but for those that the nodes have already. Terminals are the
+/// container's own.
+fn add_guests(directory: &Path, nodes: &mut Vec<Node>) -> std::io::Result<()> {
+    let on = fs::metadata(directory)?.dev();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let found = fs::symlink_metadata(&path)?;
+        let kind = SFlag::from_bits_truncate(found.mode()) & SFlag::S_IFMT;
+        if kind == SFlag::S_IFDIR && found.dev() == on {
+            add_guests(&path, nodes)?;
+        }
+        let is_device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
+        let is_terminal = TERMINALS.contains(&found.rdev());
+        if is_device && !is_terminal && !nodes.iter().any(|node| node.path == path) {
+            nodes.push(Node {
+                kind,
+                device: found.rdev(),
+                mode: found.mode() & 0o7777,
+                owner: (0, 0),
+                guest: path.clone(),
+                path,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Fills `/dev`.
@@ -174,9 +215,9 @@ pub(super) fn create(spec: &Spec, tree: &Tree, configured: &[Node]) -> Result<()
     link(tree, "/dev/ptmx", "pts/ptmx")
 }
 
-/// The nodes of the configuration. A device that the guest does not have is an error: its node
-/// would be dead.
-fn nodes(spec: &Spec, disks: &Disks, directory: &Path) -> Result<Vec<Node>> {
+/// The nodes of the configuration. A device that the guest does not have is an error, as its node would be dead, or
+/// left out where the list is only the host's (`guests`).
+fn nodes(spec: &Spec, disks: &Disks, guests: bool, directory: &Path) -> Result<Vec<Node>> {
     let devices = spec
         .linux()
         .as_ref()
@@ -189,6 +230,9 @@ fn nodes(spec: &Spec, disks: &Disks, directory: &Path) -> Result<Vec<Node>> {
             (LinuxDeviceType::P, _) => (SFlag::S_IFIFO, 0),
             (LinuxDeviceType::C | LinuxDeviceType::U, (Ok(major), Ok(minor))) => {
                 let known = Path::new("/sys/dev/char").join(format!("{major}:{minor}"));
+                if !known.exists() && guests {
+                    continue;
+                }
                 if !known.exists() {
                     return Err(bad(format!(
                         "the guest has no character device {major}:{minor}"
@@ -196,6 +240,7 @@ fn nodes(spec: &Spec, disks: &Disks, directory: &Path) -> Result<Vec<Node>> {
                 }
                 (SFlag::S_IFCHR, makedev(u64::from(major), u64::from(minor)))
             }
+            (LinuxDeviceType::B, _) if guests => continue,
             (LinuxDeviceType::B, (Ok(major), Ok(minor))) => {
                 let here = disks.here(Device { major, minor }).ok_or_else(|| {
                     bad(format!(

@@ -1,15 +1,18 @@
 //! Devices: which of the host's the guest has a counterpart of.
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{Capability, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use protocol::Device;
 use specification::device::{BLOCK, WRITE};
-use specification::{DeviceRule, Place};
+use specification::{CAPABILITIES, DeviceRule, Place};
 
 use super::ledger::Ledger;
 use crate::machine::BlockDevice;
 
 /// Most block devices of a machine, which has places for so many and for network interfaces together.
 const MAX_DISKS: usize = vmm::MAX_NET_SLOTS;
+
+/// The capabilities that every caller knows: Linux 5.8 and 5.9 brought three more.
+const OLD_CAPABILITIES: &[Capability] = CAPABILITIES.split_at(38).0;
 
 /// The character devices that the guest's kernel has of its own, with the same numbers as any Linux (devices.txt), and
 /// why a container may have them: none reaches beyond the guest.
@@ -64,6 +67,41 @@ fn number(device: &LinuxDevice) -> Device {
         major: part(device.major()),
         minor: part(device.minor()),
     }
+}
+
+/// Whether the container may do anything, as after `--privileged`: it has all capabilities, and every device is allowed.
+/// Its list of devices is then that of the host's `/dev`, whatever there is, and is not meant literally.
+pub(super) fn everything_is_allowed(spec: &Spec) -> bool {
+    let rules = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let rules = rules.and_then(|resources| resources.devices().as_deref());
+    let last = rules.unwrap_or_default().last();
+    let devices = last
+        .and_then(|rule| DeviceRule::read(rule).ok())
+        .is_some_and(|rule| rule.allow && rule.kind.is_none());
+    let capabilities = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.capabilities().as_ref());
+    let bounding = capabilities.and_then(|capabilities| capabilities.bounding().as_ref());
+    devices && bounding.is_some_and(|held| OLD_CAPABILITIES.iter().all(|one| held.contains(one)))
+}
+
+/// Leaves the devices of the host out of a list that is not meant literally.
+pub(super) fn leave_out(linux: &Linux, ledger: &mut Ledger) -> Vec<BlockDevice> {
+    let devices = linux.devices().iter().flatten();
+    let is_hosts =
+        |device: &&LinuxDevice| device.typ() == LinuxDeviceType::B || refusal(device).is_some();
+    let count = devices.filter(is_hosts).count();
+    if count > 0 {
+        let what = format!(
+            "{count} devices of this host are left out: everything is allowed, so the container has the guest's own"
+        );
+        ledger.leave_out("linux.devices", what);
+    }
+    Vec::new()
 }
 
 /// The block devices of `linux.devices`, each once. The guest has them as virtio-blk. What the guest cannot have is

@@ -14,6 +14,8 @@ use super::properties::{Rule, rule};
 pub(crate) enum Fate {
     /// It is applied.
     Applied(Place),
+    /// It is applied in the guest, but for a part of which the caller is told.
+    InPart(String),
     /// It asks for nothing that does not hold anyway.
     Nothing,
     /// The specification does not have it, and demands that it is ignored (config.md, Extensibility).
@@ -44,12 +46,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// The fate in a word, and the reasons of a refusal.
+    /// The fate in a word, and the reasons of a refusal, or what is left out.
     pub(crate) fn words(&self) -> (&'static str, Option<String>) {
         match &self.fate {
             Fate::Applied(Place::Guest) => ("guest", None),
             Fate::Applied(Place::Host) => ("host", None),
             Fate::Applied(Place::Both) => ("both", None),
+            Fate::InPart(what) => ("guest", Some(what.clone())),
             Fate::Nothing => ("nothing", None),
             Fate::Unknown => ("ignored", Some("is not in the specification".to_owned())),
             Fate::Refused(refusals) => {
@@ -166,6 +169,15 @@ impl Ledger {
         }
     }
 
+    /// Says what of a property is left out.
+    pub(super) fn leave_out(&mut self, property: &str, what: String) {
+        if let Some(entry) = self.find(property)
+            && matches!(entry.fate, Fate::Applied(_))
+        {
+            entry.fate = Fate::InPart(what);
+        }
+    }
+
     /// All that is refused, if anything is.
     pub(super) fn refused(&self) -> Option<Refused> {
         let refusals = self.0.iter().filter_map(|entry| match &entry.fate {
@@ -176,12 +188,14 @@ impl Ledger {
         (!refusals.is_empty()).then_some(Refused(refusals))
     }
 
-    /// The warnings about properties that the specification does not have.
+    /// The warnings about properties that the specification does not have, and about what is left out.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let unknown = self.0.iter().filter(|entry| entry.fate == Fate::Unknown);
-        unknown
-            .map(|entry| format!("ignoring unknown property {}", entry.property))
-            .collect()
+        let warning = |entry: &Entry| match &entry.fate {
+            Fate::Unknown => Some(format!("ignoring unknown property {}", entry.property)),
+            Fate::InPart(what) => Some(format!("{}: {what}", entry.property)),
+            _ => None,
+        };
+        self.0.iter().filter_map(warning).collect()
     }
 
     /// The entry of a property, or of the innermost one that it is a part of.

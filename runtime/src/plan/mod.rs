@@ -156,7 +156,11 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     );
     let seccomp = compile_seccomp(&linux, &mut ledger);
     let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
-    let disks = devices::disks(&linux, &mut ledger);
+    let guests_devices = devices::everything_is_allowed(spec);
+    let disks = match guests_devices {
+        true => devices::leave_out(&linux, &mut ledger),
+        false => devices::disks(&linux, &mut ledger),
+    };
     let net_devices = namespaces::net_devices(&linux, &mut ledger);
     ledger.note_unknown(value, spec);
     let plan = match ledger.refused() {
@@ -178,6 +182,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 seccomp,
                 // What the verb is asked for, not the configuration.
                 env: Vec::new(),
+                guests_devices,
             },
             disks,
             network: namespaces::network(&linux),

@@ -533,6 +533,32 @@ fn the_minimal_plan() {
             rootfs: "rootfs".into(),
             ..Overlay::default()
         }
+#[test]
+fn who_may_do_everything_has_the_guests_devices() {
+    let mut config = with(
+        "linux.devices",
+        r#"[{"path":"/dev/sda","type":"b","major":8,"minor":0},{"path":"/dev/mem","type":"c","major":1,"minor":1},
+            {"path":"/dev/fuse","type":"c","major":10,"minor":229},{"path":"/dev/p","type":"p"}]"#,
+    );
+    assert!(planned(&config).is_err());
+    config["linux"]["resources"]["devices"] = serde_json::json!([{"allow": true, "access": "rwm"}]);
+    assert!(planned(&config).is_err(), "without capabilities");
+    let all = &specification::CAPABILITIES[..38];
+    config["process"]["capabilities"] = serde_json::json!({"bounding": all});
+    let Decision { ledger, plan } = decided(&config);
+    let plan = plan.ok().unwrap();
+    assert!(plan.disks.is_empty() && plan.overlay.guests_devices);
+    let what = "2 devices of this host are left out: everything is allowed, so the container has the guest's own";
+    assert_eq!(plan.warnings, [format!("linux.devices: {what}")]);
+    let entry = ledger
+        .entries()
+        .iter()
+        .find(|entry| entry.property == "linux.devices");
+    assert_eq!(entry.unwrap().words(), ("guest", Some(what.to_owned())));
+    config["process"]["capabilities"] = serde_json::json!({"bounding": &all[1..]});
+    assert!(planned(&config).is_err(), "without all capabilities");
+}
+
     );
     assert!(matches!(plan.network, Network::Guests));
     let [rootfs] = &plan.shares[..] else {
