@@ -58,6 +58,12 @@ CONFIG = {
 }
 
 
+def without(config, *kinds):
+    """Takes namespaces away; with Chiton the guest's stand for those of the host then."""
+    config["linux"]["namespaces"] = [each for each in config["linux"]["namespaces"] if each["type"] not in kinds]
+    config.setdefault("annotations", {})["dev.chiton.host-namespaces"] = "guest"
+
+
 class Bundle:
     """A bundle directory. `config` may be changed until `save`."""
 

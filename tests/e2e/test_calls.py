@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from chiton import GRAB, only_chiton, wait_for
+from chiton import GRAB, only_chiton, wait_for, without
 from network import Namespace
 from terminals import ConsoleSocket
 from test_devices import loop  # noqa: F401
@@ -223,7 +223,7 @@ def test_disks_and_a_lack_of_memory(watched, container, rootfs, loop):  # noqa: 
         config["linux"]["resources"]["devices"].append({"allow": True, "type": "b", "major": major, "minor": minor, "access": "rwm"})
         config["linux"]["resources"]["memory"] = {"limit": 64 << 20}
         # Not the first process of a pid namespace, which no signal of its own ends.
-        config["linux"]["namespaces"] = [each for each in config["linux"]["namespaces"] if each["type"] != "pid"]
+        without(config, "pid")
 
     before = (CLOCK / "current_clocksource").read_text()
     # One that the vDSO does not read.

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton, wait_for, without
 
 PROBE = pathlib.Path(__file__).with_name("probe.py")
 
@@ -159,7 +159,7 @@ def test_namespaces_are_new_or_the_guests(probed):
         assert 864000 < said["clocks"][0] < 864000 + 3600 and 1728000 < said["clocks"][1] < 1728000 + 3600, name
 
     def only_mount(config):
-        config["linux"]["namespaces"] = [{"type": "mount"}]
+        without(config, "pid", "network", "ipc", "uts", "cgroup")
         config["linux"]["maskedPaths"] = config["linux"]["readonlyPaths"] = []
         del config["hostname"]
 

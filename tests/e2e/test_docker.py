@@ -162,6 +162,9 @@ def test_privileged(docker):
 
 def test_the_hosts_network_and_processes_are_refused(docker):
     if docker.name != "runc":
+        done = docker.start("--rm", "--network", "none", "--pid", "host", "--", "true")
+        assert done.returncode != 0
+        assert "linux.namespaces: none has the type pid, so the container would have this host's processes" in done.stderr, done.stderr
         done = docker.start("--rm", "--network", "host", "--", "true")
         assert done.returncode != 0
         assert "this host's own network namespace, which a container cannot have" in done.stderr, done.stderr

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import CAPABILITIES, alive, ended, only_chiton, processes, subreaper, wait_for
+from chiton import CAPABILITIES, alive, ended, only_chiton, processes, subreaper, wait_for, without
 
 # `/proc/PID/status` fields that tell what a process may do.
 RIGHTS = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
@@ -282,7 +282,7 @@ def test_fifty_at_once_and_hundreds_in_a_row(container):
     """Nothing is left of them: on the host, in the machine process, in the guest, in its agent."""
     def change(config):
         # The agent is to be seen, and looked into.
-        config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] != "pid"]
+        without(config, "pid")
         config["process"]["capabilities"] = {kind: [*names, "CAP_SYS_PTRACE"] for kind, names in config["process"]["capabilities"].items()}
     c = container("sleep", "1000", change=change)
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from chiton import GRAB, Container, alive, processes, wait_for
+from chiton import GRAB, Container, alive, processes, wait_for, without
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_the_guest_dies(chiton, bundle, name, program):
     made = bundle("python3", "-c", program)
     capabilities = made.config["process"]["capabilities"]
     made.config["process"]["capabilities"] = {kind: [*names, "CAP_SYS_BOOT"] for kind, names in capabilities.items()}
-    made.config["linux"]["namespaces"] = [n for n in made.config["linux"]["namespaces"] if n["type"] != "pid"]
+    without(made.config, "pid")
     made.config["linux"]["readonlyPaths"] = []
     made.save()
     done = chiton("run", "--bundle", made.path, name)

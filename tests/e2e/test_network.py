@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton, wait_for, without
 from network import Namespace, command
 
 _numbers = itertools.count()
@@ -482,7 +482,7 @@ def test_tcp_is_not_cut_into_packets(namespaces, container, rootfs, scratch):
 @pytest.mark.timeout(120)
 def test_without_a_network_namespace_there_is_loopback_alone(run):
     def change(config):
-        config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] != "network"]
+        without(config, "network")
     done = run("sh", "-c", "ls /sys/class/net; ping -c1 -w20 127.0.0.1 >&2", change=change)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["lo"]

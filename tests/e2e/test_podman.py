@@ -202,22 +202,69 @@ def test_logs_statistics_and_files(podman, scratch):
     assert usage["name"] == "seen" and "MB" in usage["mem_usage"] and float(usage["mem_percent"].rstrip("%")) > 0, usage
     podman.ok("update", "--memory", "200m", "--cpus", "0.5", "seen")
     assert podman.ok("exec", "seen", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max") == f"{200 << 20}\n50000 100000\n"
-    copied = scratch / "podman-copied"
-    copied.write_text("from the host\n")
-    done = podman("cp", copied, "seen:/tmp/in")
-    if podman.name == "runc":
-        assert podman.ok("exec", "seen", "cat", "/tmp/in") == "from the host\n"
-        podman.ok("cp", "seen:/tmp/in", scratch / "podman-copied-back")
-        assert (scratch / "podman-copied-back").read_text() == "from the host\n"
-    else:  # Podman looks for it in the mount namespace of the container's pid
-        assert done.returncode != 0 and '"/tmp/in" could not be found on container seen' in done.stderr
-        assert podman("exec", "seen", "test", "-e", "/tmp/in").returncode == 1
     followed = subprocess.Popen(podman.command("logs", "--follow", "seen"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True)
     podman.ok("kill", "--signal", "TERM", "seen")
     assert followed.communicate(timeout=60) == ("out\nend\n", "err\n")
     assert podman.ok("wait", "seen") == "3\n"
     podman.ok("rm", "seen")
+
+
+@pytest.mark.timeout(300)
+def test_privileged(podman):
+    """The list of the host's devices is not meant literally: the container has all that the guest has."""
+    done = podman.run("--rm", "--privileged", "--network", "none", "--", "sh", "-ec",
+                      "test -c /dev/net/tun; test -c /dev/loop-control; test -c /dev/null; mount -t tmpfs x /mnt; dmesg | grep -c ^ >&2;"
+                      "echo 2000 > /proc/sys/kernel/pty/max; cat /proc/sys/kernel/pty/max; test -e /dev/mem && echo mem; echo done")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == (["2000", "mem", "done"] if podman.name == "runc" else ["2000", "done"])
+
+
+def test_the_hosts_network_and_processes_are_refused(podman):
+    if podman.name != "runc":
+        for kind, options in [("network", ["--network", "host"]), ("pid", ["--network", "none", "--pid", "host"])]:
+            done = podman.run("--rm", *options, "--", "true")
+            assert done.returncode != 0 and f"linux.namespaces: none has the type {kind}, so" in done.stderr, done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_copies(podman, scratch):
+    """Podman enters the mount namespace of the container's pid and looks for the files there."""
+    volume, out, back = (scratch / f"podman-{name}" for name in ("copies", "out", "back"))
+    volume.mkdir(exist_ok=True)
+    out.write_text("from the host\n")
+    podman.detached("copied", "--network", "none", "--volume", f"{volume}:/data", "--volume", f"{volume}:/sealed:ro", "--tmpfs", "/mem",
+                    "--", "sh", "-c", "echo inside > /tmp/made; ln -s /data/in /tmp/link; echo guest > /mem/guest; while :; do sleep 1; done")
+    wait_for(lambda: podman("exec", "copied", "test", "-e", "/mem/guest").returncode == 0)
+    podman.ok("cp", "copied:/tmp/made", back)
+    assert back.read_text() == "inside\n"
+    podman.ok("cp", out, "copied:/tmp/in")
+    podman.ok("cp", out, "copied:/data/in")
+    assert podman.ok("exec", "copied", "cat", "/tmp/in", "/data/in", "/tmp/link") == "from the host\n" * 3
+    assert podman.ok("exec", "copied", "stat", "-c", "%u:%g", "/tmp/in") == "0:0\n"
+    assert (volume / "in").read_text() == "from the host\n"
+    podman.ok("cp", "copied:/etc/.", scratch / "podman-etc")
+    assert (scratch / "podman-etc" / "debian_version").exists() and (scratch / "podman-etc" / "hosts").read_text()
+    assert podman("cp", out, "copied:/sealed/other").returncode != 0
+    assert not (volume / "other").exists()
+    assert podman("cp", "copied:/missing", back).returncode != 0
+    # What the guest alone has is not there, and nothing is put where nobody would find it.
+    own = podman("cp", "copied:/mem/guest", back), podman("cp", out, "copied:/mem/in")
+    if podman.name == "runc":
+        assert [done.returncode for done in own] == [0, 0]
+    else:
+        assert all(done.returncode for done in own), own
+        assert "could not be found" in own[0].stderr and podman.ok("exec", "copied", "ls", "/mem") == "guest\n"
+    podman.ok("rm", "--force", "--time", "0", "copied")
+
+
+@pytest.mark.timeout(300)
+def test_top(podman):
+    podman.detached("top", "--network", "none", "--", "sleep", "1000")
+    [title, *rows] = podman.ok("top", "top").splitlines()
+    assert title.split()[:4] == ["USER", "PID", "PPID", "%CPU"] and len(rows) == 1, rows
+    assert "sleep 1000" in podman.ok("top", "top", "aux")
+    podman.ok("rm", "--force", "--time", "0", "top")
 
 
 @pytest.mark.timeout(300)

@@ -57,6 +57,13 @@ def test_too_little_memory(chiton, bundle):
     refused(chiton("run", "--bundle", path, "x"), "memory")
 
 
+@pytest.mark.parametrize("kind", ["network", "pid"])
+def test_what_would_be_the_hosts(chiton, bundle, kind):
+    def leave_out(config):
+        config["linux"]["namespaces"] = [each for each in config["linux"]["namespaces"] if each["type"] != kind]
+    refused(chiton("run", "--bundle", change(bundle, leave_out), "x"), "linux.namespaces", f"none has the type {kind}")
+
+
 @pytest.mark.parametrize("edit, name", [
     (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp"),
     (lambda c: c.update(hooks={"poststop": [{"path": "bin/true"}]}), "hooks"),

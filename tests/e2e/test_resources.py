@@ -265,7 +265,7 @@ def test_the_machine_is_as_large_as_is_asked(runtime, run, bundle):
     features = json.loads(runtime.ok("features"))
     assert features["potentiallyUnsafeConfigAnnotations"] == [
         "dev.chiton.memory", "dev.chiton.vcpus", "dev.chiton.volumes.privileges", "dev.chiton.dax", "dev.chiton.core-scheduling",
-        "org.systemd.property."]
+        "dev.chiton.host-namespaces", "org.systemd.property."]
 
 
 # Takes memory, gives it back and takes it again; what the kernel says before and both times, MiB.

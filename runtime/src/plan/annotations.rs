@@ -1,5 +1,5 @@
 //! Chiton's own annotations. The size of the machine is that of [`super::size`]; the others say what the machine shares
-//! with the rest of the host.
+//! with the rest of the host, and what stands for that which it cannot share. And those of callers.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,34 @@ pub(super) const VCPUS: &str = "dev.chiton.vcpus";
 const PRIVILEGES: &str = "dev.chiton.volumes.privileges";
 const DAX: &str = "dev.chiton.dax";
 
+pub(super) const HOST_NAMESPACES: &str = "dev.chiton.host-namespaces";
+
 /// Those that there are.
-pub(crate) const ANNOTATIONS: [&str; 5] = [MEMORY, VCPUS, PRIVILEGES, DAX, CORE_SCHEDULING];
+pub(crate) const ANNOTATIONS: [&str; 6] = [
+    MEMORY,
+    VCPUS,
+    PRIVILEGES,
+    DAX,
+    CORE_SCHEDULING,
+    HOST_NAMESPACES,
+];
+
+/// What the annotations say, beside the machine's size.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) isolation: Isolation,
+    /// Where the configuration asks for a namespace of the host, the guest's stands for it.
+    pub(super) guests_namespaces: bool,
+}
 
 /// What is in force where nothing is said: what a container gets of runc on this host.
-const DEFAULT: Isolation = Isolation {
-    volume_privileges: true,
-    dax: true,
-    core_scheduling: false,
+const DEFAULT: Said = Said {
+    isolation: Isolation {
+        volume_privileges: true,
+        dax: true,
+        core_scheduling: false,
+    },
+    guests_namespaces: false,
 };
 
 /// Who has made the configuration, as Podman and CRI-O say it.
@@ -41,7 +61,8 @@ pub(super) fn said(annotations: &HashMap<String, String>, ledger: &mut Ledger) -
         .filter(|(name, _)| name.starts_with(PREFIX))
         .collect();
     own.sort();
-    let mut isolation = DEFAULT;
+    let mut said = DEFAULT;
+    let isolation = &mut said.isolation;
     for (name, text) in own {
         let property = format!("annotations[{name}]");
         let (switch, on, off) = match name.as_str() {
@@ -49,6 +70,7 @@ pub(super) fn said(annotations: &HashMap<String, String>, ledger: &mut Ledger) -
             PRIVILEGES => (&mut isolation.volume_privileges, "keep", "deny"),
             DAX => (&mut isolation.dax, "on", "off"),
             CORE_SCHEDULING => (&mut isolation.core_scheduling, "on", "off"),
+            HOST_NAMESPACES => (&mut said.guests_namespaces, "guest", "refuse"),
             _ => {
                 let known = ANNOTATIONS.join(", ");
                 let problem = format!("is not an annotation of Chiton's (those are {known})");
@@ -62,43 +84,56 @@ pub(super) fn said(annotations: &HashMap<String, String>, ledger: &mut Ledger) -
             _ => ledger.refuse(property, format!("{text:?} is neither {on} nor {off}")),
         }
     }
-    isolation
+    said
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(annotations: &[(&str, &str)]) -> Result<Isolation, String> {
+    fn of(annotations: &[(&str, &str)]) -> Result<Said, String> {
         let pairs = annotations.iter();
         let annotations = pairs
             .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
             .collect();
         let mut ledger = Ledger::default();
-        let isolation = isolation(&annotations, &mut ledger);
+        let said = said(&annotations, &mut ledger);
         match ledger.refused() {
-            None => Ok(isolation),
+            None => Ok(said),
             Some(refused) => Err(refused.to_string()),
         }
     }
 
     #[test]
-    fn isolation_is_what_is_asked_for() {
+    fn what_is_asked_for_is_said() {
         assert_eq!(of(&[(MEMORY, "1"), ("x.dev.chiton.y", "z")]), Ok(DEFAULT));
-        let all = [(PRIVILEGES, "deny"), (DAX, "off"), (CORE_SCHEDULING, "on")];
-        let least = Isolation {
-            volume_privileges: false,
-            dax: false,
-            core_scheduling: true,
+        let all = [
+            (PRIVILEGES, "deny"),
+            (DAX, "off"),
+            (CORE_SCHEDULING, "on"),
+            (HOST_NAMESPACES, "guest"),
+        ];
+        let other = Said {
+            isolation: Isolation {
+                volume_privileges: false,
+                dax: false,
+                core_scheduling: true,
+            },
+            guests_namespaces: true,
         };
-        assert_eq!(of(&all), Ok(least));
-        let said = [(PRIVILEGES, "keep"), (DAX, "on"), (CORE_SCHEDULING, "off")];
-        assert_eq!(of(&said), Ok(DEFAULT));
+        assert_eq!(of(&all), Ok(other));
+        let defaults = [
+            (PRIVILEGES, "keep"),
+            (DAX, "on"),
+            (CORE_SCHEDULING, "off"),
+            (HOST_NAMESPACES, "refuse"),
+        ];
+        assert_eq!(of(&defaults), Ok(DEFAULT));
     }
 
     #[test]
     fn what_is_not_understood_is_refused_by_name() {
-        for name in [PRIVILEGES, DAX, CORE_SCHEDULING] {
+        for name in [PRIVILEGES, DAX, CORE_SCHEDULING, HOST_NAMESPACES] {
             for text in ["", "true", "ON", "keep ", "1"] {
                 let error = of(&[(name, text)]).unwrap_err();
                 let expected = format!("annotations[{name}]: {text:?} is neither");

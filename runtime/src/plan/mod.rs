@@ -134,15 +134,18 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     check_cgroup(spec, &linux, facts, &mut ledger);
     check_hooks(spec, &mut ledger);
     check_linux(&linux, value, facts, &mut ledger);
+    let no_annotations = Default::default();
+    let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
+    let said = annotations::said(annotations, &mut ledger);
     namespaces::check(spec, &linux, facts, &mut ledger);
+    if !said.guests_namespaces {
+        namespaces::check_host(&linux, &mut ledger);
+    }
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
         resources::check(resources, &mut ledger);
     }
-    let no_annotations = Default::default();
-    let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
     let asked = size::SizeRequest::of(annotations, value, &mut ledger);
-    let isolation = annotations::isolation(annotations, &mut ledger);
     let size = size::size(resources, &asked, facts, &mut ledger);
     match spec.process() {
         Some(process) => process::check(process, size.vcpus, &mut ledger),
@@ -179,10 +182,10 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 devices: mounts.devices,
                 submounts: Vec::new(),
                 disks: disks.iter().map(BlockDevice::for_the_guest).collect(),
+                guests_devices,
                 seccomp,
                 // What the verb is asked for, not the configuration.
                 env: Vec::new(),
-                guests_devices,
             },
             disks,
             network: namespaces::network(&linux),
@@ -197,17 +200,6 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     Decision { ledger, plan }
 }
 
-/// Decides whether the process of an exec, given as the `process` of a configuration, can be had in a machine with this
-/// many vCPUs; what the caller should know.
-pub(crate) fn check_exec(
-    config: &Value,
-    process: &Process,
-    vcpus: u8,
-) -> Result<Vec<String>, Refused> {
-    let mut ledger = Ledger::of(config);
-    process::check(process, vcpus, &mut ledger);
-    ledger.note_unknown(config, &json!({ "process": process }));
-    match ledger.refused() {
 /// The limits of the machine that slow it down. They hold from the container's first instruction on, not while the
 /// machine boots.
 pub(crate) fn limits_of_speed(spec: &Spec) -> Vec<Limit> {
@@ -221,6 +213,17 @@ pub(crate) fn limits_of_speed(spec: &Spec) -> Vec<Limit> {
     limits
 }
 
+/// Decides whether the process of an exec, given as the `process` of a configuration, can be had in a machine with this
+/// many vCPUs; what the caller should know.
+pub(crate) fn check_exec(
+    config: &Value,
+    process: &Process,
+    vcpus: u8,
+) -> Result<Vec<String>, Refused> {
+    let mut ledger = Ledger::of(config);
+    process::check(process, vcpus, &mut ledger);
+    ledger.note_unknown(config, &json!({ "process": process }));
+    match ledger.refused() {
         Some(refused) => Err(refused),
         None => Ok(ledger.warnings()),
     }

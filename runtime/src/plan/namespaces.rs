@@ -8,6 +8,7 @@ use oci_spec::runtime::{
 use specification::{Place, namespace, sysctl};
 
 use super::Facts;
+use super::annotations::HOST_NAMESPACES;
 use super::ledger::Ledger;
 use crate::host::network::{self, NetDevice};
 use crate::state::Network;
@@ -67,6 +68,28 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
     }
 }
 
+/// Refuses what is the host's because no namespace is named: its network and its processes.
+pub(super) fn check_host(linux: &Linux, ledger: &mut Ledger) {
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    for (kind, whose, instead) in [
+        (
+            Kind::Network,
+            "network",
+            "use a network of its own, and publish ports",
+        ),
+        (Kind::Pid, "processes", "use a pid namespace of its own"),
+    ] {
+        if !namespaces.iter().any(|namespace| namespace.typ() == kind) {
+            let problem = format!(
+                "none has the type {}, so the container would have this host's {whose}, which a machine cannot have: \
+                 {instead} (or have the guest's by annotations[{HOST_NAMESPACES}] = guest)",
+                namespace::name(kind)
+            );
+            ledger.refuse("linux.namespaces", problem);
+        }
+    }
+}
+
 /// Whether the container has a pid namespace of its own.
 pub(super) fn own_pids(linux: &Linux) -> bool {
     let mut namespaces = linux.namespaces().iter().flatten();
@@ -74,7 +97,8 @@ pub(super) fn own_pids(linux: &Linux) -> bool {
 }
 
 /// The machine process never lives in the host's own network namespace. Without a network namespace in the
-/// configuration the container shares that of the guest, where there is nothing but a loopback interface.
+/// configuration the container shares that of the guest, where there is nothing but a loopback interface
+/// ([`HOST_NAMESPACES`]).
 pub(super) fn network(linux: &Linux) -> Network {
     let mut namespaces = linux.namespaces().iter().flatten();
     let network = namespaces.find(|namespace| namespace.typ() == Kind::Network);

@@ -1,5 +1,6 @@
 //! The plan as a table: at least one line for each property of the specification.
 
+mod namespaces;
 mod random;
 
 use super::ledger::Fate;
@@ -294,11 +295,17 @@ pub(super) fn facts() -> Facts<'static> {
     }
 }
 
-/// As a file is read.
 fn decided(value: &Value) -> Decision {
+    decided_on(value, &facts())
+}
+
+/// As a file is read. What the configuration does not say of namespaces is the guest's.
+fn decided_on(value: &Value, facts: &Facts<'_>) -> Decision {
+    let mut value = value.clone();
+    value["annotations"][annotations::HOST_NAMESPACES] = "guest".into();
     let config =
         crate::config::parse(&value.to_string()).unwrap_or_else(|e| panic!("{value}: {e}"));
-    decide(&config.spec, &config.value, &facts())
+    decide(&config.spec, &config.value, facts)
 }
 
 fn planned(value: &Value) -> Result<Plan, Refused> {
@@ -444,13 +451,11 @@ fn all_that_is_refused_is_named() {
 #[test]
 fn a_scope_of_systemd_has_a_name_of_three_parts() {
     let refusal = |property: &str, value: &str| {
-        let config = with(property, value);
-        let spec: Spec = serde_json::from_value(config.clone()).unwrap();
         let facts = Facts {
             systemd: true,
             ..facts()
         };
-        let error = decide(&spec, &config, &facts).plan.err();
+        let error = decided_on(&with(property, value), &facts).plan.err();
         error.map(|error| error.to_string()).unwrap_or_default()
     };
     assert_eq!(refusal("linux.cgroupsPath", r#""a.slice:b:c""#), "");
@@ -485,41 +490,14 @@ fn the_guest_has_the_cgroup_of_the_configuration() {
 #[test]
 fn resctrl_has_to_be_there() {
     let config = with("linux.intelRdt", r#"{"closID":"x"}"#);
-    let spec: Spec = serde_json::from_value(config.clone()).unwrap();
     let facts = Facts {
         resctrl: false,
         ..facts()
     };
-    let error = decide(&spec, &config, &facts).plan.err().unwrap();
+    let error = decided_on(&config, &facts).plan.err().unwrap();
     assert_eq!(
         error.to_string(),
         "linux.intelRdt: needs resctrl, which is not mounted on this host"
-    );
-}
-
-#[test]
-fn whose_namespace_it_is_is_said() {
-    let refusal = |path: &str| {
-        let json = format!(r#"[{{"type":"ipc","path":"{path}"}}]"#);
-        let error = planned(&with("linux.namespaces.path", &json))
-            .err()
-            .unwrap();
-        error.to_string()
-    };
-    let start = "linux.namespaces[0].path: ";
-    assert_eq!(
-        refusal("/proc/7/ns/ipc"),
-        format!("{start}pods are not supported yet: /proc/7/ns/ipc belongs to container pod")
-    );
-    assert_eq!(
-        refusal("/proc/1/ns/ipc"),
-        format!(
-            "{start}/proc/1/ns/ipc belongs to this host's kernel, and the container's processes run on another"
-        )
-    );
-    assert_eq!(
-        refusal("/missing"),
-        format!("{start}open /missing: No such file")
     );
 }
 
@@ -533,6 +511,28 @@ fn the_minimal_plan() {
             rootfs: "rootfs".into(),
             ..Overlay::default()
         }
+    );
+    assert!(matches!(plan.network, Network::Guests));
+    let [rootfs] = &plan.shares[..] else {
+        panic!("one share")
+    };
+    assert_eq!(
+        (rootfs.name.as_str(), rootfs.source.as_path()),
+        ("rootfs", Path::new("/b/rootfs"))
+    );
+    assert!(rootfs.recursive && !rootfs.sealed);
+    assert!(plan.warnings.is_empty());
+}
+
+#[test]
+fn nothing_said_of_linux_asks_for_nothing() {
+    let mut config = minimal();
+    config.as_object_mut().unwrap().remove("linux");
+    let plan = planned(&config).ok().unwrap();
+    assert!(plan.limits.iter().all(|limit| limit.property.is_none()));
+    assert!(matches!(plan.network, Network::Guests));
+}
+
 #[test]
 fn who_may_do_everything_has_the_guests_devices() {
     let mut config = with(
@@ -557,28 +557,6 @@ fn who_may_do_everything_has_the_guests_devices() {
     assert_eq!(entry.unwrap().words(), ("guest", Some(what.to_owned())));
     config["process"]["capabilities"] = serde_json::json!({"bounding": &all[1..]});
     assert!(planned(&config).is_err(), "without all capabilities");
-}
-
-    );
-    assert!(matches!(plan.network, Network::Guests));
-    let [rootfs] = &plan.shares[..] else {
-        panic!("one share")
-    };
-    assert_eq!(
-        (rootfs.name.as_str(), rootfs.source.as_path()),
-        ("rootfs", Path::new("/b/rootfs"))
-    );
-    assert!(rootfs.recursive && !rootfs.sealed);
-    assert!(plan.warnings.is_empty());
-}
-
-#[test]
-fn nothing_said_of_linux_asks_for_nothing() {
-    let mut config = minimal();
-    config.as_object_mut().unwrap().remove("linux");
-    let plan = planned(&config).ok().unwrap();
-    assert!(plan.limits.iter().all(|limit| limit.property.is_none()));
-    assert!(matches!(plan.network, Network::Guests));
 }
 
 #[test]
@@ -663,16 +641,6 @@ fn mappings_come_from_the_user_namespace_if_the_mount_has_none() {
     let map = plan.shares[1].id_map.clone().unwrap();
     assert_eq!((map.uids[0].seen, map.gids[0].seen), (7, 8));
     assert!(!map.recursive);
-}
-
-#[test]
-fn the_network_namespace_of_a_path_is_joined() {
-    let config = with(
-        "linux.namespaces",
-        r#"[{"type":"network","path":"/run/netns/x"}]"#,
-    );
-    let plan = planned(&config).ok().unwrap();
-    assert!(matches!(plan.network, Network::Path(path) if path == Path::new("/run/netns/x")));
 }
 
 #[test]

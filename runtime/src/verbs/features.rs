@@ -208,7 +208,7 @@ mod tests {
     fn refuses(mount: Value) -> bool {
         let config = json!({"ociVersion": "1.0.0", "root": {"path": "rootfs"}, "mounts": [mount],
             "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]},
-            "linux": {"namespaces": [{"type": "user"}],
+            "linux": {"namespaces": [{"type": "user"}, {"type": "network"}, {"type": "pid"}],
                 "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}],
                 "gidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}});
         let facts = Facts {

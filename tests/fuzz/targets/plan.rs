@@ -22,7 +22,7 @@ mod options;
 
 const BASES: [&str; 4] = [
     r#"{"ociVersion":"1.3.0","root":{"path":"rootfs"},"process":{"user":{"uid":0,"gid":0},"cwd":"/","args":["sh"]},
-        "mounts":[{"destination":"/m","source":"/s","options":["bind"]}],"linux":{}}"#,
+        "mounts":[{"destination":"/m","source":"/s","options":["bind"]}],"linux":{"namespaces":[{"type":"pid"},{"type":"network"}]}}"#,
     include_str!("../../../runtime/src/verbs/spec.json"),
     include_str!("../../../runtime/src/plan/tests/podman.json"),
     include_str!("../../../runtime/src/plan/tests/containerd.json"),
