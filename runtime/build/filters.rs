@@ -20,7 +20,7 @@ const API_LEVEL: u32 = 3;
 const NAMED: i32 = 512;
 
 /// The values that the table has names for.
-const VALUES: [(&str, u64); 17] = [
+const VALUES: [(&str, u64); 18] = [
     ("AF_INET", libc::AF_INET as u64),
     ("FIONBIO", libc::FIONBIO),
     ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64),
@@ -33,6 +33,7 @@ const VALUES: [(&str, u64); 17] = [
     ("KVM_RUN", 0xae80),
     ("MADV_DONTNEED", libc::MADV_DONTNEED as u64),
     ("MADV_POPULATE_READ", libc::MADV_POPULATE_READ as u64),
+    ("MADV_POPULATE_WRITE", libc::MADV_POPULATE_WRITE as u64),
     ("PROT_EXEC", libc::PROT_EXEC as u64),
     ("TCGETS", libc::TCGETS),
     ("TIOCGWINSZ", libc::TIOCGWINSZ),

@@ -326,6 +326,25 @@ pub(crate) fn exit_now(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
+/// Takes memory and keeps it.
+///
+/// # Errors
+/// `ENOMEM` when there is none, and the kernel does not kill for it.
+pub(crate) fn take_memory(length: usize) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing refers to it.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is the one just made.
+    match unsafe { libc::madvise(memory, length, libc::MADV_POPULATE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Ends the process the way another one ended, for the caller that waits for it: with its exit code or by its signal.
 pub(crate) fn end_as(exit: Exit) -> ! {
     match exit {

@@ -31,8 +31,8 @@ CLOCK = pathlib.Path("/sys/devices/system/clocksource/clocksource0")
 # linux/kvm.h, linux/if_tun.h, asm-generic/mman-common.h
 VALUES = {"AF_INET": socket.AF_INET, "FIONBIO": termios.FIONBIO, "F_DUPFD_CLOEXEC": fcntl.F_DUPFD_CLOEXEC, "F_GETFL": fcntl.F_GETFL,
           "F_SETFL": fcntl.F_SETFL, "KVM_IOEVENTFD": 0x4040ae79, "KVM_IRQFD": 0x4020ae76, "KVM_KVMCLOCK_CTRL": 0xaead, "KVM_RUN": 0xae80,
-          "MADV_DONTNEED": 4, "MADV_POPULATE_READ": 22, "TCGETS": 0x5401, "TIOCGWINSZ": termios.TIOCGWINSZ, "TUNGETIFF": 0x800454d2,
-          "TUNSETOFFLOAD": 0x400454d0, "TUNSETVNETHDRSZ": 0x400454d8}
+          "MADV_DONTNEED": 4, "MADV_POPULATE_READ": 22, "MADV_POPULATE_WRITE": 23, "TCGETS": 0x5401,
+          "TIOCGWINSZ": termios.TIOCGWINSZ, "TUNGETIFF": 0x800454d2, "TUNSETOFFLOAD": 0x400454d0, "TUNSETVNETHDRSZ": 0x400454d8}
 
 
 def rows():

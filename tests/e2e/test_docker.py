@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from chiton import Program, wait_for
+from chiton import GRAB, Program, wait_for
 from containerd import BINARIES, Daemons
 
 # A service that counts in a Redis, which it knows by name only.
@@ -168,6 +168,17 @@ def test_the_hosts_network_and_processes_are_refused(docker):
         done = docker.start("--rm", "--network", "host", "--", "true")
         assert done.returncode != 0
         assert "this host's own network namespace, which a container cannot have" in done.stderr, done.stderr
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("program", [["python3", "-c", GRAB], ["sh", "-c", 'python3 -c "$0"; exit $?', GRAB]], ids=["first", "child"])
+def test_out_of_memory(docker, program):
+    """Docker looks at the events of the container's cgroup on the host."""
+    docker.detached("hungry", "--network", "none", "--memory", "100m", "--memory-swap", "100m", "--", *program)
+    docker.ok("wait", "hungry")
+    state = json.loads(docker.ok("inspect", "hungry"))[0]["State"]
+    docker.ok("rm", "hungry")
+    assert (state["OOMKilled"], state["ExitCode"]) == (True, 137)
 
 
 @pytest.mark.timeout(400)

@@ -11,6 +11,7 @@ use nix::sys::stat::{Mode, fstatat};
 
 use super::Subject;
 use crate::error::{Doing, SystemError};
+use crate::machine::LIMIT;
 
 /// linux/sched.h: a thread of the kernel that was cloned from a process, since Linux 6.4.
 const PF_USER_WORKER: u64 = 0x4000;
@@ -49,8 +50,10 @@ pub(crate) struct Host {
 
 impl Host {
     pub(super) fn read(subject: Subject) -> Result<Host, Error> {
-        let own = OWN.iter().filter_map(|name| {
-            let found = fs::metadata(subject.state.join(name)).ok()?;
+        let own = OWN.iter().map(|name| subject.state.join(name));
+        let limit = subject.cgroup.iter().map(|cgroup| cgroup.join(LIMIT));
+        let own = own.chain(limit).filter_map(|path| {
+            let found = fs::metadata(path).ok()?;
             Some((found.dev(), found.ino()))
         });
         let own = own.collect();

@@ -18,6 +18,7 @@ use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
 
 use super::execs::Execs;
+use super::shortage::Limit;
 use crate::state::{Entry, Journal};
 
 /// The file in the bundle that says that the guest's kernel has killed because memory ran out, as conmon makes it.
@@ -40,6 +41,8 @@ pub(super) struct Files {
     pub(super) bundle: OwnedFd,
     /// The container's terminal on the host, for its size.
     pub(super) terminal: Option<OwnedFd>,
+    /// The limit of memory of its cgroup, if it has one.
+    pub(super) limit: Option<Limit>,
 }
 
 /// A container.
@@ -54,6 +57,8 @@ pub(super) struct Container {
     pub(super) dying: bool,
     /// It has said that it is ready.
     pub(super) ready: bool,
+    /// The guest's kernel has killed because memory ran out.
+    short: bool,
     /// Its output streams that have not been delivered to their end.
     output: Vec<Port>,
     files: Files,
@@ -76,6 +81,7 @@ impl Container {
             paused: false,
             dying: false,
             ready: false,
+            short: false,
             files,
         }
     }
@@ -142,11 +148,19 @@ impl Container {
     }
 
     /// Says in the bundle that memory ran out.
-    pub(super) fn out_of_memory(&self) {
+    pub(super) fn out_of_memory(&mut self) {
+        self.short = true;
         // It says no more the second time; a bundle that cannot be written to says nothing. Nothing is opened: a machine
         // process has no call for that in its event loop.
         let mode = Mode::from_bits_truncate(0o644);
         let _ = mknodat(&self.files.bundle, OOM_FILE, SFlag::S_IFREG, mode, 0);
+    }
+
+    /// The last thing that is done for it: where memory ran out, it does on the host.
+    pub(super) fn end(&self, exit: Exit) {
+        if let Some(limit) = self.files.limit.as_ref().filter(|_| self.short) {
+            limit.meet(exit);
+        }
     }
 
     /// Whether it has a terminal.
@@ -181,6 +195,7 @@ mod tests {
             journal: Journal::create(state_dir.as_fd()).unwrap(),
             bundle: state_dir.into(),
             terminal: None,
+            limit: None,
         };
         let create = Create {
             cgroup: "c".into(),

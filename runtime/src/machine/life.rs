@@ -135,7 +135,8 @@ impl Life {
         let mut sync = Some(sync);
         loop {
             let first = self.containers.get(&FIRST);
-            if let Some(exit) = first.and_then(Container::is_over) {
+            if let Some((first, exit)) = first.and_then(|first| Some((first, first.is_over()?))) {
+                first.end(exit);
                 return exit;
             }
             if let Err(e) = self.turn(&mut sync) {
@@ -289,7 +290,7 @@ impl Life {
                 exit,
             } => self.exited(container, process, exit),
             Message::OutOfMemory(id) if self.lives(id) => {
-                if let Some(container) = self.containers.get(&id) {
+                if let Some(container) = self.containers.get_mut(&id) {
                     container.out_of_memory();
                 }
                 self.parts.clients.out_of_memory(id);

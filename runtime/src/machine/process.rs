@@ -19,6 +19,7 @@ use super::container::{self, Container};
 use super::launch::{Devices, Launch};
 use super::life::{Life, Parts};
 use super::log::Log;
+use super::shortage::Limit;
 use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now};
 use super::{cores, disk, jail, share, streams};
@@ -71,6 +72,8 @@ struct Files {
     /// The bundle, as the root of a mount of its own.
     bundle: OwnedFd,
     log: Log,
+    /// The limit of memory of the machine's cgroup.
+    limit: Option<Limit>,
 }
 
 impl Files {
@@ -80,6 +83,10 @@ impl Files {
             journal: Journal::create(launch.state_dir).doing("create the journal")?,
             bundle: jail::confined(Path::new(launch.bundle))?,
             log: Log::create(launch.state_dir, launch.report).doing("create the log")?,
+            limit: match launch.cgroup {
+                Some(cgroup) => Limit::open(cgroup).doing("open memory.max")?,
+                None => None,
+            },
         })
     }
 }
@@ -121,6 +128,7 @@ fn close_the_callers_descriptors(
         files.bundle.as_fd(),
     ];
     keep.extend(files.log.descriptors());
+    keep.extend(files.limit.as_ref().map(AsFd::as_fd));
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
     keep.extend(launch.terminal.as_ref().map(AsFd::as_fd));
     keep.extend(
@@ -214,6 +222,7 @@ fn prepare(
         journal: files.journal,
         bundle: files.bundle,
         terminal,
+        limit: files.limit,
     };
     Ok((parts, Container::new(create, its_files)))
 }
