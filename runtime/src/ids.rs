@@ -37,7 +37,19 @@ pub(crate) enum Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ids(Range<u32>);
 
+#[cfg(test)]
+impl Default for Ids {
+    fn default() -> Ids {
+        Ids(DEFAULT)
+    }
+}
+
 impl Ids {
+    #[cfg(test)]
+    pub(crate) fn all(self) -> Range<u32> {
+        self.0
+    }
+
     /// Those of this host.
     pub(crate) fn of_host() -> Result<Ids, Error> {
         let path = Path::new(FILE);

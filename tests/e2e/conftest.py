@@ -65,6 +65,32 @@ def debian(scratch):
     return root
 
 
+# What the root filesystem is on decides which id maps a machine process has (docs/security.md).
+ID_MAPS = ("shifted", "identity")
+
+
+@pytest.fixture
+def on_a_root(debian):
+    """Makes a change to a configuration that gives the machine process these id maps: its root filesystem is an overlay, as it is without
+    a change, or the directory that was unpacked, which all tests share and so nobody writes to."""
+
+    def on_a_root(id_maps, change=None):
+        def both(config):
+            if id_maps == "shifted":
+                config["root"] = {"path": str(debian), "readonly": True}
+            if change:
+                change(config)
+        return both
+
+    return on_a_root
+
+
+@pytest.fixture(params=ID_MAPS)
+def id_maps(request):
+    """Each sort of id maps."""
+    return request.param
+
+
 @contextlib.contextmanager
 def clean(binary, scratch, kind=Runtime):
     """A runtime with an empty state root. Nothing may be left of any container at the end."""

@@ -15,6 +15,7 @@ import subprocess
 
 import pytest
 
+import chiton
 import inject
 from chiton import alive, only_chiton, wait_for
 
@@ -261,15 +262,16 @@ def attempt_vm(thread, kvm):
 
 
 @pytest.fixture
-def attacked(container, scratch):
-    """A machine that has a bind mount."""
+def attacked(container, scratch, id_maps, on_a_root):
+    """A machine that has a bind mount, with each sort of id maps."""
     source = scratch / "attacked"
     source.mkdir()
 
     def change(config):
-        config["mounts"].append({"destination": "/volume", "type": "bind", "source": str(source), "options": ["rbind"]})
-    made = container("sleep", "1000", change=change)
-    made.output("ls", "/volume")  # there are workers now
+        config["mounts"].append({"destination": "/srv", "type": "bind", "source": str(source), "options": ["rbind"]})
+    made = container("sleep", "1000", change=on_a_root(id_maps, change))
+    made.output("ls", "/srv")  # there are workers now
+    assert chiton.id_maps(made.pid) == id_maps
     yield made
     source.rmdir()
 
@@ -312,6 +314,64 @@ def test_a_taken_machine_process_is_denied(attacked, canary, name):
     print(f"{len(outcomes)} attempts from {name}; not denied: {len(allowed)}", *(f"  {what}: {result}" for what, result in allowed.items()), sep="\n")
     assert attacked.output("echo", "there") == "there\n"
     assert not allowed
+
+
+def received(thread, made, descriptor):
+    """Has the main thread take a descriptor as from a client of control.sock; its number there."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(made.runtime.root / made.name / "control.sock"))
+        socket.send_fds(client, [b"x"], [descriptor])
+        sockets = [int(name) for name in os.listdir(f"/proc/{made.pid}/fd") if os.readlink(f"/proc/{made.pid}/fd/{name}").startswith("socket:")]
+        accepted = [inject.outcome(lambda: thread.call("accept4", number, 0, 0, 0)) for number in sockets]  # noqa: B023
+        connection = next(number for number in accepted if isinstance(number, int))
+        # struct msghdr, iovec and cmsghdr, which lie one after the other.
+        vector, control, data = (thread.scratch + offset for offset in (64, 80, 112))
+        message = struct.pack("QQQQQQQ", 0, 0, vector, 1, control, 32, 0)
+        assert thread.call("recvmsg", connection, message, 0, struct.pack("QQ", data, 1), bytes(32), bytes(1)) == 1
+        undo(thread, "close", connection)
+        return struct.unpack("i", thread.read(4, 80 + 16))[0]
+
+
+def test_what_a_directory_of_the_host_is_worth(attacked, id_maps, scratch):
+    """A fault of the jail has left one open. Landlock guards opening, making and removing alone. For the rest the process has the capabilities
+    of its user namespace, which count for files whose owners mean something there."""
+    public = scratch / "public"
+    (public / "private").mkdir(parents=True)
+    (public / "private").chmod(0o700)
+    file = public / "file"
+    file.write_text("the host's\n")
+    file.chmod(0o600)
+    os.setxattr(file, "user.name", b"value")
+    before = file.stat()
+    directory = os.open(public, os.O_PATH | os.O_DIRECTORY)
+    date = struct.pack("QQQQ", 1, 0, 0, (1 << 30) - 2)  # of the last access; UTIME_OMIT
+    try:
+        with thread_of(attacked, "main") as thread:
+            number = received(thread, attacked, directory)
+        with thread_of(attacked, "fs0") as thread:
+            outcomes = {what: attempt(thread, call, number, *arguments) for what, call, *arguments in [
+                ("read", "openat", b"file\0", os.O_RDONLY), ("write", "openat", b"file\0", os.O_WRONLY),
+                ("replace", "openat", b"file\0", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0), ("make", "mkdirat", b"made\0", 0o700),
+                ("remove", "unlinkat", b"file\0", 0), ("look", "statx", b"file\0", 0, 0, bytes(256)),
+                ("look behind", "statx", b"private/\0", 0, 0, bytes(256)), ("look into", "statx", b"private/.\0", 0, 0, bytes(256)),
+                ("give away", "fchownat", b"file\0", 0, 0, 0), ("allow", "fchmodat", b"file\0", 0o600), ("date", "utimensat", b"file\0", date, 0)]}
+            # Attributes are named by paths alone.
+            assert thread.call("fchdir", number) == 0
+            outcomes["attribute"] = attempt(thread, "getxattr", b"file\0", b"user.name\0", bytes(16), 16)
+            undo(thread, "close", number)
+    finally:
+        os.close(directory)
+    print(outcomes)
+    after = file.stat()
+    assert file.read_text() == "the host's\n" and (after.st_uid, after.st_mode, after.st_mtime) == (before.st_uid, before.st_mode, before.st_mtime)
+    file.unlink()
+    (public / "private").rmdir()
+    public.rmdir()
+    assert {outcomes.pop(what) for what in ("read", "write", "replace", "make", "remove")} == {"EACCES"}
+    assert outcomes == {
+        "shifted": {"look": 0, "look behind": 0, "look into": "EACCES", "give away": "EPERM", "allow": "EPERM", "date": "EPERM", "attribute": "EACCES"},
+        "identity": {"look": 0, "look behind": 0, "look into": 0, "give away": 0, "allow": 0, "date": 0, "attribute": 5},
+    }[id_maps]
 
 
 @pytest.mark.parametrize("name", THREADS)

@@ -1,5 +1,6 @@
 """`chiton audit` on machines of several shapes: what it says of them, and that they do not feel it."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -69,6 +70,33 @@ def test_a_plain_machine(container):
     assert any(line.startswith("ok   descriptors: ") and line.endswith(", all of declared kinds") for line in lines), text
     # The tests give their containers a file for standard output.
     assert f"note descriptors: files of the host that the caller has given: {made.bundle.path}/output" in lines, text
+
+
+def test_which_id_maps_it_has(container, id_maps, on_a_root, scratch):
+    source = scratch / "audited-ids"
+    source.mkdir()
+
+    def change(config):
+        config["mounts"].append({"destination": "/srv", "type": "bind", "source": str(source)})
+    made = container("sleep", "1000", change=on_a_root(id_maps, change))
+    as_declared(made)
+    found = [line for line in made.runtime("audit", made.name).stdout.splitlines() if "id-mapped" in line]
+    assert found == [{"shifted": "ok   ids: shares are id-mapped: in its user namespace no id of the host means anything but its own",
+                      "identity": "note ids: shares are not id-mapped: in its user namespace each id of the host means itself"}[id_maps]]
+    # A mount of the host that has come to it in some way.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not (child := os.fork()):
+        namespace = os.open(f"/proc/{made.pid}/ns/mnt", os.O_RDONLY)
+        os._exit(libc.setns(namespace, 0x20000) or libc.mount(b"none", b"/mnt", b"tmpfs", 0, None))
+    assert os.waitpid(child, 0)[1] == 0
+    done = made.runtime("audit", made.name)
+    found = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    if id_maps == "shifted":
+        assert done.returncode == 1 and found == ["FAIL ids: not id-mapped, in a namespace of shifted ids: /mnt"]
+    else:
+        assert done.returncode == 0 and not found
+    made.delete()
+    source.rmdir()
 
 
 def test_before_the_program_runs(container):

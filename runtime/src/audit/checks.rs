@@ -1,5 +1,6 @@
 //! What can be told of a process by comparing: everything but its descriptors and its filters.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::path::Path;
 use super::Claim;
 use super::process::{Host, Process, Status};
 use crate::host::cgroup;
-use crate::machine;
+use crate::machine::{self, IdMap};
 use crate::sys::landlock_version;
 
 /// The namespaces that a machine process shares with nobody.
@@ -73,10 +74,100 @@ fn named(what: &str, names: &[&str]) -> Option<String> {
 
 pub(super) fn machine_ids(process: &Process, host: &Host) -> Vec<Claim> {
     let mut claims = ids(process, host);
-    claims.push(Claim::note(
-        "shares are not id-mapped: the file server acts as a guest's user by its file system ids",
-    ));
+    let read = |name| process.text(name);
+    claims.push(
+        match (read("uid_map"), read("gid_map"), read("mountinfo")) {
+            (Ok(uids), Ok(gids), Ok(mounts)) => {
+                let main = process.main();
+                id_maps([(&uids, main.uids[0]), (&gids, main.gids[0])], &mounts)
+            }
+            (Err(e), ..) | (_, Err(e), _) | (.., Err(e)) => {
+                Claim::fail(format!("the id maps cannot be read: {e}"))
+            }
+        },
+    );
     claims
+}
+
+/// Which of its two maps a machine process has, each map with the id of its own. Where its ids are shifted, a mount whose
+/// ids are not would show it files of the host's users as they are there.
+fn id_maps(maps: [(&str, u32); 2], mounts: &str) -> Claim {
+    let are = |of: &dyn Fn(u32) -> Option<IdMap>| {
+        let is = |(lines, own): (&str, u32)| {
+            of(own).is_some_and(|map| machine::parse_ids(lines) == Some(map.uids))
+        };
+        maps.into_iter().all(is)
+    };
+    if are(&|_| Some(IdMap::identity())) {
+        return Claim::note(
+            "shares are not id-mapped: in its user namespace each id of the host means itself",
+        );
+    }
+    if !are(&IdMap::shifted) {
+        let [(uids, _), (gids, _)] = maps.map(|(lines, own)| (lines.trim().escape_debug(), own));
+        return Claim::fail(format!("undeclared id maps: {uids}; {gids}"));
+    }
+    let plain = not_id_mapped(mounts);
+    let problem = named("not id-mapped, in a namespace of shifted ids:", &plain);
+    Claim::of(
+        problem.as_slice(),
+        "shares are id-mapped: in its user namespace no id of the host means anything but its own",
+    )
+}
+
+/// One mount of proc_pid_mountinfo(5), or a line that is none.
+struct Mount<'a> {
+    id: &'a str,
+    parent: &'a str,
+    target: &'a str,
+    is_mapped: bool,
+}
+
+impl Mount<'_> {
+    fn of(line: &str) -> Mount<'_> {
+        let mut fields = line.split(' ');
+        let mut next = |skipped| fields.nth(skipped);
+        let (id, parent) = (next(0).unwrap_or(""), next(0).unwrap_or(""));
+        let (target, options) = (next(2).unwrap_or(line), next(0).unwrap_or(""));
+        Mount {
+            id,
+            parent,
+            target,
+            is_mapped: options.split(',').any(|option| option == "idmapped"),
+        }
+    }
+}
+
+/// Where the mounts are whose ids are not mapped. The root directory has mount points alone. What is mounted on it is
+/// for others who enter the namespace (`machine::view`), and beyond the reach of a process whose root is below.
+fn not_id_mapped(mounts: &str) -> Vec<&str> {
+    let mounts: Vec<_> = mounts.lines().map(Mount::of).collect();
+    let is_root = |id: &str| {
+        mounts
+            .iter()
+            .any(|mount| mount.id == id && mount.target == "/")
+    };
+    let mut beyond = HashSet::new();
+    loop {
+        let covers = |mount: &Mount<'_>| mount.target == "/" && is_root(mount.parent);
+        let is_beyond = |mount: &&Mount<'_>| covers(mount) || beyond.contains(mount.parent);
+        let found: HashSet<_> = mounts
+            .iter()
+            .filter(is_beyond)
+            .map(|mount| mount.id)
+            .collect();
+        if found == beyond {
+            break;
+        }
+        beyond = found;
+    }
+    let shares = mounts
+        .iter()
+        .filter(|mount| mount.target != "/" && !beyond.contains(mount.id));
+    shares
+        .filter(|mount| !mount.is_mapped)
+        .map(|mount| mount.target)
+        .collect()
 }
 
 /// Root is nobody's to be. The ids of the file system are a guest's user's for the length of one request, so that they
@@ -225,4 +316,66 @@ pub(super) fn landlock(_: &Process, _: &Host) -> Vec<Claim> {
         ),
         Err(e) => format!("this host does not offer it: {e}"),
     })]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Verdict;
+
+    const IDENTITY: &str = "         0          0 4294967295\n";
+    const SHIFTED: &str = "         0 2147483648 2147483647\n2147483648 2013265927          1\n";
+    const OWN: u32 = 2_013_265_927;
+    const MOUNTS: &str = "50 49 0:40 / / ro,nosuid,nodev,noexec,relatime - tmpfs none rw\n\
+        51 50 8:1 /r /rootfs rw,nosuid,nodev,noexec,relatime,idmapped - ext4 /dev/sda1 rw\n\
+        52 50 8:1 /v /mnt/7 ro,idmapped master:3 - ext4 /dev/sda1 rw\n";
+
+    fn verdict(uids: &str, gids: &str, mounts: &str) -> (Verdict, String) {
+        let claim = id_maps([(uids, OWN), (gids, OWN)], mounts);
+        (claim.verdict, claim.text)
+    }
+
+    #[test]
+    fn there_are_two_sorts_of_id_maps() {
+        assert_eq!(verdict(SHIFTED, SHIFTED, MOUNTS).0, Verdict::Ok);
+        let plain = MOUNTS.replace(",idmapped", "");
+        assert_eq!(verdict(IDENTITY, IDENTITY, &plain).0, Verdict::Note);
+        for (uids, gids) in [
+            (SHIFTED, IDENTITY),
+            (IDENTITY, SHIFTED),
+            ("", ""),
+            ("nonsense", SHIFTED),
+            // Somebody else's id, or root's.
+            (SHIFTED, &SHIFTED.replace("2013265927", "2013265928")),
+            (&SHIFTED.replace("2013265927", "0"), SHIFTED),
+            (&SHIFTED.replace("0 2147483648", "0 2147483647"), SHIFTED),
+        ] {
+            let (verdict, text) = verdict(uids, gids, MOUNTS);
+            assert_eq!(verdict, Verdict::Fail, "{uids} {gids}");
+            assert!(text.starts_with("undeclared id maps: "), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_share_that_is_not_id_mapped_does_not_go_with_shifted_ids() {
+        for (from, to, place) in [
+            ("relatime,idmapped", "relatime", "/rootfs"),
+            ("ro,idmapped", "ro", "/mnt/7"),
+            // Of another field, and of another name.
+            ("ro,idmapped master:3", "ro idmapped", "/mnt/7"),
+            ("ro,idmapped", "ro,idmapped2", "/mnt/7"),
+        ] {
+            let text = format!("not id-mapped, in a namespace of shifted ids: {place}");
+            let found = verdict(SHIFTED, SHIFTED, &MOUNTS.replace(from, to));
+            assert_eq!(found, (Verdict::Fail, text));
+        }
+        // What covers the root is not the machine's.
+        let view =
+            "60 50 8:1 /r / rw - ext4 /dev/sda1 rw\n61 60 8:1 /v /mnt/9 rw - ext4 /dev/sda1 rw\n";
+        let found = verdict(SHIFTED, SHIFTED, &format!("{MOUNTS}{view}"));
+        assert_eq!(found.0, Verdict::Ok, "{}", found.1);
+        let (verdict, text) = verdict(SHIFTED, SHIFTED, &format!("{MOUNTS}nonsense\n"));
+        assert_eq!(verdict, Verdict::Fail);
+        assert!(text.ends_with(": nonsense"), "{text}");
+    }
 }

@@ -193,6 +193,11 @@ impl Process {
         fs::read_link(format!("/proc/{}/{name}", self.pid))
     }
 
+    /// What a file of the process's directory says.
+    pub(super) fn text(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/{}/{name}", self.pid))
+    }
+
     /// What a file of the process's directory is.
     pub(super) fn metadata(&self, name: &str) -> io::Result<fs::Metadata> {
         fs::metadata(format!("/proc/{}/{name}", self.pid))

@@ -8,9 +8,10 @@
 //!   container did. Landlock confines its signals and abstract sockets.
 //! * Descriptors: none of a directory of the host. `..` from such a one leads to the host's root, whatever the mount
 //!   namespace; of the bundle and of /proc/self/fd there are clones that have no parent.
-//! * Privileges: user and group ids that no other process has; a user namespace that maps every id to itself, so files
-//!   keep their owners, while the capabilities that a file server needs are worth nothing outside of it; no new
-//!   privileges, not dumpable, resource limits, no keys.
+//! * Privileges: user and group ids that no other process has; a user namespace, so that the capabilities that a file
+//!   server needs are worth nothing outside of it. Where all shares can be ID-mapped, no id of the host means anything
+//!   in it, and else each means itself ([`id_map`](super::id_map)). No new privileges, not dumpable, resource limits,
+//!   no keys.
 //! * System calls: [`filter`](crate::filter).
 //!
 //! Every step must succeed, but for what Landlock the host does not have: a machine that is not in its jail does not
@@ -47,8 +48,9 @@ use rustix::thread::{
 };
 
 pub(super) use super::error::JailError as Error;
+use super::id_map::Users;
 use super::mountinfo;
-use super::share::{SAFE, Share};
+use super::share::{self, SAFE, Share};
 use crate::error::Doing;
 use crate::state::Network;
 use crate::sys::{self, MountChange};
@@ -139,21 +141,23 @@ pub(super) fn confined(directory: &Path) -> Result<OwnedFd, Error> {
     Ok(root)
 }
 
-/// Leaves the host's files for a tree of the shares alone.
-pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
+/// Leaves the host's files for a tree of the shares alone. Who this process, whose own id is `own`, has to become to see
+/// the owners of their files and of the bundle's as they are.
+pub(super) fn enter_tree(
+    shares: &[Share],
+    bundle: &OwnedFd,
+    own: u32,
+) -> Result<(Tree, Users), Error> {
     let proc_self_fd = confined(Path::new("/proc/self/fd"))?;
 
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let own = open("/proc/self", flags, Mode::empty()).doing("open /proc/self")?;
+    let process = open("/proc/self", flags, Mode::empty()).doing("open /proc/self")?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     unshare(namespaces).doing("create namespaces")?;
-    let clones = shares
-        .iter()
-        .map(Share::clone_mount)
-        .collect::<Result<Vec<_>, _>>()?;
+    let (clones, users) = share::clone_mounts(shares, bundle, own)?;
     // Nothing done here may travel back to the host.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
@@ -187,9 +191,9 @@ pub(super) fn enter_tree(shares: &[Share]) -> Result<Tree, Error> {
         .iter()
         .any(|share| share.follows || share.differs_below())
     {
-        look_at_mounts(&own, shares, &mut tree).doing("read the mounts of the tree")?;
+        look_at_mounts(&process, shares, &mut tree).doing("read the mounts of the tree")?;
     }
-    Ok(tree)
+    Ok((tree, users))
 }
 
 /// The root of the exported tree: a tmpfs that is mounted over the root directory.
@@ -218,10 +222,10 @@ pub(super) fn tmpfs(size: &CStr) -> io::Result<OwnedFd> {
 }
 
 /// Looks at the mounts of the tree: [`Tree::submounts`] and [`Tree::lasting`].
-fn look_at_mounts(own: &OwnedFd, shares: &[Share], tree: &mut Tree) -> io::Result<()> {
+fn look_at_mounts(process: &OwnedFd, shares: &[Share], tree: &mut Tree) -> io::Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut text = String::new();
-    File::from(openat(own, "mountinfo", flags, Mode::empty())?).read_to_string(&mut text)?;
+    File::from(openat(process, "mountinfo", flags, Mode::empty())?).read_to_string(&mut text)?;
     let mounts = mountinfo::parse(&text);
     for mount in &mounts {
         let Some(path) = mount.target.strip_prefix('/') else {
@@ -281,12 +285,12 @@ fn limit_descriptors() -> io::Result<u64> {
     }
 }
 
-/// Enters a user namespace. Its ids stand for nothing until the verb has written the maps.
-pub(super) fn enter_user_namespace() -> Result<(), Error> {
-    Ok(unshare(CloneFlags::CLONE_NEWUSER).doing("create a user namespace")?)
+/// Enters a user namespace.
+pub(super) fn enter_user_namespace(namespace: OwnedFd) -> Result<(), Error> {
+    Ok(setns(namespace, CloneFlags::CLONE_NEWUSER).doing("join the user namespace")?)
 }
 
-/// When the ids are mapped: becomes `id`, user and group, and gives up every privilege but those of the file server.
+/// Becomes `id`, user and group, and gives up every privilege but those of the file server.
 pub(super) fn drop_privileges(id: u32) -> Result<(), Error> {
     sys::new_session_keyring().doing("join a new session keyring")?;
     setgroups(&[]).doing("drop the supplementary groups")?;

@@ -3,9 +3,8 @@
 //! ```text
 //! create verb (short-lived)                       machine process
 //!   spawn ──clone3 into the cgroup──────────────> own session, network namespace, jail tree; then the user namespace
-//!   namespaces_ready(pid)  <──────MapIds───────── (builds the VM meanwhile)
-//!   write uid_map, gid_map
-//!          ────────────────────────Mapped───────> privileges, Landlock, filters; first KVM_RUN; the guest prepares the container
+//!   namespaces_ready(pid)  <──────Entered──────── (builds the VM meanwhile)
+//!          ────────────────────────Proceed──────> privileges, Landlock, filters; first KVM_RUN; the guest prepares the container
 //!   Spawned <──────────────────────Created──────── waits
 //!   state.json, pid file; Spawned::commit ───────> serves control.sock until the container has ended
 //! ```
@@ -22,6 +21,7 @@ mod execs;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/machine.rs"]
 pub mod fuzz;
+mod id_map;
 mod inside;
 mod jail;
 mod launch;
@@ -43,9 +43,10 @@ mod view;
 pub(crate) use cores::CORE_SCHEDULING;
 pub(crate) use disk::BlockDevice;
 pub(crate) use error::Error;
+pub(crate) use id_map::{IdMap, IdRange, parse as parse_ids};
 pub(crate) use jail::CAPABILITIES;
 pub(crate) use launch::{Isolation, Launch};
-pub(crate) use share::{IdMap, IdRange, Share};
+pub(crate) use share::Share;
 pub(crate) use shortage::LIMIT;
 pub(crate) use spawn::{Spawned, spawn};
 pub(crate) use timeline::now;

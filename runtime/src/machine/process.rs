@@ -163,11 +163,11 @@ fn prepare(
     let descriptors = jail::set_limits()?;
     let disks = disk::open(&launch.disks)?;
     jail::enter_network(&launch.network)?;
-    let mut tree = jail::enter_tree(&launch.shares)?;
+    let (mut tree, users) = jail::enter_tree(&launch.shares, &files.bundle, launch.ids.own())?;
     launch.overlay.submounts = std::mem::take(&mut tree.submounts);
-    jail::enter_user_namespace()?;
-    sync.send(&FromMachine::MapIds)
-        .doing("ask for the id maps")?;
+    jail::enter_user_namespace(users.namespace)?;
+    sync.send(&FromMachine::Entered)
+        .doing("tell of the namespaces")?;
     let set_up = now();
 
     let server = file_server(&launch, tree, descriptors)?;
@@ -194,12 +194,12 @@ fn prepare(
         streams::offer_one(machine.vsock(), stream)
     })?;
 
-    let mapped: Option<ToMachine> = sync.receive().doing("wait for the id maps")?;
-    if mapped.is_none() {
+    let proceed: Option<ToMachine> = sync.receive().doing("wait for the hooks")?;
+    if proceed.is_none() {
         // The verb has gone, and with it the wish for a container.
         sys::exit_now(1);
     }
-    jail::drop_privileges(launch.ids.own())?;
+    jail::drop_privileges(users.own)?;
     jail::confine(&files.bundle, NAMES_ADDRESS)?;
     filter::announce(files.log.last_words().doing("duplicate the log")?)
         .doing("watch for what filters forbid")?;

@@ -1,25 +1,22 @@
 //! The shares: what of the host's files the guest sees, as clones of the host's mounts.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, fstatfs, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
 use super::error::JailError as Error;
+use super::id_map::{self, IdMap, Users};
 use super::inside::inside;
 use crate::error::Doing;
-use crate::sys::{self, Cloned, MountChange};
+use crate::sys::{self, MountChange};
 
 /// One tree or file of the host that the guest sees.
 #[derive(Debug, Default)]
@@ -46,26 +43,12 @@ pub(crate) struct Share {
     pub(crate) sealed: bool,
 }
 
-/// How a mount shows the ids of its files (mount_setattr(2), ID-mapped mounts).
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct IdMap {
-    pub(crate) uids: Vec<IdRange>,
-    pub(crate) gids: Vec<IdRange>,
-    /// Whether the mounts below are mapped too.
-    pub(crate) recursive: bool,
-}
-
-/// `count` ids from `file` on, as files have them, are seen as those from `seen` on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct IdRange {
-    pub(crate) file: u32,
-    pub(crate) seen: u32,
-    pub(crate) count: u32,
-}
-
 /// Nothing is executed on a share, no device works and no set-user-id bit counts.
 pub(super) const SAFE: u64 =
     libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+/// `linux/magic.h`
+const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
 
 impl Share {
     fn step<T, E: Into<io::Error>>(&self, result: Result<T, E>) -> Result<T, Error> {
@@ -74,7 +57,7 @@ impl Share {
 
     /// A detached clone of the share's mount, changed as it says. Must be called before the mounts of this namespace
     /// are made private: only a clone of a shared mount can follow it. `None` for what [`Share::attach`] mounts itself.
-    pub(super) fn clone_mount(&self) -> Result<Option<OwnedFd>, Error> {
+    fn clone_mount(&self) -> Result<Option<OwnedFd>, Error> {
         if self.overlay.is_some() {
             return Ok(None);
         }
@@ -85,6 +68,15 @@ impl Share {
         let clone = self.step(open_tree(CWD, &self.source, flags))?;
         self.change(&clone)?;
         Ok(Some(clone))
+    }
+
+    /// The same with the owners that its files have for processes of the host.
+    pub(super) fn clone_for_host(&self) -> Result<Option<OwnedFd>, Error> {
+        let clone = self.clone_mount()?;
+        if let Some(clone) = &clone {
+            self.map_ids(clone)?;
+        }
+        Ok(clone)
     }
 
     fn change(&self, mount: &OwnedFd) -> Result<(), Error> {
@@ -108,23 +100,47 @@ impl Share {
             };
             self.step(sys::mount_setattr(mount.as_fd(), &own, false))?;
         }
-        if let Some(map) = &self.id_map {
-            let doing = || {
-                format!(
-                    "map the ids of {} (its file system has to allow that)",
-                    self.source.display()
-                )
-            };
-            let namespace = user_namespace(map).doing_with(doing)?;
-            let change = MountChange {
-                set: libc::MOUNT_ATTR_IDMAP,
-                user_namespace: Some(namespace.as_fd()),
-                ..MountChange::default()
-            };
-            let recursive = map.recursive && self.recursive;
-            sys::mount_setattr(mount.as_fd(), &change, recursive).doing_with(doing)?;
-        }
         Ok(())
+    }
+
+    /// Maps the ids of the files as the share says.
+    fn map_ids(&self, mount: &OwnedFd) -> Result<(), Error> {
+        let Some(map) = &self.id_map else {
+            return Ok(());
+        };
+        let mapped = id_map::user_namespace(map)
+            .and_then(|users| show_ids(mount, &users, map.recursive && self.recursive));
+        Ok(mapped.doing_with(|| {
+            format!(
+                "map the ids of {} (its file system has to allow that)",
+                self.source.display()
+            )
+        })?)
+    }
+
+    /// The same for a process whose ids are shifted as those of `users` are.
+    fn shift_ids(&self, mount: &OwnedFd, users: &OwnedFd) -> io::Result<()> {
+        match self.id_map.as_ref().map(IdMap::seen_shifted) {
+            None => show_ids(mount, users, self.recursive),
+            Some(map) => {
+                let map = map.ok_or(Errno::EINVAL)?;
+                show_ids(mount, &id_map::user_namespace(&map)?, self.recursive)
+            }
+        }
+    }
+
+    /// Whether the ids of all files may be shifted, as far as that can be told without trying.
+    fn may_be_shifted(&self, clone: Option<&OwnedFd>) -> bool {
+        // An overlay of its own is mounted in its place, where no mount can be mapped any more.
+        let Some(clone) = clone else {
+            return false;
+        };
+        // What the host mounts later is as the host has it.
+        let changes = self.follows;
+        let differs_below = |map: &IdMap| self.recursive && !map.recursive;
+        // What clients' root filesystems are. Others say so when they are asked.
+        let is_overlay = fstatfs(clone).is_ok_and(|found| found.f_type == OVERLAYFS_SUPER_MAGIC);
+        !changes && !is_overlay && !self.id_map.as_ref().is_some_and(differs_below)
     }
 
     /// Attaches the share below the current directory.
@@ -163,6 +179,71 @@ impl Share {
     }
 }
 
+/// Clones of the mounts of all shares, and whom a process has to be to see their files' owners: one with shifted ids if
+/// all shares and the clone `bundle` can be mapped so. Its own id on the host is `own`.
+pub(super) fn clone_mounts(
+    shares: &[Share],
+    bundle: &OwnedFd,
+    own: u32,
+) -> Result<(Vec<Option<OwnedFd>>, Users), Error> {
+    let users = |map: &IdMap, own: u32| -> Result<Users, Error> {
+        let namespace = id_map::user_namespace(map).doing("create a user namespace")?;
+        Ok(Users { namespace, own })
+    };
+    let clone = || {
+        let clones = shares.iter().map(Share::clone_mount);
+        clones.collect::<Result<Vec<_>, _>>()
+    };
+    let mut clones = clone()?;
+    let mut each = shares.iter().zip(&clones);
+    if each.all(|(share, clone)| share.may_be_shifted(clone.as_ref()))
+        && let Some(map) = IdMap::shifted(own)
+    {
+        let users = users(&map, id_map::OWN)?;
+        if shift(shares, &clones, bundle, &users.namespace)? {
+            return Ok((clones, users));
+        }
+        // What is mapped stays so.
+        clones = clone()?;
+    }
+    for (share, clone) in shares.iter().zip(&clones) {
+        clone
+            .as_ref()
+            .map_or(Ok(()), |clone| share.map_ids(clone))?;
+    }
+    Ok((clones, users(&IdMap::identity(), own)?))
+}
+
+/// Maps the ids of all; whether all can be. The bundle is the last, and mapped only then.
+fn shift(
+    shares: &[Share],
+    clones: &[Option<OwnedFd>],
+    bundle: &OwnedFd,
+    users: &OwnedFd,
+) -> Result<bool, Error> {
+    let all = || -> io::Result<()> {
+        for (share, clone) in shares.iter().zip(clones) {
+            share.shift_ids(clone.as_ref().ok_or(Errno::EINVAL)?, users)?;
+        }
+        show_ids(bundle, users, false)
+    };
+    match all() {
+        // One of a file system that has no ID-mapped mounts, or one that is mapped already.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => Ok(false),
+        all => Ok(all.map(|()| true).doing("map the ids of the shares")?),
+    }
+}
+
+/// Shows the ids of files on a mount that has not been attached yet as the map of a user namespace says.
+fn show_ids(mount: &OwnedFd, users: &OwnedFd, recursive: bool) -> io::Result<()> {
+    let change = MountChange {
+        set: libc::MOUNT_ATTR_IDMAP,
+        user_namespace: Some(users.as_fd()),
+        ..MountChange::default()
+    };
+    sys::mount_setattr(mount.as_fd(), &change, recursive)
+}
+
 /// The id of the root filesystem's mount in the exported tree `root`: that of the first share itself, and of none that is
 /// mounted below it.
 pub(super) fn root_mount(shares: &[Share], root: &OwnedFd) -> Result<u64, Error> {
@@ -174,46 +255,6 @@ pub(super) fn root_mount(shares: &[Share], root: &OwnedFd) -> Result<u64, Error>
             _ => Ok(stat.stx_mnt_id),
         });
     Ok(stat.doing("look at the root filesystem's mount")?)
-}
-
-/// A user namespace with these mappings, made for ID-mapped mounts alone: no process lives in it.
-fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
-    let (ours, mut theirs) = UnixStream::pair()?;
-    let child = match sys::clone_process(None)? {
-        Cloned::Child => {
-            drop(ours);
-            // What has failed shows in the parent as an end of the stream. It ends here when the namespace is open
-            // there, or the parent has ended.
-            if unshare(CloneFlags::CLONE_NEWUSER).is_ok() && theirs.write_all(&[0]).is_ok() {
-                let _ = theirs.read(&mut [0]);
-            }
-            sys::exit_now(0)
-        }
-        Cloned::Parent(pid) => Pid::from_raw(pid),
-    };
-    drop(theirs);
-    let made = mapped_namespace(child, &ours, map);
-    drop(ours);
-    waitpid(child, None)?;
-    made
-}
-
-fn mapped_namespace(child: Pid, mut ready: &UnixStream, map: &IdMap) -> io::Result<OwnedFd> {
-    if ready.read(&mut [0])? == 0 {
-        return Err(Errno::EPERM.into());
-    }
-    for (file, ranges) in [("uid_map", &map.uids), ("gid_map", &map.gids)] {
-        let lines = ranges
-            .iter()
-            .map(|range| format!("{} {} {}\n", range.file, range.seen, range.count));
-        std::fs::write(format!("/proc/{child}/{file}"), lines.collect::<String>())?;
-    }
-    let path = format!("/proc/{child}/ns/user");
-    Ok(open(
-        path.as_str(),
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?)
 }
 
 /// Makes the share `name` of the machine process `pid` read-only. The machine itself has given up the right to; until
@@ -228,4 +269,43 @@ pub(super) fn seal(pid: i32, name: &str) -> io::Result<()> {
         };
         sys::mount_setattr(share.as_fd(), &change, false)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn what_can_never_be_shifted_is_not_tried() {
+        let somewhere = OwnedFd::from(File::open("/proc").unwrap());
+        let may = |share: Share| share.may_be_shifted(Some(&somewhere));
+        let id_map = |recursive| {
+            Some(IdMap {
+                recursive,
+                ..IdMap::identity()
+            })
+        };
+        assert!(may(Share::default()));
+        assert!(may(Share {
+            recursive: true,
+            id_map: id_map(true),
+            ..Share::default()
+        }));
+        assert!(may(Share {
+            id_map: id_map(false),
+            ..Share::default()
+        }));
+        assert!(!may(Share {
+            recursive: true,
+            id_map: id_map(false),
+            ..Share::default()
+        }));
+        assert!(!may(Share {
+            follows: true,
+            ..Share::default()
+        }));
+        assert!(!Share::default().may_be_shifted(None));
+    }
 }

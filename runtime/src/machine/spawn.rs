@@ -84,10 +84,9 @@ impl Spawned {
                 .receive::<FromMachine>()
                 .doing("hear from the machine process")?
             {
-                Some(FromMachine::MapIds) => {
+                Some(FromMachine::Entered) => {
                     namespaces_ready(self.pid()).map_err(Error::NamespacesReady)?;
-                    self.map_ids()?;
-                    sync.send(&ToMachine::Mapped)
+                    sync.send(&ToMachine::Proceed)
                         .doing("answer the machine process")?;
                 }
                 Some(FromMachine::Created) => return Ok(()),
@@ -95,16 +94,6 @@ impl Spawned {
                 None => return Err(Error::Died(self.end())),
             }
         }
-    }
-
-    /// Maps every id of the machine's user namespace to itself: files keep their owners, and capabilities are worth
-    /// nothing outside.
-    fn map_ids(&self) -> Result<(), Error> {
-        for map in ["uid_map", "gid_map"] {
-            std::fs::write(format!("/proc/{}/{map}", self.pid), "0 0 4294967295\n")
-                .doing("map the ids of the machine's user namespace")?;
-        }
-        Ok(())
     }
 
     /// Kills and reaps the machine; how it ended.

@@ -12,8 +12,8 @@ use crate::sys;
 /// Machine process to verb.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromMachine {
-    /// It is in its user namespace and needs the id maps.
-    MapIds,
+    /// It is in its namespaces.
+    Entered,
     /// The guest has prepared the container.
     Created,
     /// It could not, and is ending.
@@ -23,8 +23,8 @@ pub(super) enum FromMachine {
 /// Verb to machine process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToMachine {
-    /// The id maps are written.
-    Mapped,
+    /// What is done in its namespaces, the hooks above all, is done.
+    Proceed,
     /// The container is on record; live on without the verb.
     Commit,
 }

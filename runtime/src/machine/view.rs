@@ -49,7 +49,7 @@ const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags:
 /// and the mounts in their order.
 pub(super) fn show(pid: i32, shares: &[Share], targets: &[Target]) -> Result<(), SystemError> {
     // From where the host has them, with the ids that the files have there.
-    let clones = shares.iter().map(Share::clone_mount);
+    let clones = shares.iter().map(Share::clone_for_host);
     let clones = clones.collect::<Result<_, _>>().map_err(io::Error::other);
     let clones = clones.doing("clone the container's mounts")?;
     let processes = [pid.to_string().as_str(), "stat"].map(|name| {
