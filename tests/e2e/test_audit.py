@@ -1,8 +1,10 @@
 """`chiton audit` on machines of several shapes: what it says of them, and that they do not feel it."""
 
 import ctypes
+import errno
 import json
 import os
+import pathlib
 import subprocess
 import time
 
@@ -70,6 +72,57 @@ def test_a_plain_machine(container):
     assert any(line.startswith("ok   descriptors: ") and line.endswith(", all of declared kinds") for line in lines), text
     # The tests give their containers a file for standard output.
     assert f"note descriptors: files of the host that the caller has given: {made.bundle.path}/output" in lines, text
+
+
+def seen_inside(pid, look):
+    """What a process of this host sees that enters a process's mount namespace, as Podman does."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY), 0):
+                raise OSError(ctypes.get_errno(), "setns")
+            os.write(writing, json.dumps(look()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+def test_what_is_shown_to_those_who_enter(container, scratch):
+    """The container's files with the owners that they have, where the machine itself cannot go."""
+    volume = scratch / "shown"
+    volume.mkdir(exist_ok=True)
+    (volume / "file").write_text("shown")
+    os.chown(volume / "file", 1234, 0)
+
+    def change(config):
+        config["annotations"] = {"io.container.manager": "libpod"}
+        config["root"]["readonly"] = True
+        config["mounts"].append({"destination": "/opt/volume", "type": "bind", "source": str(volume), "options": ["rbind"]})
+
+    made = container(*TICKING, change=change)
+
+    def look():
+        (pathlib.Path("/opt/volume") / "made").write_text("by the host")
+        owners = [os.stat(path).st_uid for path in ("/opt/volume/file", "/opt/volume/made", "/etc/passwd")]
+        try:
+            pathlib.Path("/etc/made").touch()
+            written = 0
+        except OSError as e:
+            written = e.errno
+        return [owners, written, os.listdir("/tmp/.."), sorted(os.listdir("/proc")), os.listdir("/dev/shm"), os.access("/mnt/0", os.F_OK)]
+
+    owners, written, root, processes, shared, is_machines = seen_inside(made.pid, look)
+    assert (owners, written) == ([1234, 0, 0], errno.EROFS)
+    assert "etc" in root and "rootfs" not in root and not is_machines
+    assert processes == sorted([str(made.pid), "stat"]) and shared == []
+    assert made.output("cat", "/opt/volume/made") == "by the host"
+    as_declared(made)
+    assert sorted(seen_inside(container(*TICKING).pid, lambda: os.listdir("/"))) == ["mnt", "rootfs"]
 
 
 def test_which_id_maps_it_has(container, id_maps, on_a_root, scratch):

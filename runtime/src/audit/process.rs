@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fstatat};
 
 use super::Subject;
 use crate::error::{Doing, SystemError};
-use crate::machine::LIMIT;
+use crate::machine::MEMORY_FILES;
 
 /// linux/sched.h: a thread of the kernel that was cloned from a process, since Linux 6.4.
 const PF_USER_WORKER: u64 = 0x4000;
@@ -51,8 +51,9 @@ pub(crate) struct Host {
 impl Host {
     pub(super) fn read(subject: Subject) -> Result<Host, Error> {
         let own = OWN.iter().map(|name| subject.state.join(name));
-        let limit = subject.cgroup.iter().map(|cgroup| cgroup.join(LIMIT));
-        let own = own.chain(limit).filter_map(|path| {
+        let cgroup = subject.cgroup.iter();
+        let memory = cgroup.flat_map(|cgroup| MEMORY_FILES.iter().map(|name| cgroup.join(name)));
+        let own = own.chain(memory).filter_map(|path| {
             let found = fs::metadata(path).ok()?;
             Some((found.dev(), found.ino()))
         });

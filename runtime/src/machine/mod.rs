@@ -47,7 +47,7 @@ pub(crate) use id_map::{IdMap, IdRange, parse as parse_ids};
 pub(crate) use jail::CAPABILITIES;
 pub(crate) use launch::{Isolation, Launch};
 pub(crate) use share::Share;
-pub(crate) use shortage::LIMIT;
+pub(crate) use shortage::FILES as MEMORY_FILES;
 pub(crate) use spawn::{Spawned, spawn};
 pub(crate) use timeline::now;
 pub(crate) use view::{Content, Target};

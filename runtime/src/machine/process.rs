@@ -128,7 +128,7 @@ fn close_the_callers_descriptors(
         files.bundle.as_fd(),
     ];
     keep.extend(files.log.descriptors());
-    keep.extend(files.limit.as_ref().map(AsFd::as_fd));
+    keep.extend(files.limit.iter().flat_map(Limit::descriptors));
     keep.extend(launch.timeline.as_ref().map(AsFd::as_fd));
     keep.extend(launch.terminal.as_ref().map(AsFd::as_fd));
     keep.extend(

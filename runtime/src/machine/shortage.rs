@@ -18,8 +18,8 @@ use protocol::Exit;
 
 use crate::sys;
 
-/// The file of a cgroup that has its limit of memory.
-pub(crate) const LIMIT: &str = "memory.max";
+/// The files of a cgroup that have its limit of memory and what is in use.
+pub(crate) const FILES: [&str; 2] = ["memory.max", "memory.current"];
 
 /// What a shell says of a program that SIGKILL has ended.
 const KILLED: u8 = 128 + Signal::SIGKILL as u8;
@@ -27,52 +27,61 @@ const KILLED: u8 = 128 + Signal::SIGKILL as u8;
 /// Bytes that are taken at a time.
 const STEP: usize = 16 << 20;
 
+/// Most bytes that are taken: what a machine may have beside the limit of its container, and more (docs/configuration.md,
+/// Memory). A limit that is farther away was not what the guest met, but one that the container has set itself.
+const MOST: usize = 2 << 30;
+
 /// The limit of memory of the machine's cgroup.
-pub(super) struct Limit(File);
+pub(super) struct Limit([File; 2]);
 
 impl Limit {
     /// Opens it; `None` where the cgroup has none.
     pub(super) fn open(cgroup: BorrowedFd<'_>) -> io::Result<Option<Limit>> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        match openat(cgroup, LIMIT, flags, Mode::empty()) {
-            Err(Errno::ENOENT) => Ok(None),
-            file => Ok(Some(Limit(File::from(file?)))),
+        let open = |name| Ok(File::from(openat(cgroup, name, flags, Mode::empty())?));
+        match (open(FILES[0]), open(FILES[1])) {
+            (Err(Errno::ENOENT), _) => Ok(None),
+            (limit, used) => Ok(Some(Limit([limit?, used?]))),
         }
     }
 
     /// Takes memory until the host's kernel ends this process, if it is to end as if killed. Returns where there is no
-    /// limit, and where the kernel does not kill.
+    /// limit, where it is far away, and where the kernel does not kill.
     pub(super) fn meet(&self, exit: Exit) {
         if !matches!(exit, Exit::Code(KILLED) | Exit::Signal(libc::SIGKILL)) {
             return;
         }
-        let Some(limit) = self.read() else {
+        let Some(left) = self.left().filter(|left| *left <= MOST) else {
             return;
         };
-        // The process has some of it already.
-        for _ in 0..=limit / STEP {
+        for _ in 0..=left / STEP {
             if sys::take_memory(STEP).is_err() {
                 return;
             }
         }
     }
 
-    /// In bytes; `None` if there is none, or it cannot be read.
-    fn read(&self) -> Option<usize> {
-        let mut text = [0; 32];
-        let length = (&self.0).read(&mut text).ok()?;
-        str::from_utf8(text.get(..length)?)
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+    /// The descriptors, which are to survive into the jail.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd)
+    }
+
+    /// How many bytes are left; `None` if there is no limit, or it cannot be read.
+    fn left(&self) -> Option<usize> {
+        let [limit, used] = self.0.each_ref().map(read);
+        Some(limit?.saturating_sub(used?))
     }
 }
 
-impl AsFd for Limit {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
+/// A number of bytes; `None` if it is none, or cannot be read.
+fn read(mut file: &File) -> Option<usize> {
+    let mut text = [0; 32];
+    let length = file.read(&mut text).ok()?;
+    str::from_utf8(text.get(..length)?)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -80,16 +89,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_limit_nothing_is_taken() {
+    fn a_limit_that_is_not_there_or_far_away_is_not_met() {
         let cgroup = tempfile::tempdir().unwrap();
         let directory = File::open(cgroup.path()).unwrap();
         let open = || Limit::open(directory.as_fd()).unwrap();
         assert!(open().is_none());
-        std::fs::write(cgroup.path().join(LIMIT), "max\n").unwrap();
-        assert_eq!(open().unwrap().read(), None);
+        let write = |texts: [&str; 2]| {
+            for (name, text) in FILES.into_iter().zip(texts) {
+                std::fs::write(cgroup.path().join(name), text).unwrap();
+            }
+        };
+        for (texts, left) in [
+            (["max\n", "4096\n"], None),
+            (["67108864\n", "4096\n"], Some((64 << 20) - 4096)),
+            (["4096\n", "8192\n"], Some(0)),
+            (["68719476736\n", "4096\n"], Some((64 << 30) - 4096)),
+        ] {
+            write(texts);
+            assert_eq!(open().unwrap().left(), left);
+        }
+        // This process lives on.
         open().unwrap().meet(Exit::Code(KILLED));
-        std::fs::write(cgroup.path().join(LIMIT), "67108864\n").unwrap();
-        assert_eq!(open().unwrap().read(), Some(64 << 20));
+        write(["max\n", "4096\n"]);
+        open().unwrap().meet(Exit::Signal(libc::SIGKILL));
+        write(["67108864\n", "4096\n"]);
         open().unwrap().meet(Exit::Code(1));
     }
 }
