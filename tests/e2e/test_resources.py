@@ -226,6 +226,101 @@ def test_the_guest_is_limited_before_the_machine(runtime, container, rootfs, lim
     wait_for(lambda: (c.bundle.path / "oom").exists())
 
 
+def meminfo(text):
+    return {line.split(":")[0]: int(line.split()[1]) << 10 for line in text.splitlines() if ":" in line}
+
+
+def test_no_limit_is_no_limit(container):
+    """Nothing is said: what a container sees is the host's memory, and no cgroup is in the way."""
+    host = meminfo(pathlib.Path("/proc/meminfo").read_text())
+    c = container("sleep", "1000")
+    seen = meminfo(c.output("cat", "/proc/meminfo"))
+    # A machine has as much RAM as the host counts; of that, its own kernel takes page structures and what it consists of.
+    assert 0.96 * host["MemTotal"] < seen["MemTotal"] <= host["MemTotal"]
+    assert c.output("cat", "/sys/fs/cgroup/memory.max") == "max\n"
+
+
+# Takes so many MiB and gives them back.
+TAKES = "import mmap, sys; mmap.mmap(-1, int(sys.argv[1]) << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)"
+
+
+def test_memory_limits_change_while_the_container_runs(runtime, container):
+    """None, some, more, less and none again; each holds at once, and the machine's on the host follows."""
+    c = container("sleep", "1000")
+    host = c.cgroup / "memory.max"
+
+    def takes(mib):
+        done = c.exec("python3", "-c", TAKES, str(mib))
+        assert done.returncode in (0, 137), done.stderr
+        return done.returncode == 0
+
+    def allowed():
+        text = host.read_text().strip()
+        return float("inf") if text == "max" else int(text) / MIB
+
+    unlimited = allowed()
+    assert takes(600)
+    for limit, less, more in ((256, 180, 400), (700, 600, 900), (64, 30, 120)):
+        runtime.ok("update", "--memory", str(limit * MIB), c.name)
+        assert c.output("cat", "/sys/fs/cgroup/memory.max") == f"{limit * MIB}\n"
+        least, most = (limit + 48, (limit + 48) * 64 / 63 * 1.754 + 64 + 1) if runtime.name == "chiton" else (limit, limit)
+        assert least <= allowed() <= most, (limit, (c.cgroup / "memory.stat").read_text())
+        assert takes(less) and not takes(more), limit
+    runtime.ok("update", "--memory", "-1", c.name)
+    assert c.output("cat", "/sys/fs/cgroup/memory.max") == "max\n" and allowed() == unlimited
+    assert takes(900)
+    assert c.status == "running"
+    if runtime.name == "chiton":
+        events = dict(line.split() for line in (c.cgroup / "memory.events").read_text().splitlines())
+        assert (events["oom"], events["oom_kill"]) == ("0", "0"), "the host has killed"
+
+
+@only_chiton
+def test_a_machine_with_a_limit_uses_no_more_ram(runtime, container):
+    """The rest of its address space looks free, but is not there for its kernel, which is short of memory before the host is."""
+    def change(config):
+        config["linux"]["resources"]["memory"] = {"limit": 128 * MIB}
+
+    c = container("sleep", "1000", change=change)
+    seen = meminfo(c.output("cat", "/proc/meminfo"))
+    assert seen["MemFree"] > seen["MemTotal"] - 128 * MIB and seen["MemAvailable"] > seen["MemTotal"] - 256 * MIB
+    assert int(c.output("cat", "/proc/sys/vm/usable_kbytes")) == (128 + 33) << 10
+    zones = c.output("cat", "/proc/zoneinfo")
+    managed = sum(int(line.split()[1]) << 12 for line in zones.splitlines() if line.split()[0] == "managed")
+    assert managed <= (128 + 33) * MIB
+    runtime.ok("update", "--memory", str(300 * MIB), c.name)
+    assert int(c.output("cat", "/proc/sys/vm/usable_kbytes")) == (300 + 33) << 10
+
+
+@only_chiton
+def test_page_cache_that_is_not_used_is_given_back(container, rootfs):
+    """A container reads a large file and idles: the host has its memory again. What is used goes on being there, and then nothing wakes."""
+    size = 700
+    with open(rootfs / "large", "wb") as file:
+        for _ in range(size):
+            file.write(os.urandom(MIB))
+
+    def change(config):
+        config["linux"]["readonlyPaths"] = []
+
+    c = container("sleep", "1000", change=change)
+
+    def resident():
+        status = pathlib.Path(f"/proc/{c.pid}/status").read_text()
+        return next(int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmRSS"))
+
+    def cached():
+        return meminfo(c.output("cat", "/proc/meminfo"))["Cached"] >> 20
+
+    assert c.output("cat", "/proc/sys/vm/idle_cache_seconds") == "60\n"
+    before = resident()
+    c.output("sh", "-c", "cat /large > /dev/null")
+    assert cached() > size and resident() > before + size * 0.9
+    c.output("sh", "-c", "echo 5 > /proc/sys/vm/idle_cache_seconds")
+    wait_for(lambda: resident() < before + 64, 120)
+    assert cached() < 64
+
+
 @only_chiton
 def test_memory_is_given_back(container):
     """What a program has taken and given up in the guest is the host's again."""

@@ -50,6 +50,19 @@ pub fn swap_max(limit: Option<i64>, swap: Option<i64>) -> Result<Option<i64>, &'
     }
 }
 
+/// What the guest's kernel and the agent need beside a container that has reached its limit of memory, in bytes, half of
+/// which is free then; docs/configuration.md has the figures. Page structures come on top.
+pub const GUEST_OVERHEAD: u64 = 48 << 20;
+
+/// The kernel's image, and what else of the RAM it never counts as its own, in bytes.
+const GUEST_KERNEL: u64 = 15 << 20;
+
+/// How much memory the guest's kernel may use in all, in KiB, when its container's limit is `limit` bytes.
+#[must_use]
+pub fn usable_kbytes(limit: u64) -> u64 {
+    limit.saturating_add(GUEST_OVERHEAD - GUEST_KERNEL) >> 10
+}
+
 /// The period in microseconds of a quota of CPU time that comes without one, the kernel's default (cgroup-v2.rst,
 /// cpu.max).
 pub const CPU_PERIOD: u64 = 100_000;

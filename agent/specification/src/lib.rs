@@ -14,7 +14,9 @@ mod process;
 pub mod sysctl;
 
 pub use capability::{CAPABILITIES, capability_number};
-pub use cgroup::{CPU_PERIOD, Place, SWAP_MAX, cpu_weight, swap_max};
+pub use cgroup::{
+    CPU_PERIOD, GUEST_OVERHEAD, Place, SWAP_MAX, cpu_weight, swap_max, usable_kbytes,
+};
 pub use cpus::CpuList;
 pub use device::DeviceRule;
 pub use hook::HookKind;

@@ -211,6 +211,8 @@ impl Agent {
             RequestBody::Resume => container.freeze(id, false).map(|()| None),
             RequestBody::Update { resources } => {
                 let task = container.update(resources)?;
+                // What a lower limit leaves free is given back before the answer.
+                self.settled();
                 self.errand(id, number, &task)
             }
             RequestBody::Processes => {
@@ -297,7 +299,9 @@ impl Agent {
 
     /// From here on the guest gives memory back that it has no use for.
     fn settled(&mut self) {
-        self.settling = None;
+        if self.settling.take().is_none() {
+            return;
+        }
         if let Err(error) = device::bind(BALLOON_DEVICE) {
             // A container whose memory stays with the guest is a whole one.
             error::log(&error.failure().to_string());

@@ -6,13 +6,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
-use specification::{CPU_PERIOD, Place, cpu_weight, swap_max};
+use specification::{CPU_PERIOD, Place, cpu_weight, swap_max, usable_kbytes};
 
 use super::device_filter;
 use super::devices::Disks;
 use crate::error::{During, Error, Result};
 use crate::hierarchy::{self, ROOT};
 use crate::sys;
+
+/// How much memory the kernel may use, in KiB (guest-kernel/patches/52-address-space.patch).
+const USABLE: &str = "/proc/sys/vm/usable_kbytes";
 
 /// One file of a cgroup and what to write to it.
 type Setting = (String, String);
@@ -152,7 +155,20 @@ fn write(directory: &Path, file: &str, value: &str) -> Result<()> {
             Ok(())
         }
         result => result.during(|| format!("write {value:?} to {file} of the cgroup")),
+    }?;
+    if file == "memory.max" {
+        limit_kernel(value)?;
     }
+    Ok(())
+}
+
+/// Limits what the guest's kernel itself may use of the machine's RAM, which may be as much as the host has: so it runs
+/// short of memory, and reclaims, before the machine has more than the host's cgroup allows.
+fn limit_kernel(limit: &str) -> Result<()> {
+    // 0 is no limit, and so is "max".
+    let limit = limit.trim().parse().ok();
+    let usable = limit.map_or(0, usable_kbytes);
+    fs::write(USABLE, usable.to_string()).during(|| format!("write {usable} to {USABLE}"))
 }
 
 /// -1 stands for no limit.

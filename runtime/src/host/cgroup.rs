@@ -142,6 +142,17 @@ fn own_in(text: &str) -> &str {
         .unwrap_or("/")
 }
 
+/// The file with the limit of memory.
+const MEMORY_MAX: &str = "memory.max";
+
+/// Bytes that processes may need at once while their limit is lowered.
+const MEMORY_SLACK: u64 = 16 << 20;
+
+/// A number of bytes as files of a cgroup have it; "max" is the greatest.
+fn bytes(text: &str) -> u64 {
+    text.trim().parse().unwrap_or(u64::MAX)
+}
+
 impl Cgroup {
     /// Makes the cgroup at `path` below `root`, with the host's controllers and `limits`. Those of speed are tried and
     /// lifted again: `start` sets them. On an error nothing that was made is left.
@@ -240,6 +251,30 @@ impl Cgroup {
             }
         }
         Ok(former)
+    }
+
+    /// Takes the limit of memory out of `limits` if it is lower than the one in force.
+    pub(crate) fn take_lower(&self, limits: &mut Vec<Limit>) -> Option<Limit> {
+        let index = limits.iter().position(|limit| limit.file == MEMORY_MAX)?;
+        let now = fs::read_to_string(self.path.join(MEMORY_MAX)).ok()?;
+        let lower = bytes(&limits[index].value) < bytes(&now);
+        lower.then(|| limits.remove(index))
+    }
+
+    /// The limit of memory, or a higher one that leaves the processes alive: the kernel kills for one that is below
+    /// what they use and that it cannot take back (cgroup-v2.rst, memory.max).
+    pub(crate) fn bearable(&self, limit: Limit) -> Limit {
+        let read = |file| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let statistics = read("memory.stat");
+        let of = |name| {
+            let value = statistics.lines().find_map(|line| line.strip_prefix(name));
+            value.map_or(0, bytes)
+        };
+        let cache = of("inactive_file ").saturating_add(of("active_file "));
+        let held = bytes(&read("memory.current")).saturating_sub(cache);
+        let least = held.saturating_add(MEMORY_SLACK);
+        let value = bytes(&limit.value).max(least).to_string();
+        Limit { value, ..limit }
     }
 
     /// Writes what [`Cgroup::update`] has given.

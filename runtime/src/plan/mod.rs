@@ -30,6 +30,7 @@ pub(crate) use annotations::ANNOTATIONS;
 pub(crate) use ledger::{Entry, Ledger, Refused};
 pub(crate) use mounts::mount_options;
 pub(crate) use namespaces::Owner;
+pub(crate) use size::ROOM_MAX;
 pub(crate) use update::{MachineSize, update};
 
 use crate::host::cgroup::Limit;
@@ -64,6 +65,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) bundle: &'a Path,
     /// Memory of this host in bytes.
     pub(crate) memory: u64,
+    /// Memory that a machine may be given although it may never use it, in bytes.
+    pub(crate) room: u64,
     /// What a path of this host is, or why that is not known.
     pub(crate) kind: &'a dyn Fn(&Path) -> Result<FileKind, String>,
     /// Whether systemd is to make the cgroup.

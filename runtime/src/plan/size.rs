@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use serde_json::Value;
-use specification::{CPU_PERIOD, CpuList, SWAP_MAX, cpu_weight, swap_max};
+use specification::{CPU_PERIOD, CpuList, GUEST_OVERHEAD, SWAP_MAX, cpu_weight, swap_max};
 
 use super::annotations::{MEMORY, VCPUS};
 use super::ledger::Ledger;
@@ -21,12 +21,12 @@ const MIB: u64 = 1 << 20;
 /// Guest RAM is a multiple of a huge page (2 MiB on x86_64).
 const GRANULE: u64 = 2 * MIB;
 
-/// Guest RAM when nothing is said.
+/// Least guest RAM when there is no limit.
 const DEFAULT_MEMORY: u64 = 512 * MIB;
 
-/// Guest RAM that the guest's kernel and the agent take, and leave free, beside what they take for each page. Half of
-/// it is free when a container has reached its limit (docs/configuration.md has the figures).
-const GUEST_OVERHEAD: u64 = 48 * MIB;
+/// Most guest RAM that a machine is given without being asked: what of it is not used costs next to nothing, up to here
+/// (docs/configuration.md has the figures).
+pub(crate) const ROOM_MAX: u64 = 256 * KIB * MIB;
 
 /// The guest's kernel describes each page of 4 KiB in 64 bytes (struct page, linux/mm_types.h).
 const PAGES_PER_DESCRIPTOR: u64 = 4 * KIB / 64;
@@ -144,7 +144,8 @@ pub(super) fn size(
         Some((_, vcpus)) => *vcpus,
         None => wanted.clamp(1, VCPUS_MAX),
     };
-    limits.push(host_memory(memory));
+    let limit = memory_limit(resources, &mut Ledger::default());
+    limits.push(host_memory(memory, limit));
     limits.push(Limit::unasked("pids.max", PIDS_MAX.to_string()));
     Size {
         memory,
@@ -164,22 +165,17 @@ pub(super) fn resize(
     // What is in force has been looked at when it came.
     let mut seen = Ledger::default();
     let had = memory_limit(old, &mut seen);
-    match memory_limit(new, ledger) {
-        limit if limit == had => {}
-        None => warnings.push(format!(
-            "the machine has {} bytes of memory, limit or not",
-            machine.memory
-        )),
-        Some((property, limit)) => {
-            check_least(property, limit, ledger);
-            let most = allowed(machine.memory);
-            if limit > most {
-                let problem = format!(
-                    "the machine was given {} bytes of memory, which allow a limit of {most} bytes at most",
-                    machine.memory
-                );
-                ledger.refuse(property, problem);
-            }
+    let limit = memory_limit(new, ledger);
+    if let Some((property, limit)) = limit.filter(|_| limit != had) {
+        check_least(property, limit, ledger);
+        let most = allowed(machine.memory);
+        // One beyond the host's memory limits nothing.
+        if limit > most && machine.memory < machine.host {
+            let problem = format!(
+                "the machine was given {} bytes of memory, which allow a limit of {most} bytes at most",
+                machine.memory
+            );
+            ledger.refuse(property, problem);
         }
     }
     let ((had, _), (wanted, mut limits)) = (host_limits(old, &mut seen), host_limits(new, ledger));
@@ -195,7 +191,7 @@ pub(super) fn resize(
     if burst(new) < burst(old) {
         limits.sort_by_key(|limit| limit.file != "cpu.max.burst");
     }
-    limits.push(host_memory(machine.memory));
+    limits.push(host_memory(machine.memory, limit));
     limits
 }
 
@@ -203,8 +199,9 @@ pub(super) fn resize(
 /// left to itself. A machine makes no threads once its guest runs; this bounds those who add stubs.
 const PIDS_MAX: u32 = 4096;
 
-/// What the host allows a machine with this much RAM.
-fn host_memory(memory: u64) -> Limit {
+/// What the host allows a machine with this much RAM, of which the guest's kernel uses no more than the limit needs.
+fn host_memory(memory: u64, limit: Option<(&str, u64)>) -> Limit {
+    let memory = limit.map_or(memory, |(_, limit)| memory.min(needed(limit)));
     // As many as fill the guest's memory, or as there may be, if that is less.
     let longest = u64::from(vmm_fs::MAX_INODES) * vmm_fs::LONGEST_INODE_BYTES;
     let files = (memory / GUEST_INODE * vmm_fs::INODE_BYTES).min(longest);
@@ -255,9 +252,9 @@ fn memory(
             }
             *memory
         }
-        // A limit beyond the host's memory limits nothing.
-        (None, Some((_, limit))) => needed(limit).max(MACHINE_MIN),
-        (None, None) => DEFAULT_MEMORY,
+        // The rest is there for a limit that is raised. One beyond the host's memory limits nothing.
+        (None, Some((_, limit))) => needed(limit).max(MACHINE_MIN).max(facts.room),
+        (None, None) => DEFAULT_MEMORY.max(facts.room),
     };
     wanted.min(facts.memory).div_ceil(GRANULE) * GRANULE
 }

@@ -288,6 +288,7 @@ pub(super) fn facts() -> Facts<'static> {
     Facts {
         bundle: Path::new("/b"),
         memory: 1 << 34,
+        room: 1 << 33,
         kind: &kind,
         systemd: false,
         resctrl: true,
@@ -504,7 +505,7 @@ fn resctrl_has_to_be_there() {
 #[test]
 fn the_minimal_plan() {
     let plan = planned(&minimal()).ok().unwrap();
-    assert_eq!((plan.memory, plan.vcpus), (512 << 20, 1));
+    assert_eq!((plan.memory, plan.vcpus), (1 << 33, 1));
     assert_eq!(
         plan.overlay,
         Overlay {

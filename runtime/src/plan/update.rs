@@ -1,5 +1,5 @@
-//! What `update` changes. The machine keeps its size; limits change among the container's processes in the guest, and
-//! on the host.
+//! What `update` changes: limits among the container's processes in the guest, and of the machine on the host. The
+//! machine keeps its address space and its vCPUs, which bound them.
 
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
@@ -22,6 +22,8 @@ pub(crate) struct MachineSize {
     pub(crate) memory: u64,
     /// Number of vCPUs.
     pub(crate) vcpus: u8,
+    /// Memory of its host in bytes.
+    pub(crate) host: u64,
 }
 
 /// What is to be done.
@@ -189,14 +191,25 @@ mod tests {
     const MACHINE: MachineSize = MachineSize {
         memory: 180 * MIB,
         vcpus: 1,
+        host: 1 << 34,
+    };
+
+    /// One that has all memory of its host.
+    const LARGE: MachineSize = MachineSize {
+        memory: 1 << 34,
+        ..MACHINE
     };
 
     /// With these resources before, updates by `request`.
     fn updated(before: &str, request: &str) -> Result<Update, String> {
+        updated_on(MACHINE, before, request)
+    }
+
+    fn updated_on(machine: MachineSize, before: &str, request: &str) -> Result<Update, String> {
         let before: Value = serde_json::from_str(before).unwrap();
         let config = json!({"ociVersion": "1.0.2", "linux": {"resources": before}, "mine": 1});
         let request = serde_json::from_str(request).unwrap();
-        update(&config, &request, MACHINE).map_err(|e| e.to_string())
+        update(&config, &request, machine).map_err(|e| e.to_string())
     }
 
     fn refusal(before: &str, request: &str) -> String {
@@ -254,13 +267,19 @@ mod tests {
         assert_eq!(limit(&update, "cpu.weight"), Some("1"));
         assert_eq!(limit(&update, "cpuset.cpus"), Some("0-1"));
         assert_eq!(limit(&update, "cpuset.mems"), Some("0"));
-        // What the machine has of memory it may have touched: its limit stays.
-        let update = of(r#"{"memory":{"limit":33554432}}"#);
-        let host = MACHINE.memory + MACHINE.memory / 256 + MACHINE.memory / 1024 * 768 + 64 * MIB;
-        assert_eq!(
-            limit(&update, "memory.max"),
-            Some(host.to_string().as_str())
-        );
+        // Memory: down and up, and as much as the machine has.
+        for mib in [32, 1 << 10, 1 << 20] {
+            let used = (mib + 48) * MIB;
+            let ram = LARGE.memory.min(used + used.div_ceil(63));
+            let request = format!(r#"{{"memory":{{"limit":{}}}}}"#, mib * MIB);
+            let update = updated_on(LARGE, before, &request).unwrap();
+            let host = ram + ram / 256 + (ram / 1024 * 768).min(1 << 30) + 64 * MIB;
+            let host = host.to_string();
+            assert_eq!(limit(&update, "memory.max"), Some(host.as_str()), "{mib}");
+        }
+        let none = updated_on(LARGE, before, r#"{"memory":{"limit":-1}}"#).unwrap();
+        let more: u64 = limit(&none, "memory.max").unwrap().parse().unwrap();
+        assert!(more > LARGE.memory);
     }
 
     #[test]
@@ -295,10 +314,7 @@ mod tests {
         // One that is greater than this host has been in force from the beginning.
         let great = r#"{"memory":{"limit":9223372036854775807}}"#;
         updated(great, r#"{"pids":{"limit":1}}"#).unwrap();
-        let warnings = updated(before, r#"{"memory":{"limit":-1}}"#)
-            .unwrap()
-            .warnings;
-        assert!(warnings[0].contains("188743680 bytes"), "{warnings:?}");
+        updated_on(LARGE, before, great).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a plan depends on besides the configuration, as this host has it; and the decision, which `create` follows and
 //! `explain` prints.
 
+use std::arch::x86_64::__cpuid;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -25,18 +26,45 @@ pub(super) fn decide(
     config: &Config,
     bundle: &Path,
 ) -> Result<Decision, Error> {
-    let memory = nix::sys::sysinfo::sysinfo()
-        .doing("read the host's memory size")?
-        .ram_total();
+    let memory = memory()?;
     let facts = Facts {
         bundle,
         memory,
+        room: room(memory),
         kind: &kind_of,
         systemd: context.systemd_cgroup,
         resctrl: resctrl::is_mounted(),
         namespace: &|path, kind| owner(context.root, path, kind),
     };
     Ok(plan::decide(&config.spec, &config.value, &facts))
+}
+
+/// Memory of this host in bytes.
+pub(super) fn memory() -> Result<u64, Error> {
+    let system = nix::sys::sysinfo::sysinfo().doing("read the host's memory size")?;
+    Ok(system.ram_total())
+}
+
+/// How much memory a machine may be given although it may never use it.
+fn room(memory: u64) -> u64 {
+    // 2: a mapping counts as memory that is used (Linux Documentation/mm/overcommit-accounting.rst).
+    let strict = fs::read_to_string("/proc/sys/vm/overcommit_memory");
+    if strict.is_ok_and(|mode| mode.trim() == "2") {
+        return 0;
+    }
+    // The other half of what the processor can address is for devices and files.
+    let bits = address_bits();
+    memory.min(plan::ROOM_MAX).min(1 << (bits - 1))
+}
+
+/// Physical address bits of the host's processor (Intel SDM volume 2A, CPUID, leaf 0x80000008).
+fn address_bits() -> u32 {
+    const BITS: u32 = 0x8000_0008;
+    let least = 36;
+    if __cpuid(0x8000_0000).eax < BITS {
+        return least;
+    }
+    (__cpuid(BITS).eax & 0xff).clamp(least, 52)
 }
 
 /// What a path is; symbolic links are followed.

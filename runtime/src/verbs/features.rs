@@ -214,6 +214,7 @@ mod tests {
         let facts = Facts {
             bundle: Path::new("/b"),
             memory: 8 << 30,
+            room: 8 << 30,
             kind: &|_| Ok(FileKind::Directory),
             systemd: false,
             resctrl: false,

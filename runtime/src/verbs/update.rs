@@ -1,4 +1,5 @@
-//! `update`: the host's limits first, then the guest's. When the guest's cannot be changed the host's are put back.
+//! `update`: the host's limits first, then the guest's. When the guest's cannot be changed the host's are put back. A
+//! lower limit of memory comes last: the machine has given memory back when the guest has answered.
 
 mod flags;
 
@@ -36,6 +37,7 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
     let machine = MachineSize {
         memory: record.memory,
         vcpus: record.vcpus,
+        host: super::facts::memory()?,
     };
     let update = plan::update(&config.value, &request, machine)?;
     for warning in &update.warnings {
@@ -49,8 +51,12 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
     let cgroup = record
         .cgroup
         .map(|path| Cgroup::existing(path).of_unit(scope));
+    let mut limits = update.limits;
+    let lower = cgroup
+        .as_ref()
+        .and_then(|cgroup| cgroup.take_lower(&mut limits));
     let former = match &cgroup {
-        Some(cgroup) => cgroup.update(&update.limits)?,
+        Some(cgroup) => cgroup.update(&limits)?,
         // It has been told at create.
         None => Vec::new(),
     };
@@ -64,7 +70,15 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
         report.warn(&format!("a limit of the host is not what it was: {e}"));
     }
     result?;
-    Ok(dir.write_config(update.config.to_string().as_bytes())?)
+    dir.write_config(update.config.to_string().as_bytes())?;
+    if let (Some(cgroup), Some(lower)) = (&cgroup, lower)
+        && let Err(e) = cgroup.update(&[cgroup.bearable(lower)])
+    {
+        report.warn(&format!(
+            "the host's limit of memory stays what it was: {e}"
+        ));
+    }
+    Ok(())
 }
 
 /// What is asked for, as a `linux.resources` object.

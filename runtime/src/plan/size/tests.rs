@@ -2,19 +2,23 @@
 
 use super::*;
 use serde_json::json;
+use specification::usable_kbytes;
 
 /// MiB of guest RAM, vCPUs, and what is written to which file.
 type Sized = (u64, u8, Vec<(String, String)>);
 
 fn sized(config: Value) -> Result<Sized, String> {
+    sized_on(&crate::plan::tests::facts(), config)
+}
+
+fn sized_on(facts: &Facts<'_>, config: Value) -> Result<Sized, String> {
     let resources: LinuxResources =
         serde_json::from_value(config["resources"].clone()).unwrap_or_default();
     let annotations: HashMap<String, String> =
         serde_json::from_value(config["annotations"].clone()).unwrap_or_default();
-    let facts = crate::plan::tests::facts();
     let mut ledger = Ledger::default();
     let asked = SizeRequest::of(&annotations, &config, &mut ledger);
-    let size = size(Some(&resources), &asked, &facts, &mut ledger);
+    let size = size(Some(&resources), &asked, facts, &mut ledger);
     if let Some(refused) = ledger.refused() {
         return Err(refused.to_string());
     }
@@ -27,8 +31,27 @@ fn sized(config: Value) -> Result<Sized, String> {
 }
 
 #[test]
-fn memory_follows_the_limit() {
+fn a_machine_has_room_for_more_than_its_limit() {
     let of = |resources: Value| sized(json!({ "resources": resources })).map(|size| size.0);
+    for (resources, mib) in [
+        (json!({}), 8192),
+        (json!({"memory": {"limit": 128 << 20}}), 8192),
+        (json!({"memory": {"limit": 8_u64 << 30}}), 8372),
+        (json!({"memory": {"limit": i64::MAX}}), 16384),
+        (json!({"unified": {"memory.max": "max"}}), 8192),
+    ] {
+        assert_eq!(of(resources.clone()), Ok(mib), "{resources}");
+    }
+}
+
+#[test]
+fn memory_follows_the_limit_where_there_is_no_room() {
+    let facts = Facts {
+        room: 0,
+        ..crate::plan::tests::facts()
+    };
+    let of =
+        |resources: Value| sized_on(&facts, json!({ "resources": resources })).map(|size| size.0);
     for (resources, mib) in [
         (json!({}), 512),
         (json!({"memory": {"limit": -1}}), 512),
@@ -49,6 +72,10 @@ fn memory_follows_the_limit() {
     of(json!({"unified": {"memory.max": "lots"}})).unwrap_err();
     for limit in [LIMIT_MIN, LIMIT_MIN + 1, 512 * MIB, 1 << 40] {
         assert!(allowed(needed(limit)) >= limit, "{limit}");
+        // What the guest's kernel may use is what a machine of that RAM has.
+        let counted = needed(limit) / PAGES_PER_DESCRIPTOR * (PAGES_PER_DESCRIPTOR - 1) - 15 * MIB;
+        let usable = usable_kbytes(limit) * KIB;
+        assert!(usable.abs_diff(counted) < 64 * KIB, "{limit}: {usable}");
     }
 }
 
@@ -126,6 +153,17 @@ fn the_host_cgroup_allows_the_machine_and_its_overhead() {
             expected.map(|(file, value)| (file.to_owned(), value))
         );
     }
+    // Of a machine that has room for more, what its limit needs.
+    let most = |annotations: Value| {
+        let resources = json!({"memory": {"limit": 256 << 20}});
+        let config = json!({"resources": resources, "annotations": annotations});
+        sized(config).unwrap().2.remove(0)
+    };
+    let needed = needed(256 * MIB);
+    let expected = needed + needed / 256 + needed / 1024 * 768 + 64 * MIB;
+    let expected = ("memory.max".to_owned(), expected.to_string());
+    assert_eq!(most(json!({})), expected);
+    assert_eq!(most(json!({"dev.chiton.memory": "1G"})), expected);
 }
 
 #[test]
