@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::{c_int, c_long, pid_t};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, PidfdFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
@@ -183,6 +183,18 @@ pub(crate) fn open_tree(dir: impl AsFd, path: &CStr, flags: u32) -> io::Result<O
 pub(crate) fn attach(from: impl AsFd, onto: impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(from, c"", onto, c"", flags)?)
+}
+
+/// fsopen(2) and fsmount(2): the root of a mount of a file system without parameters, which is attached
+/// nowhere and goes with the descriptor.
+pub(crate) fn detached(kind: &CStr) -> io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(rustix::mount::fsmount(context.as_fd(), flags, attributes)?)
 }
 
 /// The change that mount_setattr(2) makes: MOUNT_ATTR_* bits and one MS_* propagation type.

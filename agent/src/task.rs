@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// What PID 1 asks of a stage process. Its bytes are a frame, and behind that as it came what the host
-/// has attached to its own request.
+/// What PID 1 asks of a stage process. Its bytes are a frame, and behind that, in frames as they came, what
+/// the host has attached to its own request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Task {
     /// To set the container up.
@@ -36,6 +36,9 @@ pub(crate) struct Create {
     pub(crate) stdio: Stdio,
     /// The init's descriptors from number 3 on.
     pub(crate) extra: Vec<Extra>,
+    /// The AppArmor policy that its processes need; empty if they need none.
+    #[serde(skip)]
+    pub(crate) policy: Vec<u8>,
 }
 
 /// A process and the container that it joins.
@@ -62,24 +65,47 @@ pub(crate) struct Update {
 impl Task {
     /// The bytes.
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
-        let mut bytes = protocol::encode(self).map_err(|e| Error::Stream("stage", e))?;
-        match self {
-            Task::Exec(join) => bytes.extend_from_slice(&join.exec.config),
-            Task::Update(update) => bytes.extend_from_slice(&update.resources),
-            Task::Create(_) | Task::Processes(_) | Task::Names => {}
-        }
-        Ok(bytes)
+        let bytes = || {
+            let mut bytes = protocol::encode(self)?;
+            for attachment in self.attachments().into_iter().flatten() {
+                protocol::append_bytes(&mut bytes, attachment)?;
+            }
+            Ok(bytes)
+        };
+        bytes().map_err(|e| Error::Stream("stage", e))
     }
 
     /// From the bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Task> {
-        let (mut task, rest) = protocol::split(bytes).map_err(|e| Error::Stream("agent", e))?;
-        match &mut task {
-            Task::Exec(join) => join.exec.config = rest.to_vec(),
-            Task::Update(update) => update.resources = rest.to_vec(),
-            Task::Create(_) | Task::Processes(_) | Task::Names => {}
+        let task = || {
+            let (mut task, mut rest) = protocol::split::<Task>(bytes)?;
+            for attachment in task.attachments_mut().into_iter().flatten() {
+                let (bytes, behind) = protocol::split_bytes(rest)?;
+                *attachment = bytes.to_vec();
+                rest = behind;
+            }
+            Ok(task)
+        };
+        task().map_err(|e| Error::Stream("agent", e))
+    }
+
+    fn attachments(&self) -> [Option<&[u8]>; 2] {
+        match self {
+            Task::Create(create) => [Some(&create.policy), None],
+            Task::Exec(Join { exec, .. }) => [Some(&exec.config), Some(&exec.policy)],
+            Task::Update(update) => [Some(&update.resources), None],
+            Task::Processes(_) | Task::Names => [None, None],
         }
-        Ok(task)
+    }
+
+    /// The same, in the same order.
+    fn attachments_mut(&mut self) -> [Option<&mut Vec<u8>>; 2] {
+        match self {
+            Task::Create(create) => [Some(&mut create.policy), None],
+            Task::Exec(Join { exec, .. }) => [Some(&mut exec.config), Some(&mut exec.policy)],
+            Task::Update(update) => [Some(&mut update.resources), None],
+            Task::Processes(_) | Task::Names => [None, None],
+        }
     }
 }
 
@@ -101,10 +127,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_attachment_arrives_as_it_was() {
+    fn attachments_arrive_as_they_were() {
         let exec = Exec {
             process: 1,
             config: b" {\"a\":\"b\"}\n".to_vec(),
+            policy: vec![4, 0, 255],
             terminal: false,
             cgroup: String::new(),
             stdio: Stdio::default(),

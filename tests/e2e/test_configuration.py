@@ -204,7 +204,7 @@ def test_explain_says_what_create_does(runtime, bundle, scratch):
     assert abs(said["machine"]["memory"] - host) < 2 << 20 and said["machine"]["vcpus"] == 1
 
     made.config["linux"]["resources"] |= {"rdma": {"mlx5": {"hcaHandles": 1}}, "cpu": {"realtimeRuntime": 5, "cpus": "all"}}
-    made.config["process"] |= {"cwd": "relative", "apparmorProfile": "docker-default", "rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}
+    made.config["process"] |= {"cwd": "relative", "apparmorProfile": "no-such-profile", "rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}
     made.config["linux"] |= {"sysctl": {"kernel.hostname": "x"}, "intelRdt": {"closID": "../x"}}
     made.config["annotations"] = {"dev.chiton.memory": "lots"}
     made.config["galaxy"] = {"stars": 1}
@@ -227,7 +227,7 @@ def test_explain_says_what_create_does(runtime, bundle, scratch):
         done = runtime("explain", *args)
         assert done.returncode == 1
         assert [line.split()[0] for line in done.stdout.splitlines()] == list(lines)
-        assert "docker-default" not in done.stdout and "the guest has no AppArmor" in done.stdout
+        assert "apparmor failed to apply profile" in done.stdout
     (made.path / "config.json").write_text("{")
     done = runtime("explain", made.path)
     assert done.returncode == 1 and "config.json" in done.stderr and "line 1" in done.stderr

@@ -63,6 +63,14 @@ def test_run(client, debian):
 
 
 @pytest.mark.timeout(300)
+def test_a_profile_that_ctr_gives(client, debian):
+    """It is the CRI plugin's, compiled and loaded into the host's kernel by ctr."""
+    done = client.start("--rm", *PATH, "--apparmor-default-profile", "cri-containerd.apparmor.d", "--rootfs", debian, "confined",
+                        "cat", "/proc/self/attr/current")
+    assert (done.returncode, done.stdout) == (0, "cri-containerd.apparmor.d (enforce)\n"), done.stderr
+
+
+@pytest.mark.timeout(300)
 def test_an_image_and_a_terminal(client, debian, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -12,7 +12,6 @@ from containerd import BINARIES, Daemons, image
 PLUGIN = """
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "chiton.test/pause:1"
-  disable_apparmor = true
   disable_tcp_service = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
@@ -121,6 +120,8 @@ def test_a_pod(kubelet):
     assert kubelet.run("ping", "-c1", "-w30", address).returncode == 0
     # A second container of the pod needs namespaces of the first one's kernel, which is not done yet: it is refused, and by name.
     container = kubelet.call("CreateContainer", {1: sandbox, 2: {1: {1: "app"}, 2: {1: "chiton.test/pause:1"}}, 3: pod})[1].decode()
+    spec = json.loads(kubelet.ctr_ok("--namespace", "k8s.io", "containers", "info", "--spec", container))
+    assert spec["process"]["apparmorProfile"] == "cri-containerd.apparmor.d"
     with pytest.raises(grpc.RpcError) as refused:
         kubelet.call("StartContainer", {1: container})
     assert "pods are not supported yet" in refused.value.details() and sandbox in refused.value.details()

@@ -160,6 +160,20 @@ def test_privileged(docker):
     assert done.stdout.split() == (["2000", "mem", "done"] if docker.name == "runc" else ["2000", "done"])
 
 
+@pytest.mark.timeout(400)
+def test_the_profile_that_docker_gives(docker):
+    """dockerd loads it into the host's kernel itself."""
+    look = ("cat", "/proc/1/attr/current", "/proc/self/attr/current")
+    docker.detached("confined", "--network", "none", "--", "sleep", "1000")
+    assert docker.ok("exec", "confined", *look) == "docker-default (enforce)\n" * 2
+    docker.ok("rm", "--force", "confined")
+    done = docker.start("--rm", "--network", "none", "--security-opt", "apparmor=unconfined", "--", *look)
+    assert done.stdout == "unconfined\n" * 2
+    done = docker.start("--rm", "--network", "none", "--security-opt", "apparmor=no-such-profile", "--", *look)
+    assert done.returncode not in (0, 1)
+    assert "apparmor failed to apply profile: write /proc/self/attr/apparmor/exec: no such file or directory" in done.stderr, done.stderr
+
+
 def test_the_hosts_network_and_processes_are_refused(docker):
     if docker.name != "runc":
         done = docker.start("--rm", "--network", "none", "--pid", "host", "--", "true")

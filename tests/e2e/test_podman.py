@@ -82,6 +82,20 @@ def test_run_and_its_options(podman, scratch):
 
 
 @pytest.mark.timeout(300)
+def test_the_profile_that_podman_gives(podman):
+    """Podman loads it into the host's kernel itself."""
+    podman.detached("confined", "--network", "none", "--", "sleep", "1000")
+    profile = podman.ok("inspect", "--format", "{{.AppArmorProfile}}", "confined").strip()
+    assert profile.startswith("containers-default-")
+    assert podman.ok("exec", "confined", "cat", "/proc/1/attr/current", "/proc/self/attr/current") == f"{profile} (enforce)\n" * 2
+    podman.ok("rm", "--force", "--time", "0", "confined")
+    look = ("--", "cat", "/proc/self/attr/current")
+    assert podman.run("--rm", "--network", "none", "--security-opt", "apparmor=unconfined", *look).stdout == "unconfined\n"
+    done = podman.run("--rm", "--network", "none", "--security-opt", "apparmor=no-such-profile", *look)
+    assert done.returncode != 0 and "no-such-profile" in done.stderr
+
+
+@pytest.mark.timeout(300)
 def test_a_detached_container_and_its_published_port(podman, scratch):
     site = scratch / "podman-site"
     site.mkdir(exist_ok=True)

@@ -67,7 +67,7 @@ def test_what_would_be_the_hosts(chiton, bundle, kind):
 @pytest.mark.parametrize("edit, name", [
     (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp"),
     (lambda c: c.update(hooks={"poststop": [{"path": "bin/true"}]}), "hooks"),
-    (lambda c: c["process"].update(apparmorProfile="docker-default"), "process.apparmorProfile"),
+    (lambda c: c["process"].update(apparmorProfile="no-such-profile"), "process.apparmorProfile"),
     (lambda c: c["linux"]["resources"].update(rdma={"mlx5": {"hcaHandles": 1}}), "linux.resources.rdma"),
 ])
 def test_what_cannot_be_applied_is_named(chiton, bundle, edit, name):

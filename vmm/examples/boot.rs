@@ -36,6 +36,7 @@ fn main() -> Result<()> {
         vcpus: vcpus.parse()?,
         net_slots,
         disks: &[],
+        apparmor: false,
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;
     machine.start(Arc::new(|thread| match thread {

@@ -20,4 +20,6 @@ pub struct MachineConfig<'a> {
     pub net_slots: usize,
     /// The block devices.
     pub disks: &'a [Arc<Disk>],
+    /// AppArmor is active in the guest's kernel.
+    pub apparmor: bool,
 }

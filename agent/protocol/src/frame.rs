@@ -62,7 +62,10 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
 }
 
 /// Appends a frame of bytes as they are.
-pub(crate) fn append_bytes(frames: &mut Vec<u8>, body: &[u8]) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::TooLong`].
+pub fn append_bytes(frames: &mut Vec<u8>, body: &[u8]) -> Result<(), Error> {
     frames.extend_from_slice(&header(body.len())?);
     frames.extend_from_slice(body);
     Ok(())
@@ -84,11 +87,19 @@ fn header(length: usize) -> Result<[u8; HEADER], Error> {
 /// # Errors
 /// [`Error::TooLong`], [`Error::Json`] and [`Error::Truncated`].
 pub fn split<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Error> {
-    let (header, rest) = bytes.split_first_chunk().ok_or(Error::Truncated)?;
-    let length = body_length(*header, MAX_FRAME)?;
-    let (body, rest) = rest.split_at_checked(length).ok_or(Error::Truncated)?;
+    let (body, rest) = split_bytes(bytes)?;
     let message = serde_json::from_slice(body).map_err(Error::Json)?;
     Ok((message, rest))
+}
+
+/// The body of the frame that `bytes` begin with as it is, and what follows the frame.
+///
+/// # Errors
+/// [`Error::TooLong`] and [`Error::Truncated`].
+pub fn split_bytes(bytes: &[u8]) -> Result<(&[u8], &[u8]), Error> {
+    let (header, rest) = bytes.split_first_chunk().ok_or(Error::Truncated)?;
+    let length = body_length(*header, MAX_FRAME)?;
+    rest.split_at_checked(length).ok_or(Error::Truncated)
 }
 
 /// Turns a byte stream into messages, without doing I/O itself.

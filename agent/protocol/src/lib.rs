@@ -2,7 +2,7 @@
 //!
 //! One control stream per machine carries [`Request`]s from the host and [`Message`]s from the
 //! guest, each as one frame (see [`frame`]). What of a request PID 1 only passes on to others, such
-//! as the configuration, follows the request as it is in a second frame ([`Requests`]). Standard
+//! as the configuration, follows the request as it is in frames of its own ([`Requests`]). Standard
 //! streams never pass here: each has a raw vsock stream of its own, whose ports the host names in
 //! [`Stdio`].
 //!
@@ -17,7 +17,9 @@ mod request;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-pub use frame::{Decoder, Error, MAX_FRAME, encode, read, read_with_cap, split, write};
+pub use frame::{
+    Decoder, Error, MAX_FRAME, append_bytes, encode, read, read_with_cap, split, split_bytes, write,
+};
 pub use hex::{from_hex, to_hex};
 pub use message::{Exit, Failure, FailureKind, Message, Process, Reply};
 pub use request::{
@@ -52,10 +54,13 @@ pub const BALLOON_DEVICE: u8 = 3;
 pub const SHARE_TAG: &str = "chiton";
 
 /// Version of this protocol, announced in [`Message::Hello`]. Raised by incompatible changes only.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Maximum number of descriptors that a process has in addition to its standard streams.
 pub const EXTRA_MAX: usize = 16;
+
+/// Maximum length of a compiled AppArmor policy, bytes. An engine's profile has some 10 KiB.
+pub const POLICY_MAX: usize = 256 << 10;
 
 /// Names a container of the machine by a number that the host has given with
 /// [`RequestBody::Create`]: greater than every one used before, and below [`CONTAINERS_MAX`]. The

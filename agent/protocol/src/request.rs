@@ -67,14 +67,14 @@ pub enum RequestBody {
 }
 
 impl Request {
-    /// The bytes that it travels as: its frame and, if it has one, its attachment as it is in a frame
-    /// behind that. PID 1 has no use for an attachment but to pass it on.
+    /// The bytes that it travels as: its frame, and each of its attachments as it is in a frame behind
+    /// that. PID 1 has no use for an attachment but to pass it on.
     ///
     /// # Errors
-    /// As for [`encode`](crate::encode), for either frame.
+    /// As for [`encode`](crate::encode), for any of the frames.
     pub fn encode(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = frame::encode(self)?;
-        if let Some(attachment) = self.body.attachment() {
+        for attachment in self.body.attachments().into_iter().flatten() {
             frame::append_bytes(&mut bytes, attachment)?;
         }
         Ok(bytes)
@@ -82,21 +82,22 @@ impl Request {
 }
 
 impl RequestBody {
-    fn attachment(&self) -> Option<&[u8]> {
+    fn attachments(&self) -> [Option<&[u8]>; 2] {
         match self {
-            RequestBody::Create(create) => Some(&create.setup),
-            RequestBody::Exec(exec) => Some(&exec.config),
-            RequestBody::Update { resources } => Some(resources),
-            _ => None,
+            RequestBody::Create(create) => [Some(&create.setup), Some(&create.policy)],
+            RequestBody::Exec(exec) => [Some(&exec.config), Some(&exec.policy)],
+            RequestBody::Update { resources } => [Some(resources), None],
+            _ => [None, None],
         }
     }
 
-    fn attachment_mut(&mut self) -> Option<&mut Vec<u8>> {
+    /// The same, in the same order.
+    fn attachments_mut(&mut self) -> [Option<&mut Vec<u8>>; 2] {
         match self {
-            RequestBody::Create(create) => Some(&mut create.setup),
-            RequestBody::Exec(exec) => Some(&mut exec.config),
-            RequestBody::Update { resources } => Some(resources),
-            _ => None,
+            RequestBody::Create(create) => [Some(&mut create.setup), Some(&mut create.policy)],
+            RequestBody::Exec(exec) => [Some(&mut exec.config), Some(&mut exec.policy)],
+            RequestBody::Update { resources } => [Some(resources), None],
+            _ => [None, None],
         }
     }
 }
@@ -105,8 +106,8 @@ impl RequestBody {
 #[derive(Debug, Default)]
 pub struct Requests {
     frames: Decoder,
-    /// A request whose attachment has not arrived.
-    incomplete: Option<Request>,
+    /// A request whose attachments have not all arrived, and how many have.
+    incomplete: Option<(Request, usize)>,
 }
 
 impl Requests {
@@ -121,16 +122,19 @@ impl Requests {
     /// Those of [`Decoder::take`].
     pub fn take(&mut self) -> Result<Option<Request>, Error> {
         if self.incomplete.is_none() {
-            self.incomplete = self.frames.take()?;
+            self.incomplete = self.frames.take()?.map(|request| (request, 0));
         }
-        let attachment = self.incomplete.as_mut();
-        if let Some(attachment) = attachment.and_then(|request| request.body.attachment_mut()) {
-            let Some(bytes) = self.frames.take_bytes()? else {
-                return Ok(None);
-            };
-            *attachment = bytes;
+        if let Some((request, arrived)) = &mut self.incomplete {
+            let attachments = request.body.attachments_mut().into_iter().flatten();
+            for attachment in attachments.skip(*arrived) {
+                let Some(bytes) = self.frames.take_bytes()? else {
+                    return Ok(None);
+                };
+                *attachment = bytes;
+                *arrived += 1;
+            }
         }
-        Ok(self.incomplete.take())
+        Ok(self.incomplete.take().map(|(request, _)| request))
     }
 }
 
@@ -188,6 +192,11 @@ pub struct Exec {
     /// [Attached](Request::encode).
     #[serde(skip)]
     pub config: Vec<u8>,
+    /// The compiled AppArmor policy that the kernel must have before; empty if there is none, or if the
+    /// kernel has had it since the container was created. At most [`POLICY_MAX`](crate::POLICY_MAX) bytes.
+    /// [Attached](Request::encode).
+    #[serde(skip)]
+    pub policy: Vec<u8>,
     /// It has a terminal (`process.terminal`).
     pub terminal: bool,
     /// The cgroup below the container's own that it starts in; the container's own if empty.
@@ -222,6 +231,9 @@ pub struct Create {
     /// container up. [Attached](Request::encode).
     #[serde(skip)]
     pub setup: Vec<u8>,
+    /// As [`Exec::policy`], for the container's init.
+    #[serde(skip)]
+    pub policy: Vec<u8>,
 }
 
 /// What a container is made from. Its bytes are a frame, and the configuration as it is behind that.
@@ -444,6 +456,7 @@ mod tests {
                 Extra::Both(Ports { guest: 7, host: 8 }),
             ],
             setup: Vec::new(),
+            policy: Vec::new(),
         }
     }
 
@@ -485,11 +498,13 @@ mod tests {
     fn requests() -> Vec<Request> {
         let create = Create {
             setup: setup().encode().unwrap(),
+            policy: b"\x04\x08\x00version".to_vec(),
             ..create()
         };
         let exec = Exec {
             process: 1,
             config: b"{\"cwd\":\"/\"}".to_vec(),
+            policy: vec![0; 5],
             terminal: true,
             cgroup: String::new(),
             stdio: Stdio::default(),

@@ -21,4 +21,7 @@ pub use cpus::CpuList;
 pub use device::DeviceRule;
 pub use hook::HookKind;
 pub use mount::MountOption;
-pub use process::{IO_PRIORITIES, NO_ID, scheduler_flags, scheduler_policy, scheduler_problems};
+pub use process::{
+    IO_PRIORITIES, NO_ID, UNCONFINED, apparmor_profile, scheduler_flags, scheduler_policy,
+    scheduler_problems,
+};

@@ -2,13 +2,23 @@
 
 use std::ops::Range;
 
-use oci_spec::runtime::{LinuxSchedulerFlag, LinuxSchedulerPolicy, Scheduler};
+use oci_spec::runtime::{LinuxSchedulerFlag, LinuxSchedulerPolicy, Process, Scheduler};
 
 /// What setresuid(2) and its like understand as "leave it as it is".
 pub const NO_ID: u32 = u32::MAX;
 
 /// The levels of `ioPriority.priority` (IOPRIO_NR_LEVELS of linux/ioprio.h).
 pub const IO_PRIORITIES: Range<i64> = 0..8;
+
+/// The `apparmorProfile` that confines nothing, which AppArmor has by itself.
+pub const UNCONFINED: &str = "unconfined";
+
+/// The AppArmor profile that a process is to be in, if it is to be in any.
+#[must_use]
+pub fn apparmor_profile(process: &Process) -> Option<&str> {
+    let profile = process.apparmor_profile().as_deref();
+    profile.filter(|profile| !profile.is_empty() && *profile != UNCONFINED)
+}
 
 /// `scheduler.policy` as SCHED_* of linux/sched.h.
 #[must_use]

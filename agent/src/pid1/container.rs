@@ -94,6 +94,7 @@ impl Container {
             notify: create.notify,
             stdio: create.stdio,
             extra: create.extra.clone(),
+            policy: create.policy.clone(),
         });
         let (stdio, extra) = (create.stdio, &create.extra);
         let process = Process::spawn(&task, &setup, stdio, extra, create.terminal)?;

@@ -13,7 +13,7 @@ use super::configuration::Configuration;
 use super::devices::{self, Disks};
 use super::ids::{give_stdio, write_maps};
 use super::wire::Wire;
-use super::{cgroup, init, mounts, sysctl};
+use super::{apparmor, cgroup, init, mounts, sysctl};
 use crate::error::{During, Error, Result};
 use crate::task::Create;
 
@@ -22,6 +22,7 @@ pub(super) fn set_up(create: &Create, setup: Setup, wire: &Wire) -> Result<()> {
     let configuration = Configuration::new(setup)?;
     let process = configuration.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
+    apparmor::load(process, &create.policy)?;
     let disks = Disks::find(&configuration.setup.overlay)?;
     let cgroup = cgroup::create(&configuration.spec, &create.cgroup, &disks)?;
     let devices = devices::configured(&configuration, &disks, &create.directory)?;

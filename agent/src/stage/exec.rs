@@ -21,7 +21,7 @@ use super::configuration::Configuration;
 use super::ids::give_stdio;
 use super::tree::Tree;
 use super::wire::Wire;
-use super::{devices, init, process};
+use super::{apparmor, devices, init, process};
 use crate::error::{During, Error, Result};
 use crate::hierarchy;
 use crate::sys;
@@ -47,6 +47,7 @@ pub(super) fn set_up(join: &Join, setup: Setup, wire: &Wire) -> Result<()> {
     if !process.cwd().is_absolute() {
         return Err(Error::Config("process.cwd is not an absolute path".into()));
     }
+    apparmor::load(&process, &exec.policy)?;
     let pidfd = sys::pidfd_open(init).during(|| "open the container's init")?;
     let directory = hierarchy::below(cgroup, &exec.cgroup)?;
     let cgroup = open_cgroup(&directory)?;

@@ -20,6 +20,7 @@
 //! told before it may run, so it cannot end unknown; the wire is close-on-exec, so its end with
 //! nothing said is the success of execve.
 
+mod apparmor;
 mod birth;
 mod cgroup;
 mod configuration;

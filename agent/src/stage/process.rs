@@ -28,7 +28,7 @@ use specification::{
 use super::devices::Terminal;
 use super::tree::c_path;
 use super::wire::Wire;
-use super::{descriptors, seccomp};
+use super::{apparmor, descriptors, seccomp};
 use crate::error::{During, Error, Result};
 use crate::sys::{self, CapabilitySets, SchedulerAttributes};
 use crate::task::Report;
@@ -49,9 +49,11 @@ fn mask(set: Option<&Capabilities>) -> Result<u64> {
     Ok(mask)
 }
 
-/// Applies rlimits, OOM score, scheduling and personality: what needs privileges and the guest's
-/// own /proc.
+/// Applies the AppArmor profile, rlimits, OOM score, scheduling and personality: what needs privileges
+/// and the guest's own /proc.
 pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
+    // Before no_new_privs, the loss of capabilities and the filter, as runc.
+    apparmor::enter(process)?;
     if let Some(score) = process.oom_score_adj() {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .during(|| format!("set process.oomScoreAdj to {score}"))?;

@@ -86,6 +86,8 @@ pub(crate) enum Control {
 pub(crate) struct ExecRequest {
     /// The JSON of an OCI `process` object.
     pub(crate) process: String,
+    /// The compiled AppArmor policy that the guest does not have yet, in hexadecimal; empty if there is none.
+    pub(crate) policy: String,
     /// The cgroup below the container's own that it starts in; the container's own if empty.
     pub(crate) cgroup: String,
     /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard

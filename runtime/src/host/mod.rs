@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`cgroup`], [`resctrl`] | bounds the machine |
 //! | [`network`] | joins the interfaces of the container's network namespace to the machine |
+//! | [`apparmor`] | knows the profiles |
 //! | [`hooks`] | runs the caller's programs |
 //! | [`terminal`], [`relay`], [`signals`] | the terminal of a process, and the caller's terminal and signals lent to it |
 //! | [`preserved`], [`notify`] | passes on the caller's descriptors, and the container's readiness |
 //! | [`stub`] | the process that stands for an exec'd one |
 
+pub(crate) mod apparmor;
 pub(crate) mod cgroup;
 pub(crate) mod hooks;
 pub(crate) mod network;

@@ -205,6 +205,7 @@ mod tests {
             stdio: protocol::Stdio::default(),
             extra: Vec::new(),
             setup: Vec::new(),
+            policy: Vec::new(),
         };
         let mut container = Container::new(create, files);
         assert!(container.create.is_some());

@@ -28,6 +28,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) bundle: &'a str,
     /// What the guest must know besides config.json.
     pub(crate) overlay: Overlay,
+    /// AppArmor is active in the guest's kernel.
+    pub(crate) apparmor: bool,
+    /// The compiled AppArmor policy of the init's profile; empty if it has none.
+    pub(crate) policy: Vec<u8>,
     /// The container's cgroup in the guest: the path below the root of the hierarchy.
     pub(crate) guest_cgroup: String,
     /// The container has a pid namespace of its own.

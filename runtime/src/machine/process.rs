@@ -182,6 +182,7 @@ fn prepare(
             .slots()
             .min(MAX_NET_SLOTS.saturating_sub(disks.len())),
         disks: &disks,
+        apparmor: launch.apparmor,
     };
     let mut machine = Machine::new(devices.kvm.into(), config, Arc::new(server))?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;
@@ -296,6 +297,7 @@ fn create(
         stdio,
         extra,
         setup: setup.doing("describe the container")?,
+        policy: launch.policy,
     })
 }
 

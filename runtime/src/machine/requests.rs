@@ -7,6 +7,7 @@ use nix::libc;
 use nix::sys::socket::SockType;
 use protocol::{
     ContainerId, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network, RequestBody,
+    from_hex,
 };
 use vmm::vsock::{self, Port};
 
@@ -193,6 +194,9 @@ impl Life {
         exec: ExecRequest,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(RequestBody, Waiting), ControlReply> {
+        let Some(policy) = from_hex(&exec.policy) else {
+            return Err(ControlReply::Failed("the policy has no bytes".into()));
+        };
         let passed = streams::passed(&exec, descriptors);
         let (terminal, streams, beside) = passed.map_err(ControlReply::Failed)?;
         let Some(container) = self.containers.get_mut(&id) else {
@@ -219,6 +223,7 @@ impl Life {
         let body = protocol::Exec {
             process,
             config: exec.process.into_bytes(),
+            policy,
             terminal,
             cgroup: exec.cgroup,
             stdio,

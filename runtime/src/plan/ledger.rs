@@ -262,8 +262,13 @@ impl Ledger {
             (Some(Rule::Refused(reason)), _) => refused(reason),
             (Some(Rule::Unless(held, _)), value) if holds(value, held) => Fate::Nothing,
             (Some(Rule::Unless(_, reason)), _) => refused(reason),
-            (Some(Rule::At(_) | Rule::Keys(_)), value) if is_empty(value) => Fate::Nothing,
-            (Some(Rule::At(place) | Rule::Keys(place)), _) => Fate::Applied(place),
+            (Some(Rule::But(_, nothing)), value) if value == nothing => Fate::Nothing,
+            (Some(Rule::At(_) | Rule::But(..) | Rule::Keys(_)), value) if is_empty(value) => {
+                Fate::Nothing
+            }
+            (Some(Rule::At(place) | Rule::But(place, _) | Rule::Keys(place)), _) => {
+                Fate::Applied(place)
+            }
         };
         self.add(shown, fate);
     }
@@ -316,7 +321,7 @@ mod tests {
     #[test]
     fn each_property_has_a_line_and_elements_have_indexes() {
         let json = r#"{"mounts":[{"destination":"/"},{"colour":1,"options":[]}],"x":{},"linux":{},
-            "process":{"apparmorProfile":"p","user":null},"root":{"path":"r"},"windows":{"a":[]}}"#;
+            "process":{"apparmorProfile":"p","selinuxLabel":"l","user":null},"root":{"path":"r"},"windows":{"a":[]}}"#;
         let mut ledger = Ledger::of(&serde_json::from_str(json).unwrap());
         ledger.place("mounts[0].destination", Place::Both);
         ledger.place("mounts[1].options", Place::Both);
@@ -331,9 +336,11 @@ mod tests {
                 ("mounts[0].destination", "both".into()),
                 ("mounts[1].colour", unknown.clone()),
                 ("mounts[1].options", "nothing".into()),
+                ("process.apparmorProfile", "guest".into()),
                 (
-                    "process.apparmorProfile",
-                    "refused: the guest has no AppArmor".into()
+                    "process.selinuxLabel",
+                    "refused: the guest has no SELinux, and the machine process gets no label"
+                        .into()
                 ),
                 ("process.user", "nothing".into()),
                 ("root.path", "refused: is missing; [7].x: is strange".into()),
@@ -344,7 +351,7 @@ mod tests {
         );
         assert_eq!(
             ledger.refused().unwrap().to_string(),
-            "process.apparmorProfile: the guest has no AppArmor; root.path: is missing; root.path[7].x: is strange; hostname: is absent"
+            "process.selinuxLabel: the guest has no SELinux, and the machine process gets no label; root.path: is missing; root.path[7].x: is strange; hostname: is absent"
         );
         assert_eq!(
             ledger.warnings(),

@@ -5,6 +5,7 @@
 //! names it. `create` does what is decided, `explain` prints it.
 
 mod annotations;
+mod apparmor;
 mod devices;
 mod ledger;
 mod memory_policy;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use specification::{HookKind, MountOption};
 
 pub(crate) use annotations::ANNOTATIONS;
+pub(crate) use apparmor::Policies;
 pub(crate) use ledger::{Entry, Ledger, Refused};
 pub(crate) use mounts::mount_options;
 pub(crate) use namespaces::Owner;
@@ -73,6 +75,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) systemd: bool,
     /// Whether resctrl is mounted.
     pub(crate) resctrl: bool,
+    /// The policies of this host's AppArmor, if that is active.
+    pub(crate) policies: Option<&'a Policies<'a>>,
     /// Whose namespace of this type a path leads to, or why that is not known.
     pub(crate) namespace: &'a dyn Fn(&Path, LinuxNamespaceType) -> Result<Owner, String>,
 }
@@ -93,6 +97,10 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<BlockDevice>,
     /// What the guest must know beside the configuration.
     pub(crate) overlay: Overlay,
+    /// Whether AppArmor is active in the guest.
+    pub(crate) apparmor: bool,
+    /// The compiled AppArmor policy of the init's profile; empty if it has none.
+    pub(crate) policy: Vec<u8>,
     /// Network namespace of the machine process.
     pub(crate) network: Network,
     /// Network interfaces that move there.
@@ -150,8 +158,12 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     }
     let asked = size::SizeRequest::of(annotations, value, &mut ledger);
     let size = size::size(resources, &asked, facts, &mut ledger);
+    let mut policy = Vec::new();
     match spec.process() {
-        Some(process) => process::check(process, size.vcpus, &mut ledger),
+        Some(process) => {
+            process::check(process, size.vcpus, &mut ledger);
+            policy = apparmor::policy(process, None, facts.policies, &mut ledger);
+        }
         None => ledger.refuse("process", "must not be empty"),
     }
     let mounts = mounts::mounts(
@@ -190,6 +202,9 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 // What the verb is asked for, not the configuration.
                 env: Vec::new(),
             },
+            // A process that is executed later may have a profile where the init has none.
+            apparmor: facts.policies.is_some(),
+            policy,
             disks,
             network: namespaces::network(&linux),
             net_devices,
@@ -216,19 +231,30 @@ pub(crate) fn limits_of_speed(spec: &Spec) -> Vec<Limit> {
     limits
 }
 
-/// Decides whether the process of an exec, given as the `process` of a configuration, can be had in a machine with this
-/// many vCPUs; what the caller should know.
+/// What a container and its machine have for one more process.
+pub(crate) struct Room<'a> {
+    /// Number of vCPUs.
+    pub(crate) vcpus: u8,
+    /// The AppArmor profile of the init.
+    pub(crate) profile: Option<&'a str>,
+    /// The policies of this host's AppArmor, if that is active.
+    pub(crate) policies: Option<&'a Policies<'a>>,
+}
+
+/// Decides whether the process of an exec, given as the `process` of a configuration, can be had; the compiled AppArmor
+/// policy that the guest must be given for it, which may be empty, and what the caller should know.
 pub(crate) fn check_exec(
     config: &Value,
     process: &Process,
-    vcpus: u8,
-) -> Result<Vec<String>, Refused> {
+    room: &Room<'_>,
+) -> Result<(Vec<u8>, Vec<String>), Refused> {
     let mut ledger = Ledger::of(config);
-    process::check(process, vcpus, &mut ledger);
+    process::check(process, room.vcpus, &mut ledger);
+    let policy = apparmor::policy(process, room.profile, room.policies, &mut ledger);
     ledger.note_unknown(config, &json!({ "process": process }));
     match ledger.refused() {
         Some(refused) => Err(refused),
-        None => Ok(ledger.warnings()),
+        None => Ok((policy, ledger.warnings())),
     }
 }
 

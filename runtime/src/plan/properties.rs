@@ -1,14 +1,16 @@
 //! Every property of the specification (runtime-spec 1.3, config.md, config-linux.md, config-vm.md), and where it is
 //! applied.
 
-use specification::Place;
+use specification::{Place, UNCONFINED};
 
 /// What the ledger says of a property before its value is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
     /// Applied there, unless [`super::decide`] finds that this value is applied elsewhere or not at all.
     At(Place),
-    /// The same for an object whose keys are not properties; each key has a line of its own.
+    /// The same, but for this value, which asks for nothing.
+    But(Place, &'static str),
+    /// Applied there: an object whose keys are not properties; each key has a line of its own.
     Keys(Place),
     /// Holds properties with entries of their own.
     Inner,
@@ -18,7 +20,7 @@ pub(super) enum Rule {
     Unless(&'static str, &'static str),
 }
 
-use Rule::{At, Inner, Keys, Refused, Unless};
+use Rule::{At, But, Inner, Keys, Refused, Unless};
 
 const GUEST: Rule = At(Place::Guest);
 const HOST: Rule = At(Place::Host);
@@ -104,7 +106,7 @@ const PROPERTIES: [(&str, Rule); 104] = [
     ("mounts.uidMappings", HOST),
     ("ociVersion", HOST),
     ("process", Inner),
-    ("process.apparmorProfile", Unless("unconfined", "the guest has no AppArmor")),
+    ("process.apparmorProfile", But(Place::Guest, UNCONFINED)),
     ("process.args", GUEST),
     ("process.capabilities", GUEST),
     ("process.commandLine", PLATFORM),

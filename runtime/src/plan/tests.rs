@@ -1,5 +1,6 @@
 //! The plan as a table: at least one line for each property of the specification.
 
+mod apparmor;
 mod namespaces;
 mod random;
 
@@ -197,9 +198,11 @@ const TABLE: &[Line] = &[
     Line("mounts.gidMappings", r#"[{"destination":"/m","type":"bind","source":"/dir","uidMappings":[{"containerID":0,"hostID":1,"size":1}],"gidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#, "host"),
     Line("mounts.gidMappings", r#"[{"destination":"/m","type":"bind","source":"/dir","uidMappings":[{"containerID":0,"hostID":1,"size":1}]}]"#, "refused"),
     Line("ociVersion", r#""1.0.2""#, "host"),
-    Line("process.apparmorProfile", r#""docker-default""#, "refused"),
+    Line("process.apparmorProfile", r#""docker-default""#, "guest"),
+    Line("process.apparmorProfile", r#""no-such""#, "refused"),
+    Line("process.apparmorProfile", r#"":ns:docker-default""#, "refused"),
+    Line("process.apparmorProfile", r#""docker-default//&other""#, "refused"),
     Line("process.apparmorProfile", r#""unconfined""#, "nothing"),
-    Line("process.apparmorProfile", r#""""#, "nothing"),
     Line("process.args", r#"["sh","-c","x"]"#, "guest"),
     Line("process.args", "[]", "refused"),
     Line("process.args", r#"["a\u0000b"]"#, "refused"),
@@ -284,6 +287,14 @@ fn namespace(path: &Path, _: LinuxNamespaceType) -> Result<Owner, String> {
     }
 }
 
+/// There is one profile.
+fn policy(profile: &str) -> Result<Vec<u8>, String> {
+    match profile {
+        "docker-default" => Ok(b"policy".to_vec()),
+        _ => Err(format!("no profile {profile:?} is loaded")),
+    }
+}
+
 pub(super) fn facts() -> Facts<'static> {
     Facts {
         bundle: Path::new("/b"),
@@ -292,6 +303,7 @@ pub(super) fn facts() -> Facts<'static> {
         kind: &kind,
         systemd: false,
         resctrl: true,
+        policies: Some(&policy),
         namespace: &namespace,
     }
 }

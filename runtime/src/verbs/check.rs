@@ -8,8 +8,9 @@ use nix::unistd::geteuid;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::error::one_line;
 use crate::host::cgroup::{self, Layout};
-use crate::host::network;
+use crate::host::{apparmor, network};
 use crate::sys::landlock_version;
 
 /// Oldest kernel whose interfaces suffice: clone3 into a cgroup (5.7), mount_setattr (5.12), cgroup.kill (5.14).
@@ -30,6 +31,7 @@ pub(crate) fn check() -> Vec<String> {
     note(landlock(landlock_version()));
     missing.extend(probe::kvm());
     missing.extend(networks());
+    missing.extend(apparmor());
     missing
 }
 
@@ -101,6 +103,17 @@ fn networks() -> Option<String> {
     Some(format!(
         "containers have no networks here: {:#}",
         anyhow::Error::from(error)
+    ))
+}
+
+fn apparmor() -> Option<String> {
+    if !geteuid().is_root() || !apparmor::is_enabled() {
+        return None;
+    }
+    let error = apparmor::check().err()?;
+    Some(format!(
+        "AppArmor is active, but containers with a profile cannot be had: {}",
+        one_line(&error)
     ))
 }
 

@@ -247,6 +247,8 @@ fn launch(
         config: &config.text,
         bundle: &prepared.bundle.to_string_lossy(),
         overlay: plan.overlay,
+        apparmor: plan.apparmor,
+        policy: plan.policy,
         guest_cgroup: plan::guest_cgroup(plan.cgroups_path.as_deref(), prepared.id.as_str()),
         own_pids: plan.own_pids,
         notify: prepared.notify,

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use protocol::Exit;
+use protocol::{Exit, to_hex};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 use vmm::vsock::reopen;
@@ -16,6 +16,7 @@ use vmm::vsock::reopen;
 use super::ask::open;
 use super::context::Context;
 use super::error::Error;
+use super::facts;
 use crate::cli;
 use crate::config::{self, CONFIG, Config};
 use crate::control::{
@@ -55,6 +56,7 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     let preserved = Inherited::preserved(args.preserve_fds).take()?;
     let Wanted {
         json,
+        policy,
         process,
         warnings,
     } = load(&dir, args, record.as_ref().map_or(0, |record| record.vcpus))?;
@@ -74,7 +76,7 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     for preserved in preserved {
         streams.preserve(preserved)?;
     }
-    let connection = request(&dir, json, cgroup, streams)?;
+    let connection = request(&dir, (json, policy), cgroup, streams)?;
     let process = Executed {
         connection,
         terminal,
@@ -100,8 +102,9 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
 fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
     let config = Config::load(dir.path())?;
     let own = &config.value["process"];
+    let policies = facts::policies();
     let Some(path) = &args.process else {
-        return wanted(args, None, own, &dir.path().join(CONFIG), vcpus);
+        return wanted(args, None, own, &dir.path().join(CONFIG), vcpus, policies);
     };
     let mut text = String::new();
     let file = File::open(path).doing_to("open", path)?;
@@ -118,7 +121,7 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
         path: path.clone(),
         source,
     })?;
-    wanted(args, Some(file), own, path, vcpus)
+    wanted(args, Some(file), own, path, vcpus, policies)
 }
 
 /// The descriptors that go along, and what they are.
@@ -189,12 +192,13 @@ impl Streams {
 /// Has the process executed; from now on the connection stands for it.
 fn request(
     dir: &StateDir,
-    process: String,
+    (process, policy): (String, Vec<u8>),
     cgroup: String,
     streams: Streams,
 ) -> Result<Connection, Error> {
     let request = ExecRequest {
         process,
+        policy: to_hex(policy),
         cgroup,
         streams: streams.streams,
         extra: streams.extra,

@@ -15,9 +15,9 @@ use specification::namespace;
 use super::context::Context;
 use super::error::Error;
 use crate::config::Config;
-use crate::error::Doing;
-use crate::host::resctrl;
-use crate::plan::{self, Decision, Facts, FileKind, Owner};
+use crate::error::{Doing, one_line};
+use crate::host::{apparmor, resctrl};
+use crate::plan::{self, Decision, Facts, FileKind, Owner, Policies};
 use crate::state::{Identity, StateDir};
 
 /// Decides about the configuration of a bundle.
@@ -34,6 +34,7 @@ pub(super) fn decide(
         kind: &kind_of,
         systemd: context.systemd_cgroup,
         resctrl: resctrl::is_mounted(),
+        policies: policies(),
         namespace: &|path, kind| owner(context.root, path, kind),
     };
     Ok(plan::decide(&config.spec, &config.value, &facts))
@@ -65,6 +66,11 @@ fn address_bits() -> u32 {
         return least;
     }
     (__cpuid(BITS).eax & 0xff).clamp(least, 52)
+}
+
+/// The policies of this host's AppArmor, if that is active.
+pub(super) fn policies() -> Option<&'static Policies<'static>> {
+    apparmor::is_enabled().then_some(&|profile| apparmor::policy(profile).map_err(|e| one_line(&e)))
 }
 
 /// What a path is; symbolic links are followed.

@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 use specification::{CAPABILITIES, HookKind, namespace};
 
 use crate::config::SPEC_VERSION;
+use crate::host::apparmor;
 use crate::plan::{ANNOTATIONS, mount_options, seccomp};
 
 /// The lowest version of the specification whose configurations are accepted.
@@ -133,7 +134,7 @@ fn linux() -> LinuxFeature {
         .set_systemd_user(Some(false))
         .set_rdma(Some(false));
     let mut apparmor = Apparmor::default();
-    apparmor.set_enabled(Some(false));
+    apparmor.set_enabled(Some(apparmor::is_enabled() && apparmor::check().is_ok()));
     let mut selinux = Selinux::default();
     selinux.set_enabled(Some(false));
     let mut intel_rdt = IntelRdt::default();
@@ -218,6 +219,7 @@ mod tests {
             kind: &|_| Ok(FileKind::Directory),
             systemd: false,
             resctrl: false,
+            policies: None,
             namespace: &|_, _| Ok(Owner::Host),
         };
         let spec = serde_json::from_value(config.clone()).unwrap();

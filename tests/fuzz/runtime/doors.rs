@@ -33,6 +33,7 @@ pub fn plan(text: &str, systemd: bool) -> Option<Planned> {
         kind: &kind,
         systemd,
         resctrl: true,
+        policies: Some(&policy),
         namespace: &namespace,
     };
     let Decision { ledger, plan } = decide(&config.spec, &config.value, &facts);
@@ -72,6 +73,14 @@ fn kind(path: &Path) -> Result<FileKind, String> {
         "sda" => FileKind::Block,
         _ => FileKind::Directory,
     })
+}
+
+/// There are the profiles that begin with `docker`.
+fn policy(profile: &str) -> Result<Vec<u8>, String> {
+    match profile.starts_with("docker") {
+        true => Ok(profile.into()),
+        false => Err("no such profile".into()),
+    }
 }
 
 fn namespace(path: &Path, _: LinuxNamespaceType) -> Result<Owner, String> {

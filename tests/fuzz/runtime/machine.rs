@@ -73,6 +73,7 @@ impl Process {
             },
             extra: Vec::new(),
             setup: Vec::new(),
+            policy: Vec::new(),
         };
         let files = container::Files {
             journal: Journal::create(state.as_fd())?,

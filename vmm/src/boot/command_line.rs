@@ -9,8 +9,15 @@ use crate::layout::{COMMAND_LINE_MAX, FIRST_GSI, LOG_RING, LOG_RING_SIZE, MMIO, 
 const BASE: &str = "reboot=t rcupdate.rcu_expedited=1 tsc=reliable swiotlb=noforce noreplace-smp \
                     dummy.numdummies=0 movable_node rootfstype=ramfs";
 
-pub(super) fn build(devices: usize) -> Result<String, Error> {
+/// What there is besides where AppArmor is active: the security modules in their order, `capability` left out, which is
+/// always the first.
+const APPARMOR: &str = " lsm=landlock,apparmor";
+
+pub(super) fn build(devices: usize, apparmor: bool) -> Result<String, Error> {
     let mut line = String::from(BASE);
+    if apparmor {
+        line.push_str(APPARMOR);
+    }
     // ramoops: one console zone over the whole region, cached memory (Documentation/admin-guide/ramoops.rst).
     let (ring, size) = (LOG_RING, LOG_RING_SIZE);
     // Writing to a String cannot fail.
@@ -37,12 +44,14 @@ mod tests {
 
     #[test]
     fn devices_and_ring_follow_the_base() {
-        let line = build(2).unwrap();
+        let line = build(2, false).unwrap();
         assert!(line.starts_with(BASE));
         assert!(line.contains(" ramoops.mem_address=0x80000 "), "{line}");
         assert!(line.ends_with(
             " virtio_mmio.device=4096@0xd0000000:4 virtio_mmio.device=4096@0xd0001000:5"
         ));
-        assert!(matches!(build(64), Err(Error::CommandLine(_))));
+        let with = build(2, true).unwrap();
+        assert_eq!(with.replace(APPARMOR, ""), line);
+        assert!(matches!(build(64, false), Err(Error::CommandLine(_))));
     }
 }

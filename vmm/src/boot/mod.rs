@@ -60,6 +60,7 @@ pub(crate) fn load(
         kernel,
         initramfs,
         vcpus,
+        apparmor,
         ..
     } = config;
     let loaded = Elf::load(memory, None, &mut Cursor::new(kernel), None).map_err(Error::Kernel)?;
@@ -71,7 +72,7 @@ pub(crate) fn load(
         });
     }
     let initrd = place_initramfs(extent, loaded.kernel_end, initramfs.len())?;
-    let line = command_line::build(devices)?;
+    let line = command_line::build(devices, apparmor)?;
 
     let write = |bytes: &[u8], address| {
         memory
@@ -147,6 +148,7 @@ mod tests {
                 vcpus: 1,
                 net_slots: 0,
                 disks: &[],
+                apparmor: false,
             };
             load(&memory, &extent, config, 3)
         };

@@ -222,6 +222,7 @@ fn new_machine<S: FileServer>(
             vcpus,
             net_slots,
             disks: &[],
+            apparmor: false,
         },
         files,
     )

@@ -46,6 +46,7 @@ fn a_container_that_is_not_there_does_not_run() {
     let exec = Exec {
         process: 1,
         config: b"{}".to_vec(),
+        policy: Vec::new(),
         terminal: false,
         cgroup: String::new(),
         stdio: Stdio::default(),
@@ -98,6 +99,7 @@ fn a_container_without_a_cgroup_of_its_own_is_refused() {
             stdio: Stdio::default(),
             extra: Vec::new(),
             setup: Vec::new(),
+            policy: Vec::new(),
         };
         let request = Request {
             id,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli;
 use crate::config;
-use crate::plan;
+use crate::plan::{self, Policies, Room};
 use crate::verbs::error::Error;
 
 /// The process to execute.
@@ -17,6 +17,8 @@ use crate::verbs::error::Error;
 pub(super) struct Wanted {
     /// As JSON, for the guest.
     pub(super) json: String,
+    /// The compiled AppArmor policy that the guest must be given for it; empty if it need not.
+    pub(super) policy: Vec<u8>,
     /// As it is understood.
     pub(super) process: Process,
     /// What the caller should know.
@@ -24,13 +26,15 @@ pub(super) struct Wanted {
 }
 
 /// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own
-/// process. What went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has.
+/// process. What went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has; `policies` are
+/// those of this host.
 pub(super) fn wanted(
     args: &cli::Exec,
     file: Option<Value>,
     own: &Value,
     path: &Path,
     vcpus: u8,
+    policies: Option<&Policies<'_>>,
 ) -> Result<Wanted, Error> {
     let mut process = match file {
         Some(process) => process,
@@ -48,9 +52,16 @@ pub(super) fn wanted(
             path: path.to_owned(),
             source,
         })?;
-    warnings.extend(plan::check_exec(&given, &process, vcpus)?);
+    let room = Room {
+        vcpus,
+        profile: own["apparmorProfile"].as_str(),
+        policies,
+    };
+    let (policy, more) = plan::check_exec(&given, &process, &room)?;
+    warnings.extend(more);
     Ok(Wanted {
         json,
+        policy,
         process,
         warnings,
     })
@@ -124,6 +135,7 @@ fn inherit(process: &mut Value, own: &Value) {
     let says_nothing = |value: Option<&Value>| match value {
         None | Some(Value::Null) => true,
         Some(Value::Array(elements)) => elements.is_empty(),
+        Some(Value::String(text)) => text.is_empty(),
         Some(_) => false,
     };
     for name in [
@@ -133,6 +145,7 @@ fn inherit(process: &mut Value, own: &Value) {
         "scheduler",
         "oomScoreAdj",
         "execCPUAffinity",
+        "apparmorProfile",
     ] {
         if says_nothing(properties.get(name))
             && let Some(value) = own.get(name)

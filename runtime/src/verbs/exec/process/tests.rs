@@ -24,9 +24,17 @@ fn args(flags: &[&str]) -> cli::Exec {
     }
 }
 
+/// The host has the profile of the container and one other.
+fn policy(profile: &str) -> Result<Vec<u8>, String> {
+    match profile {
+        "own" | "other" => Ok(profile.into()),
+        _ => Err(format!("no profile {profile:?}")),
+    }
+}
+
 /// What comes of the flags, or the error in one line.
 fn from(flags: &[&str], own: &Value) -> Result<Value, String> {
-    wanted(&args(flags), None, own, Path::new("/c"), 1)
+    wanted(&args(flags), None, own, Path::new("/c"), 1, Some(&policy))
         .map(|wanted| serde_json::from_str(&wanted.json).unwrap())
         .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
@@ -39,6 +47,7 @@ fn from_file(file: Value) -> Result<Wanted, String> {
         &own(),
         Path::new("/f"),
         1,
+        Some(&policy),
     )
     .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
@@ -134,7 +143,7 @@ fn bad_flags_are_refused() {
         (&["-u", ":1", "c", "id"], "parsing  as int for uid failed"),
         (
             &["--apparmor", "p", "c", "id"],
-            "process.apparmorProfile: the guest has no AppArmor",
+            "process.apparmorProfile: no profile \"p\"",
         ),
         (
             &["--process-label", "l", "c", "id"],
@@ -202,6 +211,52 @@ fn bad_files_are_refused() {
     ] {
         let error = from_file(file.clone()).unwrap_err();
         assert!(error.contains(text), "{file}: {text:?} is not in {error:?}");
+    }
+}
+
+#[test]
+fn a_policy_goes_along_unless_the_guest_has_it() {
+    let mut own = own();
+    own["apparmorProfile"] = json!("own");
+    let policy = |flags: &[&str], own: &Value| {
+        let words = [flags, &["c", "id"][..]].concat();
+        let wanted = wanted(&args(&words), None, own, Path::new("/c"), 1, Some(&policy)).unwrap();
+        let process: Value = serde_json::from_str(&wanted.json).unwrap();
+        (process["apparmorProfile"].clone(), wanted.policy)
+    };
+    for (flags, profile, sent) in [
+        (&[][..], "own", ""),
+        (&["--apparmor", "own"], "own", ""),
+        (&["--apparmor", "other"], "other", "other"),
+        (&["--apparmor", "unconfined"], "unconfined", ""),
+    ] {
+        assert_eq!(
+            policy(flags, &own),
+            (json!(profile), sent.into()),
+            "{flags:?}"
+        );
+    }
+    assert_eq!(
+        policy(&["--apparmor", "own"], &json!({"cwd": "/"})).1,
+        b"own"
+    );
+    // What a file does not say is as for the container's own.
+    for (said, profile) in [
+        (None, "own"),
+        (Some(""), "own"),
+        (Some("unconfined"), "unconfined"),
+    ] {
+        let mut file = json!({"args": ["id"], "cwd": "/"});
+        if let Some(said) = said {
+            file["apparmorProfile"] = json!(said);
+        }
+        let args = args(&["-p", "f", "c"]);
+        let wanted = wanted(&args, Some(file), &own, Path::new("/f"), 1, None).unwrap();
+        assert_eq!(
+            wanted.process.apparmor_profile().as_deref(),
+            Some(profile),
+            "{said:?}"
+        );
     }
 }
 

@@ -1,0 +1,28 @@
+//! `process.apparmorProfile`: what the guest is given.
+
+use super::*;
+
+#[test]
+fn a_profile_brings_its_policy() {
+    let with = |profile: &str| with("process.apparmorProfile", &format!("{profile:?}"));
+    let plan = planned(&with("docker-default")).ok().unwrap();
+    assert_eq!((plan.apparmor, plan.policy), (true, b"policy".to_vec()));
+    for none in ["", "unconfined"] {
+        let plan = planned(&with(none)).ok().unwrap();
+        assert_eq!((plan.apparmor, plan.policy), (true, Vec::new()), "{none:?}");
+    }
+    // Where AppArmor is not active.
+    let off = |profile: &str| {
+        let config = with(profile);
+        let spec: Spec = serde_json::from_value(config.clone()).unwrap();
+        let facts = Facts {
+            policies: None,
+            ..facts()
+        };
+        decide(&spec, &config, &facts).plan
+    };
+    let error = off("docker-default").err().unwrap().to_string();
+    let start = "process.apparmorProfile: apparmor: config provided but apparmor not supported";
+    assert!(error.starts_with(start), "{error}");
+    assert!(!off("unconfined").ok().unwrap().apparmor);
+}
