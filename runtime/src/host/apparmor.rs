@@ -22,9 +22,6 @@ const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 /// The profiles that are loaded, each a directory.
 const PROFILES: &str = "/sys/kernel/security/apparmor/policy/profiles";
 
-/// What lies between the name of a profile and that of one inside of it.
-const INSIDE: &str = "//";
-
 /// Why there is no policy for a profile.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -74,9 +71,7 @@ pub(crate) fn check() -> Result<(), SystemError> {
 }
 
 fn policy_below(profiles: &Path, profile: &str) -> Result<Vec<u8>, Error> {
-    // A profile inside of another one has come with it.
-    let outer = profile.split(INSIDE).next().unwrap_or_default();
-    let directory = find(profiles, outer)?;
+    let directory = find(profiles, profile)?;
     let directory = directory.ok_or_else(|| Error::Missing(profile.to_owned()))?;
     let path = directory.join("raw_data");
     let mut policy = Vec::new();
@@ -150,7 +145,6 @@ mod tests {
             ("docker-default.7", "\x04two"),
             ("/usr/bin/man", "\x04three"),
             ("a b", "\x04four"),
-            ("docker-default//child", "\x04one"),
         ] {
             assert_eq!(
                 of(&tree, profile).as_deref(),

@@ -25,8 +25,10 @@ pub(super) fn policy(
         Err(format!(
             "{profile:?}: namespaces of policies are not supported"
         ))
-    } else if profile.contains("//&") {
-        Err(format!("{profile:?}: stacks of profiles are not supported"))
+    } else if profile.contains("//") {
+        Err(format!(
+            "{profile:?}: stacks of profiles and profiles inside of others are not supported"
+        ))
     } else if loaded == Some(profile) {
         return Vec::new();
     } else {
