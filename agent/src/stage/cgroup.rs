@@ -17,6 +17,9 @@ use crate::sys;
 /// How much memory the kernel may use, in KiB (guest-kernel/patches/52-address-space.patch).
 const USABLE: &str = "/proc/sys/vm/usable_kbytes";
 
+/// The limit of memory of a cgroup.
+const MEMORY_MAX: &str = "memory.max";
+
 /// One file of a cgroup and what to write to it.
 type Setting = (String, String);
 
@@ -39,8 +42,12 @@ pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<Own
         .as_ref()
         .and_then(|linux| linux.resources().as_ref());
     if let Some(resources) = resources {
-        for (file, value) in settings(resources)? {
-            write(directory, &file, &value)?;
+        let settings = settings(resources)?;
+        for (file, value) in &settings {
+            write(directory, file, value)?;
+        }
+        if settings.iter().any(|(file, _)| file == MEMORY_MAX) {
+            limit_kernel(directory)?;
         }
     }
     let rules = resources
@@ -56,8 +63,8 @@ pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<Own
 }
 
 /// Changes the limits that `resources` has, and no others: all of them or, as far as the kernel
-/// takes back what it said before, none.
-pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> {
+/// takes back what it said before, none. Whether that of memory is among them.
+pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<bool> {
     let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let checked = resources.memory().as_ref();
     let checked = checked.filter(|memory| memory.check_before_update() == Some(true));
@@ -81,6 +88,7 @@ pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> 
             settings.swap(quota, burst);
         }
     }
+    let of_memory = settings.iter().any(|(file, _)| file == MEMORY_MAX);
     let mut former = Vec::new();
     for (file, value) in settings {
         // Some can only be written to: they are orders and not limits.
@@ -90,7 +98,7 @@ pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<()> 
         }
         former.extend(old.map(|old| (file, old)));
     }
-    Ok(())
+    Ok(of_memory)
 }
 
 /// Puts back what has been changed; the error that is the reason, and what could not be put back.
@@ -127,7 +135,7 @@ fn complete(mut resources: LinuxResources, read: impl Fn(&str) -> String) -> Lin
     if let Some(memory) = resources.memory_mut() {
         let given = |value: Option<i64>| value.is_some_and(|value| value != 0);
         let (limit, swap) = (given(memory.limit()), given(memory.swap()));
-        let old_limit = number(&read("memory.max"));
+        let old_limit = number(&read(MEMORY_MAX));
         if swap && !limit {
             memory.set_limit(old_limit);
         } else if limit && !swap && memory.limit().is_some_and(|limit| limit > 0) {
@@ -155,19 +163,17 @@ fn write(directory: &Path, file: &str, value: &str) -> Result<()> {
             Ok(())
         }
         result => result.during(|| format!("write {value:?} to {file} of the cgroup")),
-    }?;
-    if file == "memory.max" {
-        limit_kernel(value)?;
     }
-    Ok(())
 }
 
-/// Limits what the guest's kernel itself may use of the machine's RAM, which may be as much as the host has: so it runs
-/// short of memory, and reclaims, before the machine has more than the host's cgroup allows.
-fn limit_kernel(limit: &str) -> Result<()> {
+/// Limits what the guest's kernel itself may use of the machine's RAM, which may be as much as the host
+/// has, by the limit of the container's cgroup: so it runs short of memory, and reclaims, before the
+/// machine has more than the host's cgroup allows.
+pub(super) fn limit_kernel(directory: &Path) -> Result<()> {
+    let path = directory.join(MEMORY_MAX);
+    let limit = fs::read_to_string(&path).during(|| format!("read {}", path.display()))?;
     // 0 is no limit, and so is "max".
-    let limit = limit.trim().parse().ok();
-    let usable = limit.map_or(0, usable_kbytes);
+    let usable = limit.trim().parse().map_or(0, usable_kbytes);
     fs::write(USABLE, usable.to_string()).during(|| format!("write {usable} to {USABLE}"))
 }
 
@@ -228,7 +234,7 @@ fn of_memory(memory: &LinuxMemory, add: &mut impl FnMut(&str, String)) -> Result
     }
     let max = memory.limit().filter(|limit| *limit != 0);
     if let Some(max) = max {
-        add("memory.max", limit(max));
+        add(MEMORY_MAX, limit(max));
     }
     if let Some(low) = memory.reservation().filter(|low| *low != 0) {
         add("memory.low", limit(low));

@@ -44,7 +44,10 @@ fn apply(update: &Update, setup: &Setup) -> Result<()> {
         let text = "cannot be updated: linux.resources.devices (differs from the container's)";
         return Err(Error::Config(text.into()));
     }
-    cgroup::update(resources, &update.cgroup)
+    if cgroup::update(resources, &update.cgroup)? {
+        cgroup::limit_kernel(&update.cgroup)?;
+    }
+    Ok(())
 }
 
 /// The device rules of a configuration.

@@ -26,7 +26,7 @@ const DEFAULT_MEMORY: u64 = 512 * MIB;
 
 /// Most guest RAM that a machine is given without being asked: what of it is not used costs a start little, up to here
 /// (docs/configuration.md has the figures).
-pub(crate) const ROOM_MAX: u64 = 32 * KIB * MIB;
+pub(crate) const ROOM_MAX: u64 = 256 * KIB * MIB;
 
 /// The guest's kernel describes each page of 4 KiB in 64 bytes (struct page, linux/mm_types.h).
 const PAGES_PER_DESCRIPTOR: u64 = 4 * KIB / 64;

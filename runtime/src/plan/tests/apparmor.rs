@@ -13,13 +13,11 @@ fn a_profile_brings_its_policy() {
     }
     // Where AppArmor is not active.
     let off = |profile: &str| {
-        let config = with(profile);
-        let spec: Spec = serde_json::from_value(config.clone()).unwrap();
         let facts = Facts {
             policies: None,
             ..facts()
         };
-        decide(&spec, &config, &facts).plan
+        decided_on(&with(profile), &facts).plan
     };
     let error = off("docker-default").err().unwrap().to_string();
     let start = "process.apparmorProfile: apparmor: config provided but apparmor not supported";
