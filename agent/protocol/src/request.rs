@@ -288,10 +288,10 @@ pub struct Overlay {
     /// the guest has one of its own.
     #[serde(default)]
     pub devices: Vec<(usize, Device)>,
-    /// Mounts of the host below those sources, for instance `mnt/0/below`, outer before inner: what
-    /// the configuration does not make recursive must not reach them.
+    /// Mounts of the host among those sources and below them, outer before inner, as far as they
+    /// differ from what is mounted around them or may come to.
     #[serde(default)]
-    pub submounts: Vec<String>,
+    pub mounts: Vec<HostMount>,
     /// The block devices of the host that the guest has as virtio-blk.
     #[serde(default)]
     pub disks: Vec<Disk>,
@@ -304,6 +304,15 @@ pub struct Overlay {
     /// Added to `process.env`, in its form.
     #[serde(default)]
     pub env: Vec<String>,
+}
+
+/// A mount of the host that the guest sees files of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMount {
+    /// Where it is in the share, for instance `mnt/0` or `mnt/0/below`.
+    pub path: String,
+    /// `MOUNT_ATTR_*` (`mount_setattr(2)`) that it has on the host.
+    pub attributes: u64,
 }
 
 /// A block device of the host.
@@ -429,7 +438,7 @@ mod tests {
             },
             concat!(
                 r#"{"id":"c1","bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
-                r#""devices":[[4,{"major":1,"minor":3}]],"submounts":["mnt/0/x"],"#,
+                r#""devices":[[4,{"major":1,"minor":3}]],"mounts":[{"path":"mnt/0/x","attributes":2}],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
                 r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"]}}"#,
             ),
@@ -473,7 +482,10 @@ mod tests {
                     program: vec![6],
                 }),
                 devices: vec![(4, Device { major: 1, minor: 3 })],
-                submounts: vec!["mnt/0/x".to_owned()],
+                mounts: vec![HostMount {
+                    path: "mnt/0/x".to_owned(),
+                    attributes: 2,
+                }],
                 disks: vec![Disk {
                     device: Device { major: 8, minor: 0 },
                     serial: "disk0".to_owned(),

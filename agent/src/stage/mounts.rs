@@ -12,7 +12,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use oci_spec::runtime::{Mount, Spec};
-use protocol::Device;
+use protocol::{Device, HostMount};
 use specification::MountOption;
 use specification::mount::{Reach, is_bind, options};
 
@@ -51,13 +51,24 @@ impl Sources {
                     "{path:?} is not a path of the share"
                 )));
             }
-            clone_mount(&share, Path::new(path), recursive)
+            let clone = clone_mount(&share, Path::new(path), recursive)?;
+            let of_host = overlay.mounts.iter().find(|mount| mount.path == path);
+            if let Some(mount) = of_host {
+                keep(&clone, mount)?;
+            }
+            Ok(clone)
         };
-        for path in &overlay.submounts {
+        let is_taken = |path: &str| {
+            let mut binds = overlay.binds.iter();
+            path == overlay.rootfs || binds.any(|(_, bind)| bind == path)
+        };
+        for mount in overlay.mounts.iter().filter(|mount| !is_taken(&mount.path)) {
             // Mounts it, as the kernel otherwise does when somebody first goes there, and then with
             // the attributes of the mount above. What cannot be entered is not mounted then either.
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let _ = openat(&share, path.as_str(), flags, Mode::empty());
+            if let Ok(mounted) = openat(&share, mount.path.as_str(), flags, Mode::empty()) {
+                keep(&mounted, mount)?;
+            }
         }
         let rootfs = take(&overlay.rootfs, true)?;
         let mut binds = HashMap::new();
@@ -79,6 +90,25 @@ impl Sources {
             notify,
         })
     }
+}
+
+/// Gives a mount the attributes that it has on the host: what is forbidden there stays forbidden, unless an option of
+/// the configuration changes it later.
+fn keep(mounted: &OwnedFd, mount: &HostMount) -> Result<()> {
+    let set = mount.attributes;
+    // Access times are one field.
+    let clear = if set & libc::MOUNT_ATTR__ATIME == 0 {
+        0
+    } else {
+        libc::MOUNT_ATTR__ATIME
+    };
+    let change = MountAttributes {
+        set,
+        clear,
+        ..MountAttributes::default()
+    };
+    sys::mount_setattr(mounted, false, change)
+        .during(|| format!("keep the attributes of the mount {}", mount.path))
 }
 
 fn parse(mount: &Mount) -> MountOptions {
@@ -123,6 +153,10 @@ fn one(tree: &Tree, mount: &Mount, source: Option<&OwnedFd>, index: usize) -> Re
         return Err(Error::Config(text));
     }
     if let Some(source) = source {
+        // What is read-only on the host is so whatever the options say, and what is not is writable there.
+        let mut options = options;
+        options.attributes.clear &= !libc::MOUNT_ATTR_RDONLY;
+        options.recursive_attributes.clear &= !libc::MOUNT_ATTR_RDONLY;
         change(source, &options, path)?;
         return tree.attach(source, path);
     }

@@ -36,7 +36,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fstat, mkdirat, stat};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, setresgid, setresuid};
-use protocol::NAMES_MAX;
+use protocol::{HostMount, NAMES_MAX};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -98,8 +98,8 @@ pub(super) struct Tree {
     pub(super) root: OwnedFd,
     /// `/proc/self/fd` as the root of a mount of its own: `..` does not leave it.
     pub(super) proc_self_fd: OwnedFd,
-    /// Paths of mounts below shares that are to differ from these, outer before inner.
-    pub(super) submounts: Vec<String>,
+    /// What the guest must know of the mounts, outer before inner.
+    pub(super) mounts: Vec<HostMount>,
     /// The ids of the mounts that the host cannot take away; `None` for all.
     pub(super) lasting: Option<HashSet<u64>>,
 }
@@ -181,18 +181,22 @@ pub(super) fn enter_tree(
     pivot_root(".", ".").doing("pivot into the exported tree")?;
     umount2(".", MntFlags::MNT_DETACH).doing("leave the host's files")?;
     let root = open("/", flags, Mode::empty()).doing("open the exported tree")?;
-    let mut tree = Tree {
+    let mounts = look_at_mounts(&process).doing("read the mounts of the tree")?;
+    // Only now, as the guest is to know what each mount forbids by itself.
+    let safe = MountChange {
+        set: SAFE,
+        ..MountChange::default()
+    };
+    sys::mount_setattr(root.as_fd(), &safe, true).doing("secure the exported tree")?;
+    let tree = Tree {
         root,
         proc_self_fd,
-        submounts: Vec::new(),
-        lasting: None,
+        mounts: share::for_the_guest(shares, &mounts),
+        lasting: shares
+            .iter()
+            .any(|share| share.follows)
+            .then(|| mountinfo::lasting(&mounts)),
     };
-    if shares
-        .iter()
-        .any(|share| share.follows || share.differs_below())
-    {
-        look_at_mounts(&process, shares, &mut tree).doing("read the mounts of the tree")?;
-    }
     Ok((tree, users))
 }
 
@@ -221,32 +225,12 @@ pub(super) fn tmpfs(size: &CStr) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Looks at the mounts of the tree: [`Tree::submounts`] and [`Tree::lasting`].
-fn look_at_mounts(process: &OwnedFd, shares: &[Share], tree: &mut Tree) -> io::Result<()> {
+/// The mounts of the tree.
+fn look_at_mounts(process: &OwnedFd) -> io::Result<Vec<mountinfo::Mount>> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut text = String::new();
     File::from(openat(process, "mountinfo", flags, Mode::empty())?).read_to_string(&mut text)?;
-    let mounts = mountinfo::parse(&text);
-    for mount in &mounts {
-        let Some(path) = mount.target.strip_prefix('/') else {
-            continue;
-        };
-        let below = |share: &&Share| {
-            path.strip_prefix(&share.name)
-                .is_some_and(|rest| rest.starts_with('/'))
-        };
-        if shares
-            .iter()
-            .filter(|share| share.differs_below())
-            .any(|share| below(&share))
-        {
-            tree.submounts.push(path.to_owned());
-        }
-    }
-    if shares.iter().any(|share| share.follows) {
-        tree.lasting = Some(mountinfo::lasting(&mounts));
-    }
-    Ok(())
+    Ok(mountinfo::parse(&text))
 }
 
 /// Sets the resource limits; how many descriptors the file server may keep open of each sort.

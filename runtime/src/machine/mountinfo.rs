@@ -2,6 +2,9 @@
 
 use std::collections::HashSet;
 
+use nix::libc;
+use specification::MountOption;
+
 /// One mount.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -10,6 +13,8 @@ pub(super) struct Mount {
     pub(super) parent: u64,
     /// Where it is mounted.
     pub(super) target: String,
+    /// `MOUNT_ATTR_*` that are in force. A file system that is read-only makes its mounts so.
+    pub(super) attributes: u64,
     /// Whether mounts made or taken away elsewhere appear and disappear below it.
     pub(super) follows: bool,
 }
@@ -25,14 +30,31 @@ fn line(line: &str) -> Option<Mount> {
     let parent = fields.next()?.parse().ok()?;
     // The device, and the root within the file system.
     let target = fields.nth(2)?;
-    // After the mount's options.
-    let mut optional = fields.skip(1).take_while(|field| *field != "-");
+    let options = fields.next()?;
+    let is_link = |field: &&str| field.starts_with("master:") || field.starts_with("shared:");
+    let optional: Vec<_> = fields.by_ref().take_while(|field| *field != "-").collect();
+    // The file system's type, its source, its options.
+    let of_all = fields.nth(2).unwrap_or_default();
+    let read_only = match of_all.split(',').any(|option| option == "ro") {
+        true => libc::MOUNT_ATTR_RDONLY,
+        false => 0,
+    };
     Some(Mount {
         id,
         parent,
         target: unescape(target),
-        follows: optional.any(|field| field.starts_with("master:") || field.starts_with("shared:")),
+        attributes: attributes(options) | read_only,
+        follows: optional.iter().any(is_link),
     })
+}
+
+/// What options of a mount set.
+fn attributes(options: &str) -> u64 {
+    let set = |option| match MountOption::of(option) {
+        Some(MountOption::Attributes(change, _)) => change.set,
+        _ => 0,
+    };
+    options.split(',').map(set).fold(0, std::ops::BitOr::bitor)
 }
 
 /// Space, tab, newline and backslash are written as `\ooo`.
@@ -89,9 +111,31 @@ nonsense
                 id: 37,
                 parent: 36,
                 target: "/mnt/0/a b\\c".into(),
+                attributes: 0,
                 follows: false
             }
         );
+        assert_eq!(mounts[0].attributes, libc::MOUNT_ATTR_NOATIME);
+    }
+
+    #[test]
+    fn what_is_forbidden_by_a_mount_or_its_file_system() {
+        let of = |options: &str, of_all: &str| {
+            let line =
+                format!("36 25 98:0 /r /m {options} shared:7 master:1 - ext4 /dev/a {of_all}");
+            super::line(&line).unwrap().attributes
+        };
+        let (no_programs, no_devices) = (libc::MOUNT_ATTR_NOEXEC, libc::MOUNT_ATTR_NODEV);
+        assert_eq!(of("rw,relatime", "rw,errors=continue"), 0);
+        assert_eq!(
+            of("rw,nodev,noexec,relatime", "rw"),
+            no_devices | no_programs
+        );
+        assert_eq!(
+            of("ro,nosuid,idmapped", "rw"),
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID
+        );
+        assert_eq!(of("rw", "ro,norecovery"), libc::MOUNT_ATTR_RDONLY);
     }
 
     #[test]

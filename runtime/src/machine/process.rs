@@ -164,7 +164,7 @@ fn prepare(
     let disks = disk::open(&launch.disks)?;
     jail::enter_network(&launch.network)?;
     let (mut tree, users) = jail::enter_tree(&launch.shares, &files.bundle, launch.ids.own())?;
-    launch.overlay.submounts = std::mem::take(&mut tree.submounts);
+    launch.overlay.mounts = std::mem::take(&mut tree.mounts);
     jail::enter_user_namespace(users.namespace)?;
     sync.send(&FromMachine::Entered)
         .doing("tell of the namespaces")?;

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use protocol::HostMount;
 use rustix::fs::{AtFlags, CWD, StatxFlags, fstatfs, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
@@ -15,6 +16,7 @@ use specification::mount::Change;
 use super::error::JailError as Error;
 use super::id_map::{self, IdMap, Users};
 use super::inside::inside;
+use super::mountinfo::Mount;
 use crate::error::Doing;
 use crate::sys::{self, MountChange};
 
@@ -43,7 +45,7 @@ pub(crate) struct Share {
     pub(crate) sealed: bool,
 }
 
-/// Nothing is executed on a share, no device works and no set-user-id bit counts.
+/// Nothing is executed on the tree, no device works and no set-user-id bit counts.
 pub(super) const SAFE: u64 =
     libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
@@ -86,7 +88,7 @@ impl Share {
             libc::MS_PRIVATE
         };
         let below = MountChange {
-            set: SAFE | self.below.set,
+            set: self.below.set,
             clear: self.below.clear,
             propagation,
             user_namespace: None,
@@ -150,8 +152,7 @@ impl Share {
         let Some(clone) = clone else {
             self.step(mkdirat(AT_FDCWD, place, mode))?;
             let (kind, data) = (Some("overlay"), self.overlay.as_deref());
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            self.step(mount(kind, place, kind, flags, data))?;
+            self.step(mount(kind, place, kind, MsFlags::empty(), data))?;
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let mounted = self.step(open(place, flags, Mode::empty()))?;
             return self.change(&mounted);
@@ -174,9 +175,36 @@ impl Share {
     }
 
     /// Whether the guest has to tell what is mounted below from the mount itself.
-    pub(super) fn differs_below(&self) -> bool {
+    fn differs_below(&self) -> bool {
         self.recursive && (self.sealed || self.apart)
     }
+
+    /// Whether a path of the tree is its own or below it.
+    fn has(&self, path: &str) -> bool {
+        let rest = path.strip_prefix(&self.name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+/// What the guest must know of the mounts of the tree: those of shares of which one mount forbids something, or of which
+/// the mounts below are to differ.
+pub(super) fn for_the_guest(shares: &[Share], mounts: &[Mount]) -> Vec<HostMount> {
+    let of = |share: &Share| -> Vec<HostMount> {
+        let paths = mounts.iter().filter_map(|mount| {
+            let path = mount.target.strip_prefix('/')?;
+            share.has(path).then(|| HostMount {
+                path: path.to_owned(),
+                attributes: mount.attributes,
+            })
+        });
+        paths.collect()
+    };
+    let all = shares.iter().flat_map(|share| {
+        let mounts = of(share);
+        let differ = share.differs_below() || mounts.iter().any(|mount| mount.attributes != 0);
+        if differ { mounts } else { Vec::new() }
+    });
+    all.collect()
 }
 
 /// Clones of the mounts of all shares, and whom a process has to be to see their files' owners: one with shifted ids if
@@ -276,6 +304,54 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+
+    #[test]
+    fn the_guest_is_told_of_mounts_that_forbid_and_of_their_neighbours() {
+        let share = |name: &str, recursive, sealed| Share {
+            name: name.into(),
+            recursive,
+            sealed,
+            ..Share::default()
+        };
+        let mount = |target: &str, attributes| Mount {
+            id: 0,
+            parent: 0,
+            target: target.into(),
+            attributes,
+            follows: false,
+        };
+        let none = 0;
+        let some = libc::MOUNT_ATTR_NOEXEC;
+        let mounts = [
+            mount("/", libc::MOUNT_ATTR_RDONLY),
+            mount("/rootfs", none),
+            mount("/rootfs/below", none),
+            mount("/mnt/1", none),
+            mount("/mnt/1/below", some),
+            mount("/mnt/10", none),
+            mount("/mnt/2", some),
+        ];
+        let told = |sealed| {
+            let shares = [
+                share("rootfs", true, sealed),
+                share("mnt/1", true, false),
+                share("mnt/10", false, false),
+                share("mnt/2", false, false),
+            ];
+            let mounts = for_the_guest(&shares, &mounts).into_iter();
+            mounts
+                .map(|mount| (mount.path, mount.attributes))
+                .collect::<Vec<_>>()
+        };
+        let expected = [("mnt/1", none), ("mnt/1/below", some), ("mnt/2", some)];
+        let expected = expected.map(|(path, attributes)| (path.to_owned(), attributes));
+        assert_eq!(told(false), expected);
+        let root = [
+            ("rootfs".to_owned(), none),
+            ("rootfs/below".to_owned(), none),
+        ];
+        assert_eq!(told(true), [&root[..], &expected[..]].concat());
+    }
 
     #[test]
     fn what_can_never_be_shifted_is_not_tried() {

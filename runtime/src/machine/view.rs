@@ -19,7 +19,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::inside::inside;
 use super::jail;
-use super::share::Share;
+use super::share::{SAFE, Share};
 use crate::error::{Doing, SystemError};
 use crate::sys::{self, MountChange};
 
@@ -116,6 +116,11 @@ impl View<'_> {
             Some(Some(clone)) => clone.try_clone()?,
             _ => open_tree(tree, &share.name, CLONE)?,
         };
+        let safe = MountChange {
+            set: SAFE,
+            ..MountChange::default()
+        };
+        sys::mount_setattr(clone.as_fd(), &safe, true)?;
         if share.sealed {
             let read_only = MountChange {
                 set: libc::MOUNT_ATTR_RDONLY,

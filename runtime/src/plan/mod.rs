@@ -195,7 +195,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 rootfs: ROOTFS.into(),
                 binds: mounts.binds,
                 devices: mounts.devices,
-                submounts: Vec::new(),
+                mounts: Vec::new(),
                 disks: disks.iter().map(BlockDevice::for_the_guest).collect(),
                 guests_devices,
                 seccomp,
