@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 
@@ -225,6 +226,79 @@ def test_a_read_only_root_is_so_on_the_host_too(container, rootfs):
     line = next(line.split() for line in pathlib.Path(f"/proc/{made.pid}/mountinfo").read_text().splitlines()
                 if line.split()[4] == "/rootfs")
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(line[5].split(","))
+
+
+HOST_MOUNTS = {"plain": "", "noexec": "noexec", "nosuid": "nosuid", "many": "noexec,nosuid,nodev,noatime", "ro": "ro"}
+
+
+@pytest.fixture
+def hosts(scratch):
+    """Mounts of the host with flags of their own, each with a directory of programs, in a mount without any."""
+    path = scratch / "flags"
+    path.mkdir()
+    mount("-t", "tmpfs", "flags", path)
+    for name, flags in HOST_MOUNTS.items():
+        programs = path / name / "programs"
+        (path / name).mkdir()
+        mount("-t", "tmpfs", name, path / name)
+        programs.mkdir()
+        programs.chmod(0o777)
+        (programs / "script").write_text("#!/bin/sh\necho ran\n")
+        (programs / "script").chmod(0o755)
+        shutil.copy("/usr/bin/id", programs / "id")
+        (programs / "id").chmod(0o4755)
+        if flags:
+            mount("-o", f"remount,bind,{flags}", path / name)
+    yield path
+    subprocess.run(["umount", "-R", path], check=True)
+    path.rmdir()
+
+
+def test_flags_of_the_hosts_mounts(runtime, container, rootfs, hosts):
+    """What a mount of the host forbids is forbidden by each bind of it, of a part of it, and of what it is mounted in."""
+    def change(config):
+        def bind(source, destination, *options):
+            config["mounts"].append({"destination": destination, "type": "bind", "source": str(source), "options": list(options)})
+        bind(hosts, "/tree", "rbind", "rprivate")
+        for name in HOST_MOUNTS:
+            bind(hosts / name, f"/whole/{name}", "rbind")
+            bind(hosts / name / "programs", f"/part/{name}", "bind")
+            bind(hosts / name / "programs/script", f"/file/{name}", "bind")
+        bind(hosts / "noexec", "/whole/exec", "bind", "exec")
+        bind(hosts / "ro", "/whole/rw", "bind", "rw")
+        config["process"]["user"] = {"uid": 1000, "gid": 1000}
+
+    found = ran(container, rootfs, MOUNTINFO + f"NAMES = {list(HOST_MOUNTS)}" + """
+import os, subprocess
+def did(*args):
+    try:
+        done = subprocess.run(args, capture_output=True, text=True)
+        return done.stdout.strip() or done.returncode
+    except OSError as e:
+        return e.strerror
+seen = mounts()
+def look(path, programs):
+    return {"flags": seen[path]["options"], "script": did(f"{programs}/script"), "id": did(f"{programs}/id", "-u"),
+            "write": os.access(programs, os.W_OK)}
+out = {}
+for name in NAMES:
+    out[name] = [look(f"/tree/{name}", f"/tree/{name}/programs"), look(f"/whole/{name}", f"/whole/{name}/programs"), look(f"/part/{name}", f"/part/{name}")]
+    out[name].append({"flags": seen[f"/file/{name}"]["options"], "script": did(f"/file/{name}"), "id": None, "write": None})
+print(json.dumps({"mounts": out, "exec": look("/whole/exec", "/whole/exec/programs"), "rw": look("/whole/rw", "/whole/rw/programs")}))
+""", change)
+    flags = {"ro", "nosuid", "nodev", "noexec", "noatime"}
+    for name, given in HOST_MOUNTS.items():
+        wanted = set(given.split(",")) & flags
+        for look in found["mounts"][name]:
+            assert set(look["flags"]) & flags == wanted, (name, look)
+            assert look["script"] == ("Permission denied" if "noexec" in wanted else "ran"), (name, look)
+            if look["id"] is not None:
+                user = "Permission denied" if "noexec" in wanted else "1000" if "nosuid" in wanted else "0"
+                assert look["id"] == user, (name, look)
+                assert look["write"] == ("ro" not in wanted), (name, look)
+    assert found["exec"]["script"] == "ran" and "noexec" not in found["exec"]["flags"]
+    if runtime.name != "runc":  # which takes rw for a wish to write
+        assert "ro" in found["rw"]["flags"] and not found["rw"]["write"]
 
 
 @only_chiton
