@@ -30,6 +30,7 @@ pub fn plan(text: &str, systemd: bool) -> Option<Planned> {
     let facts = Facts {
         bundle: Path::new("/b"),
         memory: 1 << 34,
+        room: 1 << 34,
         kind: &kind,
         systemd,
         resctrl: true,

@@ -79,6 +79,7 @@ impl Process {
             journal: Journal::create(state.as_fd())?,
             bundle: state.into(),
             terminal: None,
+            limit: None,
         };
         let (sync, verb) = SyncSocket::pair()?;
         let life = Life::new(parts, Container::new(create, files), &sync).map_err(other)?;
