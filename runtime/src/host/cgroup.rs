@@ -55,6 +55,8 @@ pub(crate) enum Error {
     NoController { property: String, file: PathBuf },
     #[error("{0} cannot be applied: --cgroup-manager=disabled")]
     Disabled(String),
+    #[error("{0} cannot be applied: {1}")]
+    Nowhere(String, &'static str),
     #[error("set {property} in {}", file.display())]
     Limit {
         property: String,
@@ -178,8 +180,9 @@ impl Cgroup {
         result
     }
 
-    /// Has systemd make the cgroup of `scope` below `root`, with `limits` as [`Cgroup::create`] sets them. It exists while there is a process in it:
-    /// until the container has one, the placeholder. On an error nothing that was made is left.
+    /// Has systemd make the cgroup of `scope` below `root`, with `limits` as [`Cgroup::create`] sets them. It exists
+    /// while there is a process in it: until the container has one, the placeholder. On an error nothing that was made
+    /// is left.
     pub(crate) fn of_scope(
         root: &Path,
         scope: &Scope,
@@ -311,6 +314,14 @@ impl Cgroup {
             (Ok(()), _) => Ok(()),
             // Protects the host and nobody asked for it.
             (Err(e), None) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            // The caller has been told at create.
+            (Err(e), Some(_))
+                if e.kind() == io::ErrorKind::NotFound
+                    && limit.is_the_guests_too()
+                    && matches!(hierarchy(), Some((_, Layout::Hybrid))) =>
+            {
+                Ok(())
+            }
             (Err(e), Some(property)) if e.kind() == io::ErrorKind::NotFound => {
                 Err(Error::NoController {
                     property: property.to_string(),

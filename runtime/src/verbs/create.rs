@@ -351,31 +351,36 @@ fn check_flags(context: &Context<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The cgroup v2 hierarchy for the container, unless it is to have no cgroup. Where it has no controllers, the caller
-/// is told what that means.
+/// The cgroup v2 hierarchy for the container, unless it is to have no cgroup. Where it has no controllers, the guest
+/// alone limits the container: the caller is told, and what the guest cannot limit is refused.
 fn cgroup_root(context: &Context<'_>, plan: &Plan) -> Result<Option<PathBuf>, Error> {
-    let asked = plan.limits.iter().find_map(|limit| limit.property.as_ref());
+    let asked = plan
+        .limits
+        .iter()
+        .filter_map(|limit| Some((limit, limit.property.as_ref()?)));
+    let mut asked = asked.peekable();
     if context.no_cgroup {
-        return match asked {
-            Some(property) => Err(cgroup::Error::Disabled(property.to_string()).into()),
+        return match asked.peek() {
+            Some((_, property)) => Err(cgroup::Error::Disabled(property.to_string()).into()),
             None => Ok(None),
         };
     }
-    match cgroup::hierarchy() {
-        Some((root, Layout::Unified)) => Ok(Some(root)),
-        Some((root, Layout::Hybrid)) => {
-            if let Some(property) = asked {
-                context.report.warn(&format!(
-                    "{property} is applied in the guest only: cgroup v2 of this host has no controllers"
-                ));
-            }
-            Ok(Some(root))
+    let (root, why) = match cgroup::hierarchy() {
+        Some((root, Layout::Unified)) => return Ok(Some(root)),
+        Some((root, Layout::Hybrid)) => (Some(root), "cgroup v2 of this host has no controllers"),
+        None => (None, "cgroup v2 is not mounted on this host"),
+    };
+    for (limit, property) in asked {
+        if !limit.is_the_guests_too() {
+            return Err(cgroup::Error::Nowhere(property.to_string(), why).into());
         }
-        None => {
-            context
-                .report
-                .warn("the container gets no cgroup on this host: cgroup v2 is not mounted");
-            Ok(None)
-        }
+        let told = format!("{property} is applied in the guest only: {why}");
+        context.report.warn(&told);
     }
+    if root.is_none() {
+        context
+            .report
+            .warn(&format!("the container gets no cgroup: {why}"));
+    }
+    Ok(root)
 }

@@ -36,6 +36,11 @@ impl Limit {
         }
     }
 
+    /// Whether the guest applies it as well, among the container's processes.
+    pub(crate) fn is_the_guests_too(&self) -> bool {
+        self.file.starts_with("cpu.") || self.file.starts_with("memory.")
+    }
+
     /// Whether it slows down what is in the cgroup: there is none while the machine boots.
     pub(crate) fn is_of_speed(&self) -> bool {
         self.file.starts_with("cpu.max") || self.file == "io.max"
@@ -95,6 +100,7 @@ mod tests {
         ] {
             let limit = Limit::asked(file, value, "asked");
             assert!(limit.is_of_speed(), "{file}");
+            assert_eq!(limit.is_the_guests_too(), file.starts_with("cpu"));
             assert_eq!(limit.lifted(), Limit::unasked(file, lifted));
         }
         for file in [
