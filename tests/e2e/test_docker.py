@@ -195,6 +195,23 @@ def test_out_of_memory(docker, program):
     assert (state["OOMKilled"], state["ExitCode"]) == (True, 137)
 
 
+@pytest.mark.timeout(300)
+def test_copies(docker, scratch):
+    """The daemon copies in its own mounts of the root filesystem and the volumes."""
+    volume, out = scratch / "docker-copies", scratch / "docker-out"
+    volume.mkdir(exist_ok=True)
+    out.write_text("from the host\n")
+    docker.detached("copied", "--network", "none", "--volume", f"{volume}:/data", "--", "sh", "-c", "echo inside > /made; sleep 1000")
+    wait_for(lambda: docker("exec", "copied", "test", "-e", "/made").returncode == 0)
+    docker.ok("cp", "copied:/made", scratch / "docker-made")
+    assert (scratch / "docker-made").read_text() == "inside\n"
+    docker.ok("cp", out, "copied:/in")
+    docker.ok("cp", out, "copied:/data/in")
+    wait_for(lambda: docker("exec", "copied", "cat", "/in", "/data/in").stdout == "from the host\n" * 2)
+    assert (volume / "in").read_text() == "from the host\n"
+    docker.ok("rm", "--force", "copied")
+
+
 @pytest.mark.timeout(400)
 def test_a_detached_container_and_its_verbs(docker):
     docker.detached("life", "--memory", "300m", "--", "sh", "-c", "echo out; echo err >&2; trap 'exit 3' TERM; while :; do sleep 0.1; done")

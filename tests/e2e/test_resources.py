@@ -172,6 +172,31 @@ def test_the_machine_boots_without_limits_of_speed(runtime, container, loop):
 
 
 @only_chiton
+@pytest.mark.parametrize("hide, why", [
+    ("mount -t tmpfs none /sys/fs/cgroup", "cgroup v2 is not mounted on this host"),
+    ("mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/unified; mount -t cgroup2 none /sys/fs/cgroup/unified",
+     "cgroup v2 of this host has no controllers"),
+], ids=["none", "hybrid"])
+def test_a_host_that_cannot_limit_machines(runtime, bundle, loop, hide, why):
+    """The guest's limits hold and the caller is told; what the guest cannot limit is refused by name."""
+    number, _ = loop
+    major, minor = map(int, number.split(":"))
+    made = bundle("cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max")
+
+    def run(resources):
+        made.config["linux"]["resources"] |= resources
+        command = runtime.command("run", "--bundle", made.save().path, "bare")
+        return subprocess.run(["unshare", "-m", "sh", "-ec", f'{hide}; exec "$@"', "sh", *command], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, check=False)
+
+    done = run({"memory": {"limit": 96 * MIB}, "cpu": {"quota": 50000, "period": 100000}})
+    assert (done.returncode, done.stdout) == (0, f"{96 * MIB}\n50000 100000\n"), done.stderr
+    assert f"linux.resources.cpu.quota is applied in the guest only: {why}" in done.stderr
+    done = run({"blockIO": {"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": MIB}]}})
+    assert done.returncode == 1 and f"cannot be applied: {why}" in done.stderr and "throttleReadBpsDevice" in done.stderr, done.stderr
+
+
+@only_chiton
 def test_limits_on_both_sides(probed):  # noqa: F811
     def change(config):
         config["linux"]["resources"] |= {

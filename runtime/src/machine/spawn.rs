@@ -9,7 +9,7 @@ use super::error::Error;
 use super::launch::{Devices, Launch};
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::{process, share, view};
-use crate::error::Doing;
+use crate::error::{Doing, one_line};
 use crate::sys::{self, Cloned};
 
 /// A machine whose container is created, and that ends with this value unless it is committed.
@@ -48,8 +48,15 @@ pub(crate) fn spawn(
             for share in launch.shares.iter().filter(|share| share.sealed) {
                 share::seal(pid, &share.name).doing("make the root filesystem read-only")?;
             }
-            if let Some(places) = &launch.view {
-                view::show(pid, &launch.shares, places)?;
+            if let Some(targets) = &launch.view
+                && let Err(e) = view::show(pid, &launch.shares, targets)
+            {
+                // A container whose files cannot be copied by those who look there is a whole one.
+                let told = format!(
+                    "the mount namespace of the container shows no files: {}",
+                    one_line(&e)
+                );
+                launch.report.warn(&told);
             }
             Ok(spawned)
         }

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
+use nix::unistd::fchdir;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
@@ -83,13 +85,23 @@ impl View<'_> {
         let tree = open("/", flags, Mode::empty())?;
         let root = self.mount_of(0, &tree)?;
         attach(&root, &tree)?;
+        let filled = self.fill(&root, &tree);
+        if filled.is_err() {
+            // Half of it would be worse than none: what is copied would not be where it is looked for.
+            fchdir(&root)?;
+            umount2(".", MntFlags::MNT_DETACH)?;
+        }
+        filled
+    }
+
+    fn fill(&self, root: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
         let mut own = Vec::new();
         for target in self.targets {
             let mounted = match target.content {
-                Content::Share(index) => self.mount_of(index, &tree)?,
+                Content::Share(index) => self.mount_of(index, tree)?,
                 _ => jail::tmpfs(c"64k")?,
             };
-            let place = destination(&root, &target.destination, is_file(&mounted)?, &own)?;
+            let place = destination(root, &target.destination, is_file(&mounted)?, &own)?;
             attach(&mounted, &place)?;
             if target.content == Content::Processes {
                 for (name, process) in &self.processes {
