@@ -234,6 +234,9 @@ def test_disks_and_a_lack_of_memory(watched, container, rootfs, loop):  # noqa: 
             for task in os.listdir(f"/proc/{made.pid}/task"):
                 LIBC.syscall(TGKILL, made.pid, int(task), signal.SIGSYS)
             made.output("touch", "/end")
+        # One that is ended by it.
+        with watched.life(container, "python3", "-c", GRAB, change=change):
+            pass
     finally:
         (CLOCK / "current_clocksource").write_text(before)
 
