@@ -1,5 +1,7 @@
 //! Loads `config.json`.
 
+pub(crate) mod keys;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,8 @@ pub(crate) enum Error {
         path: PathBuf,
         source: serde_json::Error,
     },
+    #[error("{}", path.display())]
+    Twice { path: PathBuf, source: keys::Twice },
     #[error("{}: ociVersion {version:?} is not supported (1.0 to 1.{MINOR_MAX} are)", path.display())]
     Version { path: PathBuf, version: String },
 }
@@ -85,6 +89,10 @@ impl Config {
         let mut value: Value = serde_json::from_str(&text).map_err(json)?;
         let mut warnings = Vec::new();
         let given = value.clone();
+        keys::correct(&mut value).map_err(|source| Error::Twice {
+            path: path.clone(),
+            source,
+        })?;
         warnings.extend(take_unknown_capabilities(&mut value));
         let mut known = value.clone();
         translate(&mut known);

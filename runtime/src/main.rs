@@ -36,6 +36,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::Signal;
 
 use cli::{Cli, Rootless, Stop, Verb};
 use config::SPEC_VERSION;
@@ -44,6 +45,9 @@ use verbs::Context;
 
 fn main() -> ExitCode {
     let begun = machine::now();
+    // A caller that ignores it leaves that to its children (execve(2)), and whose children end unheard cannot wait for
+    // them (waitpid(2)).
+    sys::default_action(Signal::SIGCHLD);
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(Stop::Help(text)) => {

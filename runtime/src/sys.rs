@@ -350,7 +350,7 @@ pub(crate) fn release(constant: &'static [u8]) {
 }
 
 /// Gives a signal its default action back.
-fn default_action(signal: Signal) {
+pub(crate) fn default_action(signal: Signal) {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of this process. SIGKILL and SIGSTOP have no other, and setting them
     // fails.

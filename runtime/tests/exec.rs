@@ -194,6 +194,57 @@ fn what_cannot_be_executed_is_255_and_leaves_no_pid_file() {
     assert_eq!(client.hears(), None);
 }
 
+/// More than 1 MiB of environment travels; what does not fit into a request is an error that says so.
+#[test]
+fn a_process_may_have_much_to_say_up_to_a_limit_that_is_named() {
+    let machine = Machine::new();
+    let process = |length: usize| {
+        let variables = vec!["V=".to_owned() + &"x".repeat(100 << 10); length];
+        let process =
+            json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["x"], "env": variables});
+        let own = machine.path("c/config.json");
+        let config = json!({"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": process});
+        fs::write(own, config.to_string()).unwrap();
+    };
+    process(15);
+    let verb = machine.exec(&["c", "x"]);
+    let (client, request, _) = machine.asked();
+    assert!(request["process"].as_str().unwrap().len() > 1500 << 10);
+    client.say(&json!({"Failed": "enough"}));
+    failed(&verb.wait_with_output().unwrap(), "enough");
+
+    // Escaped once more, quotes are more than they were.
+    let quotes = "Q=".to_owned() + &"\"".repeat(100 << 10);
+    let mut command = machine.command(&[]);
+    for _ in 0..12 {
+        command.args(["--env", &quotes]);
+    }
+    let output = command.args(["c", "x"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    let said = text(&output.stderr);
+    assert!(said.contains("4194304 are allowed"), "{said}");
+}
+
+#[test]
+fn the_steps_of_exec_are_logged_on_demand() {
+    let machine = Machine::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chiton"));
+    command.arg("--root").arg(machine.dir.path());
+    command.args(["--debug", "--log"]).arg(machine.path("log"));
+    command.args(["exec", "c", "x"]).stdin(Stdio::null());
+    let mut verb = command.spawn().unwrap();
+    let (client, _) = machine.runs();
+    client.say(&json!({"Exited": {"Code": 0}}));
+    assert!(verb.wait().unwrap().success());
+    let log = fs::read_to_string(machine.path("log")).unwrap();
+    let lines: Vec<_> = log.lines().collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    assert!(
+        lines.iter().all(|line| line.contains("level=debug")),
+        "{log}"
+    );
+}
+
 #[test]
 fn signals_to_the_verb_are_the_processes() {
     let machine = Machine::new();

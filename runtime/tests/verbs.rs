@@ -335,6 +335,24 @@ fn the_steps_of_create_are_logged_on_demand() {
     assert_eq!(messages(&[]).len(), 1);
 }
 
+/// The first hook is waited for; the second one is not there.
+#[test]
+fn a_caller_may_ignore_that_children_end() {
+    let place = Place::new();
+    let mut config = config();
+    config["hooks"] = json!({"prestart": [{"path": "/bin/true"}, {"path": "/x"}]});
+    place.write(&config);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' CHLD && exec \"$0\" --root \"$1\" create x"]);
+    shell
+        .arg(env!("CARGO_BIN_EXE_chiton"))
+        .arg(place.root())
+        .current_dir(place.bundle());
+    let done = done(&mut shell);
+    assert!(done.stderr.contains("hook #1: /x"), "{}", done.stderr);
+    assert_eq!(done.code, Some(1));
+}
+
 #[test]
 fn a_container_that_is_not_there() {
     let place = Place::new();
@@ -464,9 +482,36 @@ fn spec_writes_once_what_create_would_accept() {
     place.refused(&["spec"], "File config.json exists. Remove it first");
     fs::remove_file(place.bundle().join("config.json")).unwrap();
     assert_eq!(place.run(&["spec"]).code, Some(0));
+    let written = fs::read_to_string(place.bundle().join("config.json")).unwrap();
+    let written: Value = serde_json::from_str(&written).unwrap();
+    let namespaces = written["linux"]["namespaces"].as_array().unwrap();
+    let kinds: Vec<_> = namespaces.iter().map(|each| &each["type"]).collect();
+    let runcs = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    assert_eq!(kinds, runcs);
     // Everything in it is accepted: what is refused is that the root filesystem is missing.
     fs::remove_dir(place.bundle().join("rootfs")).unwrap();
     place.refused(&["create", "x"], "invalid rootfs");
+}
+
+/// What is refused here is known by its own name only.
+#[test]
+fn properties_are_known_in_every_case_as_go_reads_them() {
+    let place = Place::new();
+    let mut other = config();
+    other["Linux"] = other["linux"].take();
+    other.as_object_mut().unwrap().remove("linux");
+    other["Linux"]["RESOURCES"] = json!({"Memory": {"disableOomKiller": true}});
+    place.write(&other);
+    place.refused(
+        &["create", "x"],
+        "linux.resources.memory.disableOOMKiller: cgroup v2",
+    );
+    let mut twice = config();
+    twice["Hostname"] = "a".into();
+    twice["hostname"] = "b".into();
+    place.write(&twice);
+    let words = "\"Hostname\" and \"hostname\" are the same property";
+    place.refused(&["create", "x"], words);
 }
 
 #[test]

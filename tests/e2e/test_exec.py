@@ -49,6 +49,14 @@ def test_streams_and_exit_codes(container):
     assert c.status == "running"
 
 
+def test_more_than_a_mebibyte_of_environment(container):
+    def change(config):
+        config["process"]["env"] += [f"V{number}=" + "x" * 1000 for number in range(1500)]
+
+    c = container("sleep", "1000", change=change)
+    assert c.output("sh", "-c", 'env | grep -c "^V.*xxx$"; echo ${#1}', "sh", "y" * 120000) == "1500\n120000\n"
+
+
 def test_how_ends_of_streams_travel(container):
     c = container("sleep", "1000")
     assert c.output("sh", "-c", "cat; echo done") == "done\n"

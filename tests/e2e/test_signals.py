@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
 import time
 
 import pytest
@@ -214,3 +215,20 @@ def test_nobody_answers_delete(container):
     os.kill(c.pid, signal.SIGSTOP)
     c.verb("delete", "--force")
     assert c.status is None and not alive(c.pid)
+
+
+def test_signals_that_the_caller_ignores_or_blocks_do_not_matter(runtime, bundle):
+    def odd():
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    made = bundle("sh", "-c", "sh -c 'exit 3'; exit $?").save()
+    done = runtime("run", "--bundle", made.path, "front", preexec_fn=odd)
+    assert (done.returncode, done.stderr) == (3, "")
+    made = bundle("sleep", "1000").save()
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    done = runtime("run", "--detach", "--bundle", made.path, "back", preexec_fn=odd, **nowhere)
+    assert done.returncode == 0
+    assert runtime("exec", "back", "sh", "-c", "sh -c 'exit 4'; exit $?", preexec_fn=odd).returncode == 4
+    assert runtime("delete", "--force", "back", preexec_fn=odd).returncode == 0

@@ -56,6 +56,9 @@ pub(crate) enum Error {
     /// The machine process did not answer within this time.
     #[error("the guest did not answer within {} seconds", .0.as_secs())]
     Unanswered(Duration),
+    /// What is asked does not fit into one request. Lengths are in bytes.
+    #[error("request of {length} bytes, {cap} are allowed")]
+    TooLarge { length: usize, cap: usize },
     /// The machine process broke the control protocol.
     #[error("invalid reply of the machine process")]
     Protocol(#[source] protocol::Error),
@@ -120,11 +123,20 @@ fn send_with(
     request: &Control,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<Connection, Error> {
-    let frame = protocol::encode(&named(request)).map_err(Error::Protocol)?;
+    let frame = protocol::encode(&named(request)).map_err(unwritten)?;
     let connection = Connection::open(state_dir)?;
     match connection.send_with(&frame, descriptors) {
         Err(e) => Err(unsent(e)),
         Ok(()) => Ok(connection),
+    }
+}
+
+/// The error of a request that could not be put into words or sent.
+fn unwritten(e: protocol::Error) -> Error {
+    match e {
+        protocol::Error::Write(e) => unsent(e),
+        protocol::Error::TooLong { length, cap } => Error::TooLarge { length, cap },
+        e => Error::Protocol(e),
     }
 }
 
@@ -174,10 +186,7 @@ impl Connection {
     }
 
     fn send<T: Serialize>(&self, message: &T) -> Result<(), Error> {
-        protocol::write(&mut &self.stream, message).map_err(|e| match e {
-            protocol::Error::Write(e) => unsent(e),
-            e => Error::Protocol(e),
-        })
+        protocol::write(&mut &self.stream, message).map_err(unwritten)
     }
 
     /// Sends bytes, the first of them with descriptors.

@@ -27,9 +27,6 @@ use crate::control::{Control, ControlReply, DESCRIPTORS_MAX, ExecControl, Reques
 /// Most connections at once; more are closed as they come.
 const CLIENTS_MAX: usize = EXECS_MAX + 64;
 
-/// Largest request in bytes.
-const REQUEST_MAX: usize = 1 << 20;
-
 /// What is read at once.
 const READ_MAX: usize = 16 << 10;
 
@@ -197,7 +194,7 @@ impl Clients {
             if self.epoll.add(&stream, event).is_ok() {
                 let client = Client {
                     stream,
-                    decoder: Decoder::with_cap(REQUEST_MAX),
+                    decoder: Decoder::new(),
                     descriptors: Vec::new(),
                     outbox: Vec::new(),
                     role: Role::Asking,

@@ -18,7 +18,7 @@ use super::context::Context;
 use super::error::Error;
 use super::facts;
 use crate::cli;
-use crate::config::{self, CONFIG, Config};
+use crate::config::{self, CONFIG, Config, keys};
 use crate::control::{
     self, Connection, ControlReply, ExecRequest, ExtraDescriptor, Preserved, Stream,
 };
@@ -33,8 +33,8 @@ use crate::ids::Ids;
 use crate::state::{self, StateDir, Verb, write_atomically};
 use process::{Wanted, sub_cgroup, wanted};
 
-/// Largest file of `--process` in bytes: it travels to the guest in one request.
-const PROCESS_MAX: u64 = 1 << 20;
+/// Largest file of `--process` in bytes: as JSON in JSON it fits into a request, unless most of it are quotes.
+const PROCESS_MAX: u64 = protocol::MAX_FRAME as u64 / 2;
 
 /// What runc says of the descriptor that it sends to `--pidfd-socket` for an exec.
 const PIDFD_TEXT: &[u8] = b"setns";
@@ -64,6 +64,9 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     for warning in &warnings {
         context.report.warn(warning);
     }
+    context
+        .report
+        .debug(&format!("process for container {} loaded", args.id));
     let cgroup = sub_cgroup(&args.cgroup)?;
     let pidfd_socket = args.pidfd_socket.as_deref();
     let pidfd_socket = pidfd_socket.map(DescriptorSocket::connect).transpose()?;
@@ -77,6 +80,9 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
         streams.preserve(preserved)?;
     }
     let connection = request(&dir, (json, policy), cgroup, streams)?;
+    context
+        .report
+        .debug(&format!("process executed in container {}", args.id));
     let process = Executed {
         connection,
         terminal,
@@ -117,7 +123,11 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
             path.display()
         )));
     }
-    let file: Value = serde_json::from_str(&text).map_err(|source| config::Error::Json {
+    let mut file: Value = serde_json::from_str(&text).map_err(|source| config::Error::Json {
+        path: path.clone(),
+        source,
+    })?;
+    keys::correct(&mut file).map_err(|source| config::Error::Twice {
         path: path.clone(),
         source,
     })?;

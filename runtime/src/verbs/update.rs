@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::ask::{done, open};
 use super::error::Error;
 use crate::cli;
-use crate::config::Config;
+use crate::config::{Config, keys};
 use crate::control::{Control, control};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
@@ -104,11 +104,11 @@ fn request(args: &cli::Update) -> Result<Value, Error> {
 /// The first JSON value, as runc reads it: what follows is not looked at.
 fn read(from: &str, source: impl Read) -> Result<Value, Error> {
     let mut values = serde_json::Deserializer::from_reader(source.take(RESOURCES_MAX)).into_iter();
-    values
-        .next()
-        .unwrap_or(Ok(Value::Null))
-        .map_err(|source| Error::Resources {
-            from: from.to_owned(),
-            source,
-        })
+    let value = values.next().unwrap_or(Ok(Value::Null));
+    let mut value = value.map_err(|source| Error::Resources {
+        from: from.to_owned(),
+        source,
+    })?;
+    keys::correct(&mut value).map_err(|e| Error::Invalid(format!("{from}: {e}")))?;
+    Ok(value)
 }
