@@ -135,6 +135,7 @@ def test_types_and_their_options(container, rootfs, scratch, request):
             {"destination": "/t/sized", "type": "tmpfs", "source": "t",
              "options": ["size=64k", "mode=1770", "nr_inodes=10", "nosuid", "noexec", "nodev", "noatime"]},
             {"destination": "/moded", "type": "tmpfs", "source": "t"},
+            {"destination": "/t/made/for/it", "type": "tmpfs", "source": "t"},
             {"destination": "/copied", "type": "tmpfs", "source": "t", "options": ["tmpcopyup", "ro"]},
             {"destination": "/t/ram", "type": "ramfs", "source": "r", "options": ["rnodev"]},
             {"destination": "/t/proc", "type": "proc", "source": "proc", "options": ["ro", "nosuid"]},
@@ -158,7 +159,8 @@ stat, moded = os.statvfs("/t/sized"), os.stat("/moded")
 open("/t/overlay/new", "w").write("new")
 open("/t/overlay/below", "a").write("changed")
 print(json.dumps({"mounts": mounts(), "size": stat.f_blocks * stat.f_frsize, "inodes": stat.f_files,
-    "modes": [oct(os.stat("/t/sized").st_mode & 0o7777), oct(moded.st_mode & 0o7777)],
+    "modes": [oct(os.stat("/t/sized").st_mode & 0o7777), oct(moded.st_mode & 0o7777),
+        oct(os.stat("/t/made/for/it").st_mode & 0o7777)],
     "copied": open("/copied/deep/file").read(), "read-only": attempt(lambda: open("/copied/x", "w")),
     "proc": attempt(lambda: open("/t/proc/sys/vm/swappiness", "w")), "pid": os.readlink("/t/proc/self") == str(os.getpid()),
     "overlay": open("/t/overlay/below").read(), "again": attempt(lambda: open("/t/again/x", "w")),
@@ -166,7 +168,7 @@ print(json.dumps({"mounts": mounts(), "size": stat.f_blocks * stat.f_frsize, "in
 """, change)
     mounts = found["mounts"]
     assert {"nosuid", "noexec", "nodev", "noatime"} < set(mounts["/t/sized"]["options"])
-    assert (found["size"], found["inodes"], found["modes"]) == (65536, 10, ["0o1770", "0o700"])
+    assert (found["size"], found["inodes"], found["modes"]) == (65536, 10, ["0o1770", "0o700", "0o1777"])
     assert found["copied"] == "copied up\n" and found["read-only"] == "Read-only file system"
     assert mounts["/t/ram"]["type"] == "ramfs"
     assert found["proc"] == "Read-only file system" and found["pid"]

@@ -216,14 +216,16 @@ fn file_system(tree: &Tree, mount_: &Mount, options: &MountOptions) -> Result<()
     let kind = mount_.typ().as_deref().unwrap_or_default();
     // cgroup v1 does not exist here; runc maps the name to v2 in the same way.
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
+    // What is hidden lends its mode, unless the options say otherwise (they come later); where nothing was there, a
+    // tmpfs has the kernel's own.
+    let lends = kind == "tmpfs" && tree.open(path, OFlag::O_PATH).is_ok();
     let target = tree.create(path, Kind::Directory)?;
     if matches!(kind, "proc" | "sysfs") {
         ordinary(tree, path, kind)?;
     }
     let mut flags = options.mount_flags();
     let mut data = options.data.clone();
-    if kind == "tmpfs" {
-        // What is hidden lends its mode, unless the options say otherwise (they come later).
+    if lends {
         let mode = fstat(&target)
             .during(|| format!("stat {}", path.display()))?
             .st_mode
