@@ -357,6 +357,19 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> 
     .map(drop)
 }
 
+/// getrlimit(2) by number: soft and hard.
+pub(crate) fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` outlives the call, and all that the kernel writes to it is valid.
+    int(c_long::from(unsafe {
+        libc::getrlimit(resource, &raw mut limit)
+    }))?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
 /// The capability sets of the calling thread as bit masks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CapabilitySets {

@@ -304,6 +304,13 @@ pub struct Overlay {
     /// Added to `process.env`, in its form.
     #[serde(default)]
     pub env: Vec<String>,
+    /// The caller's resource limits, which the init has where `process.rlimits` names none: soft and hard, the place
+    /// in the list being `RLIMIT_*` of asm-generic/resource.h, and no limit `u64::MAX`.
+    #[serde(default)]
+    pub limits: Vec<(u64, u64)>,
+    /// Kernel parameters of the host, as paths below `/proc/sys` with their values. The guest's are not to be less.
+    #[serde(default)]
+    pub parameters: Vec<(String, String)>,
 }
 
 /// A mount of the host that the guest sees files of.
@@ -491,6 +498,8 @@ mod tests {
                     serial: "disk0".to_owned(),
                 }],
                 env: vec!["A=b".to_owned()],
+                limits: vec![(0, u64::MAX)],
+                parameters: vec![("vm/max_map_count".to_owned(), "65530".to_owned())],
             },
             config: b" {\"ociVersion\":\"1.0\"}\n".to_vec(),
         }

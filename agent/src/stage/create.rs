@@ -13,7 +13,7 @@ use super::configuration::Configuration;
 use super::devices::{self, Disks};
 use super::ids::{give_stdio, write_maps};
 use super::wire::Wire;
-use super::{apparmor, cgroup, init, mounts, sysctl};
+use super::{apparmor, cgroup, init, mounts, process, sysctl};
 use crate::error::{During, Error, Result};
 use crate::task::Create;
 
@@ -28,9 +28,13 @@ pub(super) fn set_up(create: &Create, setup: Setup, wire: &Wire) -> Result<()> {
     let devices = devices::configured(&configuration, &disks, &create.directory)?;
     let sources = mounts::Sources::take(&configuration, create)?;
     give_stdio(&configuration.spec, process, create.stdio)?;
+    sysctl::inherit(&configuration.setup.overlay.parameters)?;
     sysctl::set(&configuration.spec, sysctl::Moment::Before)?;
     if configuration.has(LinuxNamespaceType::Time) {
         new_time(&configuration.spec)?;
+    }
+    if configuration.has(LinuxNamespaceType::User) {
+        process::make_room(process, &configuration.setup.overlay.limits)?;
     }
     let born = clone(configuration.clone_flags(), cgroup.as_fd(), wire, || {
         init::run(&configuration, create, sources, &devices, wire)

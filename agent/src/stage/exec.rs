@@ -158,7 +158,8 @@ fn prepare(
     if let Some(cpus) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()) {
         process::run_on(cpus).during(|| "set process.execCPUAffinity.final")?;
     }
-    process::limit(&configuration.spec, process)?;
+    // The host has completed its limits.
+    process::limit(&configuration.spec, process, &[])?;
     enter(door)?;
     let terminal = if process.terminal() == Some(true) {
         let root = open(

@@ -63,7 +63,7 @@ fn prepare(
     tree.create(process.cwd(), Kind::Directory)?;
     mounts::protect(spec, &tree)?;
     mounts::seal(spec, &tree)?;
-    process::limit(spec, process)?;
+    process::limit(spec, process, &configuration.setup.overlay.limits)?;
     change_root(&tree, configuration.has(LinuxNamespaceType::Mount))?;
     drop(tree);
     mounts::propagate_root(spec)?;

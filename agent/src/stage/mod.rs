@@ -73,8 +73,8 @@ pub(crate) fn main(arguments: &[String]) -> ! {
     sys::exit(0)
 }
 
-/// The descriptors that a process may have unless it is configured, which PID 1 has more of:
-/// INR_OPEN_CUR and INR_OPEN_MAX of linux/fs.h.
+/// The descriptors that a stage may have, and what it makes until it takes its own limits. PID 1 has more of them:
+/// these are INR_OPEN_CUR and INR_OPEN_MAX of linux/fs.h.
 const FILES: (u64, u64) = (1024, 4096);
 
 fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {

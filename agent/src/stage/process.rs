@@ -51,27 +51,17 @@ fn mask(set: Option<&Capabilities>) -> Result<u64> {
 
 /// Applies the AppArmor profile, rlimits, OOM score, scheduling and personality: what needs privileges
 /// and the guest's own /proc.
-pub(crate) fn limit(spec: &Spec, process: &Process) -> Result<()> {
+///
+/// `inherited` are the resource limits where the process names none, as `Overlay::limits`.
+pub(crate) fn limit(spec: &Spec, process: &Process, inherited: &[(u64, u64)]) -> Result<()> {
     // Before no_new_privs, the loss of capabilities and the filter, as runc.
     apparmor::enter(process)?;
     if let Some(score) = process.oom_score_adj() {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .during(|| format!("set process.oomScoreAdj to {score}"))?;
     }
-    for rlimit in process.rlimits().iter().flatten() {
-        let name = rlimit.typ();
-        let set = || sys::set_rlimit(resource(name), rlimit.soft(), rlimit.hard());
-        let result = match set() {
-            // More files than the kernel allows any process: it is the guest's own kernel, so it can allow more.
-            Err(error)
-                if name == PosixRlimitType::RlimitNofile
-                    && error.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                fs::write("/proc/sys/fs/nr_open", NR_OPEN_MAX).and_then(|()| set())
-            }
-            result => result,
-        };
-        result.during(|| format!("set process.rlimits {name}"))?;
+    for limit in limits(process, inherited) {
+        limit.set()?;
     }
     if let Some(scheduler) = process.scheduler() {
         sys::set_scheduler(attributes(scheduler)?).during(|| "set process.scheduler")?;
@@ -113,6 +103,92 @@ pub(super) fn run_on(list: &str) -> io::Result<()> {
         set.set(cpu as usize)?;
     }
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// The resources in the order of their numbers, which is that of `Overlay::limits`.
+const RESOURCES: [PosixRlimitType; 16] = [
+    PosixRlimitType::RlimitCpu,
+    PosixRlimitType::RlimitFsize,
+    PosixRlimitType::RlimitData,
+    PosixRlimitType::RlimitStack,
+    PosixRlimitType::RlimitCore,
+    PosixRlimitType::RlimitRss,
+    PosixRlimitType::RlimitNproc,
+    PosixRlimitType::RlimitNofile,
+    PosixRlimitType::RlimitMemlock,
+    PosixRlimitType::RlimitAs,
+    PosixRlimitType::RlimitLocks,
+    PosixRlimitType::RlimitSigpending,
+    PosixRlimitType::RlimitMsgqueue,
+    PosixRlimitType::RlimitNice,
+    PosixRlimitType::RlimitRtprio,
+    PosixRlimitType::RlimitRttime,
+];
+
+/// A resource limit; no limit is `u64::MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limit {
+    kind: PosixRlimitType,
+    soft: u64,
+    hard: u64,
+}
+
+impl Limit {
+    /// Sets it for this process.
+    fn set(self) -> Result<()> {
+        let Limit { kind, soft, hard } = self;
+        let set = || sys::set_rlimit(resource(kind), soft, hard);
+        let result = match set() {
+            // More files than the kernel allows any process: it is the guest's own kernel, so it can allow more.
+            Err(error)
+                if kind == PosixRlimitType::RlimitNofile
+                    && error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                fs::write("/proc/sys/fs/nr_open", NR_OPEN_MAX).and_then(|()| set())
+            }
+            result => result,
+        };
+        result.during(|| format!("set process.rlimits {kind}"))
+    }
+}
+
+/// The limits of a process: those that it names, and those that it inherits (`Overlay::limits`) besides.
+fn limits(process: &Process, inherited: &[(u64, u64)]) -> Vec<Limit> {
+    let named = process.rlimits().iter().flatten().map(|limit| Limit {
+        kind: limit.typ(),
+        soft: limit.soft(),
+        hard: limit.hard(),
+    });
+    let named: Vec<Limit> = named.collect();
+    let inherited = RESOURCES.into_iter().zip(inherited);
+    let inherited = inherited.map(|(kind, (soft, hard))| Limit {
+        kind,
+        soft: *soft,
+        hard: *hard,
+    });
+    let unnamed = |limit: &Limit| named.iter().all(|other| other.kind != limit.kind);
+    let mut limits: Vec<Limit> = inherited.filter(unnamed).collect();
+    limits.extend(named);
+    limits
+}
+
+/// Lets a process that is born into a user namespace take its limits: there it has no right to raise a hard one
+/// (setrlimit(2)), so it is born with room enough. Some soft ones of the creator bound the whole user namespace
+/// (Linux, kernel/user_namespace.c, create_user_ns).
+pub(super) fn make_room(process: &Process, inherited: &[(u64, u64)]) -> Result<()> {
+    for limit in limits(process, inherited) {
+        let kind = limit.kind;
+        let (soft, hard) = sys::rlimit(resource(kind)).during(|| format!("read {kind}"))?;
+        if soft < limit.soft || hard < limit.hard {
+            Limit {
+                kind,
+                soft: soft.max(limit.soft),
+                hard: hard.max(limit.hard),
+            }
+            .set()?;
+        }
+    }
+    Ok(())
 }
 
 /// RLIMIT_* of asm-generic/resource.h.

@@ -7,6 +7,7 @@
 //! | [`apparmor`] | knows the profiles |
 //! | [`hooks`] | runs the caller's programs |
 //! | [`terminal`], [`relay`], [`signals`] | the terminal of a process, and the caller's terminal and signals lent to it |
+//! | [`surroundings`] | what a container has of the host and of the caller where its configuration says nothing |
 //! | [`preserved`], [`notify`] | passes on the caller's descriptors, and the container's readiness |
 //! | [`stub`] | the process that stands for an exec'd one |
 
@@ -20,4 +21,5 @@ pub(crate) mod relay;
 pub(crate) mod resctrl;
 pub(crate) mod signals;
 pub(crate) mod stub;
+pub(crate) mod surroundings;
 pub(crate) mod terminal;

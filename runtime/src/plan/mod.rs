@@ -201,6 +201,8 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 seccomp,
                 // What the verb is asked for, not the configuration.
                 env: Vec::new(),
+                limits: Vec::new(),
+                parameters: Vec::new(),
             },
             // A process that is executed later may have a profile where the init has none.
             apparmor: facts.policies.is_some(),

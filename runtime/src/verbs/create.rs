@@ -24,6 +24,7 @@ use crate::host::network::Moved;
 use crate::host::notify::NotifySocket;
 use crate::host::preserved::Inherited;
 use crate::host::resctrl;
+use crate::host::surroundings;
 use crate::host::terminal::{self, DescriptorSocket};
 use crate::ids::Ids;
 use crate::machine::{self, Launch, Spawned};
@@ -124,6 +125,8 @@ fn prepare(
     if notify.is_some() {
         plan.overlay.env.push(NotifySocket::environment());
     }
+    plan.overlay.limits = surroundings::limits().doing("read the resource limits")?;
+    plan.overlay.parameters = surroundings::parameters().doing("read the kernel's parameters")?;
     let scope = if context.systemd_cgroup {
         let annotations = config.spec.annotations().iter().flatten();
         let scope = Scope::parse(plan.cgroups_path.as_deref(), id.as_str(), annotations);

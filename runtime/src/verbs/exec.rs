@@ -28,6 +28,7 @@ use crate::host::preserved::Inherited;
 use crate::host::relay::Relay;
 use crate::host::signals;
 use crate::host::stub::{self, Place, Stub};
+use crate::host::surroundings;
 use crate::host::terminal::{self, DescriptorSocket, Terminal};
 use crate::ids::Ids;
 use crate::state::{self, StateDir, Verb, write_atomically};
@@ -109,8 +110,11 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
     let config = Config::load(dir.path())?;
     let own = &config.value["process"];
     let policies = facts::policies();
+    let limits = surroundings::limits().doing("read the resource limits")?;
+    let limits = Some(&limits[..]);
     let Some(path) = &args.process else {
-        return wanted(args, None, own, &dir.path().join(CONFIG), vcpus, policies);
+        let path = dir.path().join(CONFIG);
+        return wanted(args, None, own, &path, vcpus, policies, limits);
     };
     let mut text = String::new();
     let file = File::open(path).doing_to("open", path)?;
@@ -131,7 +135,7 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
         path: path.clone(),
         source,
     })?;
-    wanted(args, Some(file), own, path, vcpus, policies)
+    wanted(args, Some(file), own, path, vcpus, policies, limits)
 }
 
 /// The descriptors that go along, and what they are.

@@ -92,3 +92,25 @@ fn every_capability_has_its_bit() {
     assert_eq!(mask(Some(&all)).unwrap(), (1 << 41) - 1);
     assert_eq!(mask(None).unwrap(), 0);
 }
+
+#[test]
+fn a_process_inherits_the_limits_that_it_does_not_name() {
+    for (number, kind) in (0..).zip(RESOURCES) {
+        assert_eq!(resource(kind), number, "{kind}");
+    }
+    let inherited: Vec<(u64, u64)> = (0..16).map(|number| (number, u64::MAX)).collect();
+    let json =
+        r#"{"user": {}, "cwd": "/", "rlimits": [{"type": "RLIMIT_DATA", "soft": 70, "hard": 80}]}"#;
+    let process: Process = serde_json::from_str(json).unwrap();
+    let found = limits(&process, &inherited);
+    assert_eq!(found.len(), 16);
+    for Limit { kind, soft, hard } in found {
+        let expected = match kind {
+            PosixRlimitType::RlimitData => (70, 80),
+            _ => (u64::from(resource(kind)), u64::MAX),
+        };
+        assert_eq!((soft, hard), expected, "{kind}");
+    }
+    // As for an exec, which names all.
+    assert_eq!(limits(&process, &[]).len(), 1);
+}

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli;
 use crate::config;
+use crate::host::surroundings;
 use crate::plan::{self, Policies, Room};
 use crate::verbs::error::Error;
 
@@ -27,7 +28,7 @@ pub(super) struct Wanted {
 
 /// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own
 /// process. What went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has; `policies` are
-/// those of this host.
+/// those of this host, and `limits` the resource limits for what the process does not name.
 pub(super) fn wanted(
     args: &cli::Exec,
     file: Option<Value>,
@@ -35,6 +36,7 @@ pub(super) fn wanted(
     path: &Path,
     vcpus: u8,
     policies: Option<&Policies<'_>>,
+    limits: Option<&[(u64, u64)]>,
 ) -> Result<Wanted, Error> {
     let mut process = match file {
         Some(process) => process,
@@ -46,12 +48,15 @@ pub(super) fn wanted(
     let mut warnings = Vec::from_iter(config::take_unknown_capabilities(&mut config));
     let given = config.clone();
     config::translate(&mut config);
-    let json = config["process"].to_string();
     let process =
         Process::deserialize(&config["process"]).map_err(|source| config::Error::Json {
             path: path.to_owned(),
             source,
         })?;
+    if let Some(limits) = limits {
+        surroundings::complete(&mut config["process"], limits);
+    }
+    let json = config["process"].to_string();
     let room = Room {
         vcpus,
         profile: own["apparmorProfile"].as_str(),

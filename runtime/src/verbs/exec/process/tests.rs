@@ -34,9 +34,17 @@ fn policy(profile: &str) -> Result<Vec<u8>, String> {
 
 /// What comes of the flags, or the error in one line.
 fn from(flags: &[&str], own: &Value) -> Result<Value, String> {
-    wanted(&args(flags), None, own, Path::new("/c"), 1, Some(&policy))
-        .map(|wanted| serde_json::from_str(&wanted.json).unwrap())
-        .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
+    wanted(
+        &args(flags),
+        None,
+        own,
+        Path::new("/c"),
+        1,
+        Some(&policy),
+        None,
+    )
+    .map(|wanted| serde_json::from_str(&wanted.json).unwrap())
+    .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
 
 /// The same for a file.
@@ -48,6 +56,7 @@ fn from_file(file: Value) -> Result<Wanted, String> {
         Path::new("/f"),
         1,
         Some(&policy),
+        None,
     )
     .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
@@ -220,7 +229,16 @@ fn a_policy_goes_along_unless_the_guest_has_it() {
     own["apparmorProfile"] = json!("own");
     let policy = |flags: &[&str], own: &Value| {
         let words = [flags, &["c", "id"][..]].concat();
-        let wanted = wanted(&args(&words), None, own, Path::new("/c"), 1, Some(&policy)).unwrap();
+        let wanted = wanted(
+            &args(&words),
+            None,
+            own,
+            Path::new("/c"),
+            1,
+            Some(&policy),
+            None,
+        )
+        .unwrap();
         let process: Value = serde_json::from_str(&wanted.json).unwrap();
         (process["apparmorProfile"].clone(), wanted.policy)
     };
@@ -251,7 +269,7 @@ fn a_policy_goes_along_unless_the_guest_has_it() {
             file["apparmorProfile"] = json!(said);
         }
         let args = args(&["-p", "f", "c"]);
-        let wanted = wanted(&args, Some(file), &own, Path::new("/f"), 1, None).unwrap();
+        let wanted = wanted(&args, Some(file), &own, Path::new("/f"), 1, None, None).unwrap();
         assert_eq!(
             wanted.process.apparmor_profile().as_deref(),
             Some(profile),
