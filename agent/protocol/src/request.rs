@@ -447,7 +447,7 @@ mod tests {
                 r#"{"id":"c1","bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
                 r#""devices":[[4,{"major":1,"minor":3}]],"mounts":[{"path":"mnt/0/x","attributes":2}],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
-                r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"]}}"#,
+                r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"],"limits":[[0,18446744073709551615]],"parameters":[["vm/max_map_count","65530"]]}}"#,
             ),
         );
     }
