@@ -189,7 +189,7 @@ def test_the_guest_dies(chiton, bundle, name, program):
     without(made.config, "pid")
     made.config["linux"]["readonlyPaths"] = []
     # Without a limit the machine has as much memory as the host.
-    made.config["annotations"] = {"dev.chiton.memory": "256M"}
+    made.config["annotations"]["dev.chiton.memory"] = "256M"
     made.save()
     done = chiton("run", "--bundle", made.path, name)
     assert done.returncode == 255, done.stderr
