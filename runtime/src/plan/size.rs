@@ -201,7 +201,9 @@ const PIDS_MAX: u32 = 4096;
 
 /// What the host allows a machine with this much RAM, of which the guest's kernel uses no more than the limit needs.
 fn host_memory(memory: u64, limit: Option<(&str, u64)>) -> Limit {
-    let memory = limit.map_or(memory, |(_, limit)| memory.min(needed(limit)));
+    let memory = limit.map_or(memory, |(_, limit)| {
+        memory.min(needed(limit).next_multiple_of(GRANULE))
+    });
     // As many as fill the guest's memory, or as there may be, if that is less.
     let longest = u64::from(vmm_fs::MAX_INODES) * vmm_fs::LONGEST_INODE_BYTES;
     let files = (memory / GUEST_INODE * vmm_fs::INODE_BYTES).min(longest);

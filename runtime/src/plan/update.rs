@@ -270,7 +270,8 @@ mod tests {
         // Memory: down and up, and as much as the machine has.
         for mib in [32, 1 << 10, 1 << 20] {
             let used = (mib + 48) * MIB;
-            let ram = LARGE.memory.min(used + used.div_ceil(63));
+            let ram = (used + used.div_ceil(63)).next_multiple_of(2 * MIB);
+            let ram = LARGE.memory.min(ram);
             let request = format!(r#"{{"memory":{{"limit":{}}}}}"#, mib * MIB);
             let update = updated_on(LARGE, before, &request).unwrap();
             let host = ram + ram / 256 + (ram / 1024 * 768).min(1 << 30) + 64 * MIB;

@@ -159,7 +159,7 @@ fn the_host_cgroup_allows_the_machine_and_its_overhead() {
         let config = json!({"resources": resources, "annotations": annotations});
         sized(config).unwrap().2.remove(0)
     };
-    let needed = needed(256 * MIB);
+    let needed = needed(256 * MIB).next_multiple_of(GRANULE);
     let expected = needed + needed / 256 + needed / 1024 * 768 + 64 * MIB;
     let expected = ("memory.max".to_owned(), expected.to_string());
     assert_eq!(most(json!({})), expected);
