@@ -27,7 +27,7 @@ mod jail;
 mod launch;
 mod life;
 mod log;
-mod mountinfo;
+pub(crate) mod mountinfo;
 mod names;
 mod process;
 mod replies;

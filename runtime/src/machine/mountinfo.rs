@@ -7,20 +7,22 @@ use specification::MountOption;
 
 /// One mount.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// Its id, and that of the mount it is in.
-    pub(super) id: u64,
-    pub(super) parent: u64,
+    pub(crate) id: u64,
+    pub(crate) parent: u64,
     /// Where it is mounted.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// `MOUNT_ATTR_*` that are in force. A file system that is read-only makes its mounts so.
-    pub(super) attributes: u64,
+    pub(crate) attributes: u64,
+    /// Whether it shows other ids than its files have.
+    pub(crate) id_mapped: bool,
     /// Whether mounts made or taken away elsewhere appear and disappear below it.
-    pub(super) follows: bool,
+    pub(crate) follows: bool,
 }
 
 /// The mounts, parents before children; what is no line of this format is left out.
-pub(super) fn parse(text: &str) -> Vec<Mount> {
+pub(crate) fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(line).collect()
 }
 
@@ -44,6 +46,7 @@ fn line(line: &str) -> Option<Mount> {
         parent,
         target: unescape(target),
         attributes: attributes(options) | read_only,
+        id_mapped: options.split(',').any(|option| option == "idmapped"),
         follows: optional.iter().any(is_link),
     })
 }
@@ -112,6 +115,7 @@ nonsense
                 parent: 36,
                 target: "/mnt/0/a b\\c".into(),
                 attributes: 0,
+                id_mapped: false,
                 follows: false
             }
         );

@@ -318,6 +318,7 @@ mod tests {
             parent: 0,
             target: target.into(),
             attributes,
+            id_mapped: false,
             follows: false,
         };
         let none = 0;
