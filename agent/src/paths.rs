@@ -2,8 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use protocol::ContainerId;
+
 /// Where the share is mounted.
 pub(crate) const SHARE: &str = "/run/share";
+
+/// Where the shares of a container are that is not the machine's first, whose are at the top.
+pub(crate) fn share(container: ContainerId) -> PathBuf {
+    Path::new(SHARE).join(container.to_string())
+}
 
 /// Where each container has a directory of its own, with its number for a name.
 pub(crate) const CONTAINERS: &str = "/run/containers";

@@ -318,6 +318,18 @@ pub(crate) fn pipe_level(pipe: impl AsFd) -> io::Result<usize> {
     Ok(usize::try_from(level).unwrap_or(0))
 }
 
+/// How many bytes a reader of an empty pipe asks for, which the pipe's writer learns; 0 if none does. From
+/// the first call on each reader that asks makes the writer's end ready once more
+/// (guest-kernel/patches/59-pipes-on-demand.patch).
+pub(crate) fn pipe_asked(writer: impl AsFd) -> io::Result<u32> {
+    // include/linux/pipe_fs_i.h: _IOR('P', 0x80, unsigned int).
+    const PIPE_IOC_ASKED: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(b'P', 0x80);
+    // SAFETY: the kernel writes one u32, or nothing where it has no such call.
+    let asked = unsafe { rustix::ioctl::Getter::<PIPE_IOC_ASKED, u32>::new() };
+    // SAFETY: as above.
+    Ok(unsafe { rustix::ioctl::ioctl(writer, asked) }?)
+}
+
 /// dup2(2) onto a standard descriptor (0, 1 or 2), which the Rust runtime keeps open but does not
 /// own.
 pub(crate) fn replace_stdio(fd: impl AsFd, number: RawFd) -> io::Result<()> {
@@ -355,6 +367,17 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> 
         libc::setrlimit(resource, &raw const limit)
     }))
     .map(drop)
+}
+
+/// adjtime(3): leads CLOCK_REALTIME by this many microseconds, forward where it is late.
+pub(crate) fn lead_clock(microseconds: u64, late: bool) -> io::Result<()> {
+    let offset = i64::try_from(microseconds).unwrap_or(i64::MAX);
+    // SAFETY: all zero is a valid timex.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    timex.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    timex.offset = if late { offset } else { -offset };
+    // SAFETY: `timex` outlives the call.
+    int(c_long::from(unsafe { libc::adjtimex(&raw mut timex) })).map(drop)
 }
 
 /// getrlimit(2) by number: soft and hard.
@@ -433,6 +456,21 @@ pub(crate) fn set_io_priority(class: u16, level: u16) -> io::Result<()> {
     let value = (c_int::from(class) << CLASS_SHIFT) | c_int::from(level);
     // SAFETY: no memory is involved.
     int(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, value) }).map(drop)
+}
+
+/// Joins the session keyring of this name, or makes it, with these permissions (keyctl(2)).
+pub(crate) fn join_session_keyring(name: &CStr, permissions: u32) -> io::Result<()> {
+    // SAFETY: the name ends in NUL and outlives the call.
+    let keyring = int(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            name.as_ptr(),
+        )
+    })?;
+    // SAFETY: no memory is involved.
+    int(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, keyring, permissions) })
+        .map(drop)
 }
 
 /// struct sched_attr of linux/sched/types.h, first version.

@@ -1,8 +1,9 @@
 //! What PID 1 and its stage processes say to each other.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use protocol::{Exec, Extra, Failure, Reply, Stdio};
+use protocol::{ContainerId, Exec, Extra, Failure, Reply, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -19,8 +20,12 @@ pub(crate) enum Task {
     Update(Update),
     /// To list the processes of its cgroup, which this is.
     Processes(PathBuf),
+    /// To unmount the shares of this container, which has ended.
+    Unmount(ContainerId),
     /// To be its name server.
     Names,
+    /// To connect somebody on the host to this address in it.
+    Connect(SocketAddr),
 }
 
 /// A container to be set up, in addition to its [`Setup`](protocol::Setup).
@@ -30,6 +35,8 @@ pub(crate) struct Create {
     pub(crate) directory: PathBuf,
     /// The container's cgroup.
     pub(crate) cgroup: PathBuf,
+    /// The namespaces that it joins: whose, by a process that is in them, and which, as `CLONE_NEW*` bits.
+    pub(crate) joins: Vec<(i32, i32)>,
     /// PID 1 has made a socket for notifications.
     pub(crate) notify: bool,
     /// The init's standard streams.
@@ -94,7 +101,7 @@ impl Task {
             Task::Create(create) => [Some(&create.policy), None],
             Task::Exec(Join { exec, .. }) => [Some(&exec.config), Some(&exec.policy)],
             Task::Update(update) => [Some(&update.resources), None],
-            Task::Processes(_) | Task::Names => [None, None],
+            Task::Processes(_) | Task::Unmount(_) | Task::Names | Task::Connect(_) => [None, None],
         }
     }
 
@@ -104,7 +111,7 @@ impl Task {
             Task::Create(create) => [Some(&mut create.policy), None],
             Task::Exec(Join { exec, .. }) => [Some(&mut exec.config), Some(&mut exec.policy)],
             Task::Update(update) => [Some(&mut update.resources), None],
-            Task::Processes(_) | Task::Names => [None, None],
+            Task::Processes(_) | Task::Unmount(_) | Task::Names | Task::Connect(_) => [None, None],
         }
     }
 }
@@ -133,6 +140,7 @@ mod tests {
             config: b" {\"a\":\"b\"}\n".to_vec(),
             policy: vec![4, 0, 255],
             terminal: false,
+            plain_newlines: false,
             cgroup: String::new(),
             stdio: Stdio::default(),
             extra: Vec::new(),

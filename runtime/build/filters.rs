@@ -11,7 +11,7 @@ use libseccomp::{
 };
 
 /// The kinds of threads, as in the table.
-const THREADS: [&str; 5] = ["main", "vcpu", "fs", "blk", "stub"];
+const THREADS: [&str; 4] = ["main", "guest", "blk", "stub"];
 
 /// The level of seccomp_api_set(3) at which libseccomp knows the action KILL_PROCESS.
 const API_LEVEL: u32 = 3;
@@ -20,15 +20,20 @@ const API_LEVEL: u32 = 3;
 const NAMED: i32 = 512;
 
 /// The values that the table has names for.
-const VALUES: [(&str, u64); 18] = [
+const VALUES: [(&str, u64); 23] = [
     ("AF_INET", libc::AF_INET as u64),
     ("FIONBIO", libc::FIONBIO),
+    ("FS_IOC_FIEMAP", 0xc020_660b),
+    ("FS_IOC_FSGETXATTR", 0x801c_581f),
+    ("FS_IOC_FSSETXATTR", 0x401c_5820),
+    ("FS_IOC_GETFLAGS", 0x8008_6601),
+    ("FS_IOC_SETFLAGS", 0x4008_6602),
     ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64),
     ("F_GETFL", libc::F_GETFL as u64),
     ("F_SETFL", libc::F_SETFL as u64),
     // linux/kvm.h
     ("KVM_IOEVENTFD", 0x4040_ae79),
-    ("KVM_IRQFD", 0x4020_ae76),
+    ("KVM_IRQ_LINE", 0x4008_ae61),
     ("KVM_KVMCLOCK_CTRL", 0xaead),
     ("KVM_RUN", 0xae80),
     ("MADV_DONTNEED", libc::MADV_DONTNEED as u64),

@@ -15,12 +15,24 @@ pub(crate) use resources::Update;
 
 use crate::clock;
 
+/// The parts of the help, as runc's.
+const HELP: &str = concat!(
+    "NAME:\n   chiton - {about}\n\n\
+     USAGE:\n   chiton [global options] command [command options] [arguments...]\n\n\
+     VERSION:\n   ",
+    env!("CARGO_PKG_VERSION"),
+    "\n\n{all-args}"
+);
+
 /// Runs each container in a virtual machine of its own.
 #[derive(Debug, Parser)]
 #[command(
     name = "chiton",
     disable_version_flag = true,
-    args_override_self = true
+    args_override_self = true,
+    help_template = HELP,
+    next_help_heading = "GLOBAL OPTIONS",
+    subcommand_help_heading = "COMMANDS"
 )]
 pub(crate) struct Cli {
     /// Directory for the state of containers [default: /run/chiton, or chiton in $XDG_RUNTIME_DIR for others than root]

@@ -21,6 +21,16 @@ pub(crate) fn kill(pid: i32, signal: i32) {
     let _ = unsafe { libc::kill(pid, signal) };
 }
 
+/// The type of the namespace that a descriptor is of, as its `CLONE_NEW*` flag (ioctl_ns(2)).
+pub(crate) fn namespace_type(namespace: impl AsFd) -> io::Result<i32> {
+    // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory.
+    let kind = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), libc::NS_GET_NSTYPE) };
+    if kind < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(kind)
+}
+
 /// Takes a descriptor that has just come by SCM_RIGHTS.
 #[cfg(test)]
 pub(crate) fn received(fd: i32) -> OwnedFd {

@@ -358,7 +358,7 @@ fn streams_are_passed_as_what_they_are() {
     let mut verb = command.spawn().unwrap();
     let (client, request, descriptors) = machine.asked();
     let streams = json!([{"Passed": {"own": true}}, {"Passed": {"own": false}}, "None"]);
-    assert_eq!(request["streams"], streams);
+    assert_eq!(request["passed"]["streams"], streams);
     verb.stdin.take().unwrap().write_all(b"in").unwrap();
     let mut input = File::from(descriptors.into_iter().next().unwrap());
     assert_eq!(taken(&mut input, 2), b"in");
@@ -390,8 +390,11 @@ impl Callers {
         self.slave.try_clone().unwrap().into()
     }
 
+    /// It makes CR LF of the container's LF: there is nobody else to do it.
     fn is_raw(&self) -> bool {
-        is_raw(&self.slave)
+        let output = tcgetattr(&self.slave).unwrap().output_modes;
+        assert!(output.contains(OutputModes::OPOST | OutputModes::ONLCR));
+        has_raw_input(&self.slave)
     }
 
     /// Reads until `end` has come.
@@ -416,11 +419,15 @@ fn resize(terminal: impl AsFd, rows: u16, columns: u16) {
     tcsetwinsize(terminal, size).unwrap();
 }
 
-fn is_raw(terminal: impl AsFd) -> bool {
-    let attributes = tcgetattr(terminal).unwrap();
+fn has_raw_input(terminal: impl AsFd) -> bool {
     let line = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
-    !attributes.local_modes.intersects(line)
-        && !attributes.output_modes.contains(OutputModes::OPOST)
+    !tcgetattr(terminal).unwrap().local_modes.intersects(line)
+}
+
+/// A pseudo-terminal that carries bytes, and tells the machine that LF is to be left alone.
+fn is_raw(terminal: impl AsFd) -> bool {
+    let output = tcgetattr(&terminal).unwrap().output_modes;
+    has_raw_input(terminal) && !output.intersects(OutputModes::OPOST | OutputModes::ONLCR)
 }
 
 /// The next bytes of what does not block.
@@ -452,7 +459,7 @@ fn a_terminal_is_lent_and_given_back() {
     let mut verb = command.spawn().unwrap();
     let (client, request, mut descriptors) = machine.asked();
     assert_eq!(
-        request["streams"],
+        request["passed"]["streams"],
         json!([{"Passed": {"own": true}}, "None", "None"])
     );
     assert!(!callers.is_raw());
@@ -473,7 +480,7 @@ fn a_terminal_is_lent_and_given_back() {
     slave.write_all(b"the last words\n").unwrap();
     client.say(&json!({"Exited": {"Code": 5}}));
     drop(slave);
-    assert_eq!(callers.shows("words\n"), "the last words\n");
+    assert_eq!(callers.shows("words\r\n"), "the last words\r\n");
     assert_eq!(verb.wait().unwrap().code(), Some(5));
     assert!(!callers.is_raw());
 }

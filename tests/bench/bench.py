@@ -20,6 +20,7 @@ import cache
 import clients
 import files
 import memory
+import pods
 import running
 import starts
 import tcp
@@ -27,7 +28,7 @@ import vmms
 from figures import Figures
 from host import Host
 
-SUBJECTS = {"starts": starts, "running": running, "clients": clients, "tcp": tcp, "files": files, "memory": memory, "cache": cache}
+SUBJECTS = {"starts": starts, "pods": pods, "running": running, "clients": clients, "tcp": tcp, "files": files, "memory": memory, "cache": cache}
 # Measured when all else has been: beside much page cache of a disk, mapped programs of all runtimes were seen to take more faults.
 LAST = ["cache"]
 

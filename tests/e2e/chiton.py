@@ -161,6 +161,24 @@ class Container:
         self.runtime.ok("delete", "--force", self.name)
 
 
+# What the containers of a pod share, and the names of namespaces below /proc/PID/ns.
+SHARED = ("network", "ipc", "uts")
+NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user": "user"}
+
+
+def joining(pid, *kinds, change=None):
+    """Makes a change to a configuration that joins these namespaces of a process."""
+    def both(config):
+        for namespace in config["linux"]["namespaces"]:
+            if namespace["type"] in kinds:
+                namespace["path"] = f"/proc/{pid}/ns/{NAMESPACES[namespace['type']]}"
+        if "uts" in kinds:
+            del config["hostname"]
+        if change:
+            change(config)
+    return both
+
+
 def id_maps(pid):
     """Which id maps a machine process has: "shifted", "identity", or the maps themselves if it is neither."""
     own, shift = 0x78000000 + pid, 1 << 31
@@ -237,7 +255,8 @@ def processes(runtime):
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().split(b"\0")
-                if alive(entry.name) and os.readlink(entry / "exe") == real and os.fsencode(runtime.root) in command:
+                is_for_root = any(each.removeprefix(b"--root=") == os.fsencode(runtime.root) for each in command)
+                if alive(entry.name) and os.readlink(entry / "exe") == real and is_for_root:
                     found.append(int(entry.name))
             except OSError:
                 pass

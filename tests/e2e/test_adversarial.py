@@ -243,9 +243,9 @@ def attempt(what):
     except OSError as e:
         seen.add(e.strerror)
 for path in ("/absolute", "/climbing", "/swap/dir"):
-    end = time.monotonic() + 10
-    for n in range(10000 if path == "/swap/dir" else 1):
-        # What is found of a name is kept for a second.
+    end = time.monotonic() + 60
+    for n in range(1000000 if path == "/swap/dir" else 1):
+        # What is found of a name is kept for a second, and a link that is looked up anew is one again in three of four.
         if n > 300 and "inside\\n" in seen or time.monotonic() > end:
             break
         attempt(lambda: open(f"{path}/secret").read())

@@ -29,7 +29,7 @@ def audited(made):
     assert done.returncode == int(any(found["verdict"] == "fail" for found in findings)), findings
     sorted_out = {}
     for found in findings:
-        verdicts = sorted_out.setdefault(found.get("exec"), {"ok": set(), "fail": set(), "note": set()})
+        verdicts = sorted_out.setdefault(found.get("stub"), {"ok": set(), "fail": set(), "note": set()})
         verdicts[found["verdict"]].add(found["point"])
         print(found)
     return sorted_out
@@ -122,7 +122,7 @@ def test_what_is_shown_to_those_who_enter(container, scratch):
     assert processes == sorted([str(made.pid), "stat"]) and shared == []
     assert made.output("cat", "/opt/volume/made") == "by the host"
     as_declared(made)
-    assert sorted(seen_inside(container(*TICKING).pid, lambda: os.listdir("/"))) == ["mnt", "rootfs"]
+    assert sorted(seen_inside(container(*TICKING).pid, lambda: os.listdir("/"))) == ["mapped", "mnt", "rootfs"]
 
 
 def test_which_id_maps_it_has(container, id_maps, on_a_root, scratch):

@@ -13,15 +13,16 @@ import subprocess
 
 import pytest
 
-from chiton import Container, alive, cgroups, left_behind, only_chiton, wait_for
+from chiton import SHARED, Container, alive, cgroups, joining, left_behind, only_chiton, processes, wait_for
 
 # What a verb does that others can see: a step is one of these calls.
 STEPS = ("mkdir", "flock", "write", "rename", "clone3", "connect", "sendto", "sendmsg", "recvfrom", "pidfd_send_signal", "kill", "poll",
          "unlink", "unlinkat", "rmdir")
 # What the machine process does on its way into the jail, and a verb never does.
 MACHINE = ("setsid", "signalfd4", "bind", "listen", "unshare", "open_tree", "mount", "fsmount", "pivot_root", "umount2", "setgroups", "capset")
-# The same for a stub.
+# The same for a stub, of an exec and of a container in another one's machine.
 STUB = ("setsid", "chdir", "close_range", "signalfd4", "chroot", "setgroups", "setresuid", "capset")
+MEMBER = tuple(call.replace("chroot", "pivot_root") for call in STUB)
 
 
 class Traced:
@@ -150,6 +151,49 @@ def test_delete(chiton, traced, cleaned, bundle):
         traced.kill_verb(*step, ("delete", "crashed"))
         assert chiton.status("crashed") in ("created", "creating", "stopped", None)
         cleaned("crashed", step)
+
+
+@only_chiton
+@pytest.mark.parametrize("verb", ["create", "start", "delete"])
+def test_a_member(verb, chiton, traced, container, bundle):
+    """Of a container in another one's machine nothing is left in either, and the other one goes on."""
+    pod = container("sleep", "1000")
+    made = bundle("true")
+    joining(pod.pid, *SHARED)(made.config)
+    made.save()
+    create = ("create", "--bundle", made.path, "--pid-file", made.path / "pid", "crashed")
+    traced_verb = create if verb == "create" else (verb, "crashed")
+
+    def there():
+        """All that containers have on the host, and what the machine has of them."""
+        mounts = pathlib.Path(f"/proc/{pod.pid}/mountinfo").read_text().count("\n")
+        return sorted(processes(chiton)), sorted(str(entry) for entry in chiton.root.iterdir()), cgroups(), mounts
+
+    def prepare():
+        if verb != "create":
+            Container(chiton, "crashed", made, verb=("create",))
+
+    def cleaned(step):
+        done = chiton("delete", "--force", "crashed")
+        assert done.returncode == 0, f"after {step}: {done.stderr}"
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: there() == before)
+        assert there() == before, f"after {step}"
+
+    before = there()
+    prepare()
+    steps = traced.steps(traced_verb)
+    cleaned(verb)
+    assert {"create": {"mkdir", "write", "rename", "clone3", "sendmsg"}, "start": {"connect"}, "delete": {"connect", "rmdir"}}[verb] <= calls(steps)
+    for step in steps:
+        prepare()
+        traced.kill_verb(*step, traced_verb)
+        cleaned(step)
+    for call in MEMBER if verb == "create" else ():
+        code, text = traced.kill_child(call, create)
+        assert code == 1 and len(text.splitlines()) == 1, (call, text)
+        assert there() == before, call
+    assert pod.output("echo", "well") == "well\n"
 
 
 @only_chiton

@@ -238,6 +238,24 @@ def test_a_detached_container_and_its_verbs(docker):
     docker.ok("rm", "life")
 
 
+@pytest.mark.timeout(300)
+def test_namespaces_of_another_container(docker):
+    docker.detached("other", "--ipc", "shareable", "--", "python3", "-c",
+                    "import http.server as h; h.ThreadingHTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()")
+    get = "import time, urllib.request as u\nfor _ in range(100):\n try: print(u.urlopen('http://localhost:8080').status); break\n except OSError: time.sleep(.1)"
+    done = docker.start("--rm", "--network", "container:other", "--", "python3", "-c", get)
+    assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr
+    shown = docker.ok("exec", "other", "ip", "-o", "addr", "show", "eth0")
+    for options in (("--network", "container:other", "--ipc", "container:other", "--pid", "container:other"), ("--pid", "container:other")):
+        # Without the other's network it has one of its own, which works.
+        done = docker.start("--rm", *options, "--", "sh", "-c",
+                            "ps ax; ip -o addr show eth0; ping -c1 -w20 $(ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p')")
+        assert done.returncode == 0 and "http.server" in done.stdout, done.stderr
+        assert (shown in done.stdout) == ("--network" in options)
+    assert docker.ok("exec", "other", "python3", "-c", get) == "200\n"
+    docker.ok("rm", "--force", "other")
+
+
 @pytest.mark.timeout(600)
 def test_an_application_of_three_services(docker, scratch):
     site = scratch / "docker-site"

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from chiton import alive, only_chiton, wait_for
+from test_requests import Talk
 
 MIB = 1 << 20
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -158,6 +159,63 @@ def test_a_file_system_that_stands_still(container, disk):
     writer.wait(60)
     wait_for(lambda: not alive(made.pid))
     made.delete()
+
+
+WRITERS = """
+def write(name):
+    if os.fork() == 0:
+        while True:
+            with open(f"/volume/{name}", "ab") as f:
+                f.write(b"x" * 5000)
+turn()
+for name in "abcd":
+    write(name)
+time.sleep(1)
+turn()
+begin = last = time.monotonic()
+gap = 0
+while last < begin + 3:
+    time.sleep(0.002)
+    now = time.monotonic()
+    gap, last = max(gap, now - last), now
+turn(gap=gap)
+sizes = [os.stat(f"/volume/{name}").st_size for name in "abcd"]
+while any(os.stat(f"/volume/{name}").st_size <= size for name, size in zip("abcd", sizes)):
+    time.sleep(0.1)
+open("/there", "w").close()
+turn(gone_on=os.path.exists("/there"))
+"""
+
+
+@only_chiton
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_a_guest_goes_on_while_its_writers_hang(container, disk, vcpus):
+    """The threads of its vCPUs serve what it writes, and are relieved when that takes long, all of them at once. Its clock goes on."""
+    _, mounted = disk
+    mount = {"destination": "/volume", "type": "bind", "source": str(mounted), "options": ["bind"]}
+
+    def change(config):
+        config["annotations"] = {"dev.chiton.vcpus": str(vcpus)}
+    talk = Talk(container, WRITERS, mount, change=change)
+    talk.told()
+    talk.next()
+    threads = pathlib.Path(f"/proc/{talk.made.pid}/task")
+
+    def hanging():
+        return [(task / "comm").read_text().strip() for task in threads.iterdir() if "D (disk sleep)" in (task / "status").read_text()]
+    subprocess.run(["fsfreeze", "-f", mounted], check=True)
+    try:
+        wait_for(lambda: len(hanging()) == 4)
+        gap = talk.next()["gap"]
+        print(f"{vcpus} vCPUs, {hanging()} hang: {gap * 1000:.1f} ms at most between two ticks of 2 ms")
+        # Far from what a guest that stands still shows, and far from what a slow lab does.
+        assert gap < 1, gap
+        talk.made.verb("ps")
+    finally:
+        subprocess.run(["fsfreeze", "-u", mounted], check=True)
+    assert talk.next() == {"gone_on": True}
+    assert not hanging()
 
 
 @only_chiton

@@ -176,7 +176,7 @@ def test_the_machine_is_in_its_jail(chiton, bundle):
     for kind in ("user", "mnt", "net"):
         assert os.readlink(proc / "ns" / kind) != os.readlink(f"/proc/self/ns/{kind}")
     tree = sorted(entry.name for entry in (proc / "root").iterdir())
-    assert tree == ["mnt", "rootfs"]
+    assert tree == ["mapped", "mnt", "rootfs"]
     targets = {line.split()[4] for line in (proc / "mountinfo").read_text().splitlines()}
     assert targets == {"/", "/rootfs"}
     assert "Max core file size        0" in (proc / "limits").read_text()

@@ -196,3 +196,45 @@ def test_the_guest_dies(chiton, bundle, name, program):
     assert "virtual machine ended" in done.stderr
     if name == "panic":
         assert "Kernel panic" in done.stderr and "panic_on_oom" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_a_cgroup_that_is_in_use_or_frozen(runtime, bundle, verb):
+    """Nothing is waited for in there, and nothing is left."""
+    made = bundle("true")
+    made.config["linux"]["cgroupsPath"] = "/chiton-test/used"
+    made.save()
+    cgroup = pathlib.Path("/sys/fs/cgroup/chiton-test/used")
+    cgroup.mkdir(parents=True)
+    holder = subprocess.Popen(["sleep", "1000"])
+    try:
+        (cgroup / "cgroup.freeze").write_text("1")
+        frozen = runtime(verb, "--bundle", made.path, "frozen")
+        (cgroup / "cgroup.freeze").write_text("0")
+        (cgroup / "cgroup.procs").write_text(str(holder.pid))
+        used = runtime(verb, "--bundle", made.path, "used") if runtime.name == "chiton" else None
+    finally:
+        holder.kill()
+        holder.wait()
+        for path in (cgroup, cgroup.parent):
+            wait_for(lambda: "populated 0" in (path / "cgroup.events").read_text())
+            path.rmdir()
+    assert frozen.returncode == 1 and "container's cgroup unexpectedly frozen" in frozen.stderr
+    # As with runc since 1.2. An earlier one only warns.
+    if used:
+        assert used.returncode == 1 and "container's cgroup is not empty: 1 process(es) found" in used.stderr
+    assert json.loads(runtime.ok("list", "--format", "json")) in ([], None)
+
+
+def test_pause_and_resume_in_quick_succession(container):
+    """A machine has room for few signals that wait (RLIMIT_SIGPENDING), and uses one for each vCPU at most."""
+    def change(config):
+        config.setdefault("annotations", {})["dev.chiton.vcpus"] = "4"
+    c = container("sleep", "1000", change=change)
+    waiting = next(line for line in pathlib.Path(f"/proc/{c.pid}/status").read_text().splitlines() if line.startswith("SigQ"))
+    now = int(waiting.split()[1].split("/")[0])
+    subprocess.run(["prlimit", "--pid", str(c.pid), f"--sigpending={now + 8}"], check=True)
+    for _ in range(40):
+        c.verb("pause")
+        c.verb("resume")
+    assert c.output("echo", "there") == "there\n"

@@ -335,9 +335,9 @@ def test_terminals(podman):
 
 
 @pytest.fixture
-def image(podman, scratch):
+def image(podman, tmp_path):
     """A small one, that sleeps."""
-    tree = scratch / f"podman-image-{podman.name}"
+    tree = tmp_path / "tree"
     tree.mkdir()
     shutil.copy("/bin/busybox", tree)
     change = 'CMD ["/busybox","sleep","1000"]'
@@ -348,41 +348,65 @@ def image(podman, scratch):
 
 
 @pytest.mark.timeout(300)
-def test_the_network_of_another_container(podman):
-    """Chiton says what is in the way, and does no harm to the other one."""
-    podman.detached("other", "--", "sleep", "1000")
-    done = podman.run("--rm", "--network", "container:other", "--", "ip", "addr", "show", "eth0")
-    if podman.name == "runc":
-        assert podman.ok("inspect", "--format", "{{.NetworkSettings.IPAddress}}", "other").strip() in done.stdout
-    else:
-        assert done.returncode == 126 and "network interface eth0: it is joined to a machine already" in done.stderr, done.stderr
+def test_namespaces_of_another_container(podman):
+    podman.detached("other", "--ipc", "shareable", "--", "sleep", "1000")
+    shown = podman.ok("exec", "other", "ip", "-o", "addr", "show", "eth0")
+    assert podman.run("--rm", "--network", "container:other", "--", "ip", "-o", "addr", "show", "eth0").stdout == shown
+    done = podman.run("--rm", "--pid", "container:other", "--ipc", "container:other", "--network", "container:other", "--", "ps", "ax")
+    assert "sleep 1000" in done.stdout, done.stderr
+    # One of its own beside those of another one.
+    done = podman.run("--rm", "--pid", "container:other", "--", "sh", "-c",
+                      "ps ax; ip -o addr show eth0; ping -c1 -w20 $(ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p')")
+    assert done.returncode == 0 and "sleep 1000" in done.stdout and "inet" in done.stdout and shown not in done.stdout, done.stderr
     podman.ok("exec", "other", "sh", "-c", "ping -c1 -w20 $(ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p')")
     podman.ok("rm", "--force", "--time", "0", "other")
     assert podman.ok("ps", "--all", "--quiet") == ""
 
 
 @pytest.mark.timeout(400)
-def test_pods_are_refused(podman, image, scratch):
-    """The containers of a pod share namespaces of one that does nothing else: by name, with nothing left. Without that one nothing is shared."""
+def test_a_pod(podman, image, scratch):
     if podman.name == "runc":  # which this Podman stops by denying the cgroup of a pod all devices
         return
-
-    def refused(done):
-        assert done.returncode != 0 and "pods are not supported yet" in done.stderr, done.stderr
-
     podman.ok("pod", "create", "--name", "pod", "--infra-image", image)
-    refused(podman.run("--rm", "--pod", "pod", "--", "true"))
+    podman.detached("one", "--pod", "pod", "--", "sleep", "1000")
+    podman.detached("two", "--pod", "pod", "--", "python3", "-c",
+                    "import http.server as h; h.ThreadingHTTPServer(('', 8080), h.SimpleHTTPRequestHandler).serve_forever()")
+    get = "import time, urllib.request as u\nfor _ in range(100):\n try: print(u.urlopen('http://localhost:8080').status); break\n except OSError: time.sleep(.1)"
+    assert podman.ok("exec", "one", "python3", "-c", get) == "200\n"
+    assert podman.ok("exec", "one", "hostname") == podman.ok("exec", "two", "hostname") == "pod\n"
+    # What is copied is the container's, and never this host's.
+    (scratch / "copied").write_text("by podman")
+    podman.ok("cp", scratch / "copied", "two:/root/copied")
+    assert podman.ok("exec", "two", "cat", "/root/copied") == "by podman"
+    assert not pathlib.Path("/root/copied").exists()
+    assert podman.ok("top", "one", "args").count("\n") >= 2
+    assert podman.run("--rm", "--pod", "pod", "--", "sh", "-c", "exit 6").returncode == 6
+    podman.ok("pod", "stop", "--time", "0", "pod")
+    podman.ok("pod", "start", "pod")
+    assert podman.ok("exec", "one", "python3", "-c", get) == "200\n"
     podman.ok("pod", "rm", "--force", "--time", "0", "pod")
-    podman.ok("pod", "create", "--name", "pod", "--infra=false")
-    done = podman.run("--rm", "--pod", "pod", "--network", "none", "--", "echo", "alone")
-    assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
-    podman.ok("pod", "rm", "--force", "--time", "0", "pod")
+    assert podman.ok("ps", "--all", "--quiet") == ""
 
-    podman.ok("run", "-d", "--name", "lone", image)
-    kube = scratch / f"podman-{podman.name}.yaml"
-    kube.write_text(podman.ok("generate", "kube", "lone"))
-    podman.ok("rm", "--force", "--time", "0", "lone")
-    (scratch / "podman-infra.conf").write_text(f'[engine]\ninfra_image = "{image}"\n')
-    refused(podman("play", "kube", kube, env=os.environ | {"CONTAINERS_CONF": str(scratch / "podman-infra.conf")}))
-    podman.ok("play", "kube", "--down", kube)
-    assert podman.ok("ps", "--all", "--quiet") == "" and podman.ok("pod", "ps", "--quiet") == ""
+
+KUBE = """
+apiVersion: v1
+kind: Pod
+metadata: {name: kube}
+spec:
+  containers:
+  - {name: server, image: "localhost/small:1", command: [/busybox, httpd, -f, -p, "8080", -h, /]}
+  - {name: client, image: "localhost/small:1", command: [/busybox, sleep, "1000"]}
+"""
+
+
+@pytest.mark.timeout(400)
+def test_play_kube(podman, image, scratch):
+    if podman.name == "runc":  # as above
+        return
+    (scratch / "pod.yaml").write_text(KUBE)
+    podman.ok("play", "kube", scratch / "pod.yaml")
+    get = "until /busybox wget -q -O /dev/null http://127.0.0.1:8080/busybox; do /busybox sleep 0.1; done; echo served"
+    assert podman.ok("exec", "kube-client", "/busybox", "sh", "-c", get) == "served\n"
+    assert "server" in podman.ok("generate", "kube", "kube")
+    podman.ok("play", "kube", "--down", scratch / "pod.yaml")
+    assert podman.ok("ps", "--all", "--quiet") == ""

@@ -84,6 +84,6 @@ def test_every_verb(runtime, bundle, scratch):
     assert (done.returncode, done.stdout) == (5, "got it\n"), done.stderr
 
     help_text = subprocess.run([chiton.binary, "--help"], capture_output=True, text=True, check=True).stdout
-    commands = help_text.partition("Commands:\n")[2].partition("\n\n")[0]
+    commands = help_text.partition("COMMANDS:\n")[2].partition("\n\n")[0]
     offered = set(re.findall(r"^  (\w+)", commands, re.MULTILINE)) - {"help"}
     assert offered == chiton.verbs

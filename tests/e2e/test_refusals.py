@@ -105,3 +105,26 @@ def test_spec_makes_a_bundle(chiton, scratch):
     chiton.ok("spec", "--bundle", path)
     assert stat.S_ISREG((path / "config.json").stat().st_mode)
     refused(chiton("spec", "--bundle", path), "exists")
+
+
+@pytest.mark.parametrize("source", ["/proc", "/proc/version", "/proc/self/ns/net"])
+def test_what_leads_to_the_machine_process(chiton, bundle, source):
+    """`explain` says so too."""
+    path = change(bundle, lambda c: c["mounts"].append({"destination": "/host/it", "type": "bind", "source": source, "options": ["rbind", "ro"]}))
+    refused(chiton("run", "--bundle", path, "x"), ".source: ", f"{source} is of the host's procfs", "a mount of type proc")
+    explained = chiton("explain", path)
+    assert explained.returncode != 0 and f"{source} is of the host's procfs" in explained.stdout
+
+
+def test_a_bind_of_all_has_all_but_processes(runtime, bundle):
+    made = bundle("sh", "-c", "cat /host/sys/kernel/mm/transparent_hugepage/enabled; head -c 4 /host/bin/sh | od -c -An; head -n1 /host/proc/version; echo done")
+    made.config["mounts"].append({"destination": "/host", "type": "bind", "source": "/", "options": ["rbind", "ro"]})
+    done = runtime("run", "--bundle", made.save().path, "x")
+    with open("/sys/kernel/mm/transparent_hugepage/enabled") as f:
+        enabled = f.read()
+    lines = done.stdout.splitlines(keepends=True)
+    assert lines[0] == enabled and lines[1].split() == ["177", "E", "L", "F"] and lines[-1] == "done\n", done
+    if runtime.name == "runc":
+        assert lines[2].startswith("Linux version")
+    else:
+        assert len(lines) == 3 and "/host/proc/version' for reading: Permission denied" in done.stderr

@@ -265,6 +265,15 @@ def test_no_limit_is_no_limit(container):
     assert c.output("cat", "/sys/fs/cgroup/memory.max") == "max\n"
 
 
+def test_the_least_memory(runtime, bundle):
+    """It is enough for a shell, and holds."""
+    for script, code in (("cat /sys/fs/cgroup/memory.max", 0), ("dd if=/dev/zero of=/dev/null bs=20M count=1", 137)):
+        made = bundle("sh", "-c", script)
+        made.config["linux"]["resources"]["memory"] = {"limit": 6 * MIB}
+        done = runtime("run", "--bundle", made.save().path, "least")
+        assert (done.returncode, done.stdout) == (code, f"{6 * MIB}\n" if code == 0 else ""), done
+
+
 # Takes so many MiB and gives them back.
 TAKES = "import mmap, sys; mmap.mmap(-1, int(sys.argv[1]) << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)"
 
@@ -469,3 +478,48 @@ def test_block_io_is_throttled_and_updated(runtime, container, loop):
     done = runtime("update", "--resources", "-", c.name, input=json.dumps(request), stdin=None)
     assert done.returncode == 1 and "linux.resources.blockIO.throttleWriteIOPSDevice" in done.stderr
     assert (c.cgroup / "io.max").read_text() == f"{number} rbps=max wbps=max riops=70 wiops=max\n"
+
+
+# Five parts of a hundred.
+SLOW = {"quota": 5000, "period": 100000}
+
+
+def throttled(path):
+    """How often a cgroup has had to wait for its quota."""
+    lines = (pathlib.Path(path) / "cpu.stat").read_text().splitlines()
+    return int(dict(line.split() for line in lines)["nr_throttled"])
+
+
+def test_a_quota_holds_from_the_first_instruction_and_does_not_slow_down_the_start(runtime, bundle):
+    made = bundle("sh", "-c", "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.max.burst; while :; do :; done")
+    made.config["linux"]["resources"]["cpu"] = SLOW | {"burst": 1000} if runtime.name == "chiton" else SLOW
+    made.save()
+    with open(made.path / "output", "wb") as output:
+        runtime.ok("create", "--bundle", made.path, "--pid-file", made.path / "pid", "slow", stdout=output, stderr=output)
+    pid = int((made.path / "pid").read_text())
+    cgroup = "/sys/fs/cgroup" + pathlib.Path(f"/proc/{pid}/cgroup").read_text().strip().split(":", 2)[2]
+    try:
+        if runtime.name == "chiton":
+            assert throttled(cgroup) == 0
+        runtime.ok("start", "slow")
+        if runtime.name == "chiton":
+            assert throttled(cgroup) <= 1
+        wait_for(lambda: (made.path / "output").read_text().startswith("5000 100000\n"))
+        assert (pathlib.Path(cgroup) / "cpu.max").read_text() == "5000 100000\n"
+        wait_for(lambda: throttled(cgroup) > 3)
+    finally:
+        runtime.ok("delete", "--force", "slow")
+
+
+def test_a_quota_does_not_slow_down_the_end(run):
+    """What the machine has to do when its program has ended is not the program's: without that a run would take twenty times as long as
+    one without a quota, and not three."""
+    def took(change=None):
+        begun = time.monotonic()
+        assert run("true", change=change, timeout=300).returncode == 0
+        return time.monotonic() - begun
+
+    def slow(config):
+        config["linux"]["resources"]["cpu"] = SLOW
+
+    assert took(slow) < 10 * took()

@@ -3,12 +3,58 @@
 import fcntl
 import hashlib
 import os
+import shlex
 import subprocess
 import threading
 
 import pytest
 
 from chiton import wait_for
+
+# Reads a thousand lines of eight bytes by turns, in each way that there is, and looks that none is lost.
+READERS = """
+import os, select, threading
+got = []
+def take(count, read=lambda count: os.read(0, count)):
+    piece = b""
+    while len(piece) < count:
+        more = read(count - len(piece))
+        assert more, "the end"
+        piece += more
+    got.append(piece)
+take(800)
+for _ in range(100):
+    assert select.select([0], [], [], 30)[0] == [0]
+    take(8)
+epoll = select.epoll()
+epoll.register(0, select.EPOLLIN | select.EPOLLET)
+os.set_blocking(0, False)
+def now(count):
+    while True:
+        try:
+            return os.read(0, count)
+        except BlockingIOError:
+            epoll.poll(30)
+for _ in range(100):
+    take(8, now)
+os.set_blocking(0, True)
+into, out_of = os.pipe()[::-1]
+def spliced(count):
+    return os.read(out_of, os.splice(0, into, count))
+for _ in range(100):
+    take(8, spliced)
+lock, lines = threading.Lock(), []
+def reader():
+    while piece := os.read(0, 8):
+        with lock:
+            lines.append(piece)
+readers = [threading.Thread(target=reader) for _ in range(4)]
+[each.start() for each in readers]
+[each.join() for each in readers]
+assert b"".join(got) == b"".join(b"%07d\\n" % n for n in range(400)), got[-3:]
+assert b"".join(sorted(lines)) == b"".join(b"%07d\\n" % n for n in range(400, 1000)), lines[-3:]
+print("ok")
+"""
 
 
 def test_200_mib_through_stdin_to_stdout(chiton, bundle):
@@ -124,3 +170,55 @@ def test_a_slow_reader_stops_nothing_else(chiton, bundle):
     chiton.ok("kill", "slow", "KILL")
     process.stdout.close()
     assert process.wait(60) == 137
+
+
+# A loop as people write it, in a shell of its own: `{}` is a command that runs a program which does not read.
+LOOP = "n=0; while read line; do n=$((n+1)); {} || exit 9; done; echo $n turns"
+
+
+@pytest.fixture(params=["file", "pipe"])
+def lines(request, scratch):
+    """Gives a shell command eleven lines on its standard input; its output."""
+
+    def lines(command):
+        (scratch / "lines").write_text("".join(f"line {n}\n" for n in range(11)))
+        given = f"{{ {command}; }} <{scratch}/lines" if request.param == "file" else f"cat {scratch}/lines | {{ {command}; }}"
+        done = subprocess.run(["sh", "-c", given], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return lines
+
+
+def shell(runtime, *args):
+    return shlex.join(runtime.command(*args))
+
+
+def test_a_program_that_does_not_read_takes_nothing(runtime, container, bundle, lines):
+    """Detached: in the foreground runc copies what is there."""
+    made = bundle("sleep", "1000").save()
+    run = f"{shell(runtime, 'run', '--detach', '--bundle', made.path, 'quiet')} && {shell(runtime, 'delete', '--force', 'quiet')} </dev/null"
+    assert lines(f"head -c 56 >/dev/null; {LOOP.format(run)}").endswith("3 turns\n")
+    busy = container("sleep", "1000")
+    execute = shell(runtime, "exec", "--detach", busy.name, "sleep", "1")
+    assert lines(LOOP.format(execute)) == "11 turns\n"
+
+
+def test_what_is_not_read_stays(runtime, bundle, rootfs, lines):
+    """A shell reads a byte at a time from a pipe; dd reads as much as it says."""
+    made = bundle("sh", "-c", "read first; dd bs=7 count=1 >/took 2>/dev/null; echo $first >>/took").save()
+    run = shell(runtime, "run", "--detach", "--bundle", made.path, "some")
+    over = f"until {shell(runtime, 'state', 'some')} </dev/null | grep -q stopped; do sleep 0.1; done"
+    delete = f"{shell(runtime, 'delete', 'some')} </dev/null"
+    rest = lines(f"{run} && {over} && {delete} && cat")
+    assert rest == "".join(f"line {n}\n" for n in range(2, 11))
+    assert (rootfs / "took").read_text() == "line 1\nline 0\n"
+
+
+def test_readers_of_every_kind_are_served(run, rootfs):
+    """Who waits in read, who polls, who must not wait, two at once, and who splices."""
+    (rootfs / "readers.py").write_text(READERS)
+    feed = "".join(f"{n:07}\n" for n in range(1000))
+    done = run("python3", "/readers.py", input=feed, stdin=None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ok\n"

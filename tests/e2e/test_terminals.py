@@ -264,3 +264,30 @@ def test_in_a_real_terminal(runtime, bundle, tmux, rootfs):
     runtime.ok("kill", "back", "KILL")
     assert tmux.done() == 137 or runtime.name == "runc"
     runtime.ok("delete", "--force", "back")
+
+
+def test_a_line_ends_as_the_program_says(runtime, bundle):
+    """The terminal that it is shown on makes CR LF of LF, once, and only there."""
+    made = bundle("sh", "-c", "stty -a | grep -o -e '-*onlcr'; echo one")
+    made.config["process"]["terminal"] = True
+    made.save()
+    busy = bundle("sleep", "1000").save()
+    runtime.ok("run", "--detach", "--bundle", busy.path, "busy", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for command in (["run", "--bundle", made.path, "lines"],
+                        ["exec", "--tty", "busy", "sh", "-c", "stty -a | grep -o -e '-*onlcr'; echo one"]):
+            master, slave = os.openpty()
+            process = runtime.popen(*command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            os.close(slave)
+            out, err = process.communicate(timeout=60)
+            os.close(master)
+            assert (process.returncode, out) == (0, b"-onlcr\none\n"), (command, err)
+    finally:
+        runtime.ok("delete", "--force", "busy")
+
+
+def test_who_has_the_master_says_how_a_line_ends(container, console):
+    """On a console socket the terminal is as the kernel makes it."""
+    container("sh", "-c", "stty -a | grep -o -e '-*onlcr'; read end", change=interactive,
+              verb=("run", "--detach", "--console-socket", console.path))
+    console.terminal().expect("onlcr\r\n")

@@ -1,5 +1,6 @@
 """Which system calls the threads of a process make, counted by the host's kernel (tracefs, Documentation/trace/histogram.rst)."""
 
+import collections
 import contextlib
 import pathlib
 import re
@@ -31,15 +32,16 @@ class Calls:
 
     @contextlib.contextmanager
     def counted(self):
-        """What is called meanwhile is added to the dictionary that this gives, afterwards: by None or (call, argument's number), the
-        set of pairs of a thread's id and the call's number or the argument's value."""
-        found = {source: set() for source in self.sources}
+        """What is called meanwhile is added to the dictionary that this gives, afterwards: by None or (call, argument's number), how
+        often which pair of a thread's id and the call's number or the argument's value was seen."""
+        found = {source: collections.Counter() for source in self.sources}
         self._triggers("")
         try:
             yield found
             for source, (event, _) in self.sources.items():
                 text = (ROOT / "events" / event / "hist").read_text()
                 assert "Dropped: 0" in text, text.splitlines()[-4:]
-                found[source] |= {(int(thread), int(value, 0)) for thread, _, value, _ in LINE.findall(text)}
+                for thread, _, value, hits in LINE.findall(text):
+                    found[source][int(thread), int(value, 0)] += int(hits)
         finally:
             self._triggers("!")

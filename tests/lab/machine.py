@@ -39,6 +39,7 @@ class Options:
     smp: int = 1
     count: bool = False
     plugin: str | None = None
+    selinux: bool = False
     timeout: float | None = None
     tmp: int = 2048
     scratch: int = 6144
@@ -144,7 +145,8 @@ class Machine:
             command += ["-L", directory]
         command += ["-machine", "q35", "-m", str(options.memory), "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", self.files.kernel, "-initrd", self.files.initrd]
-        command += ["-append", "quiet mitigations=off nokaslr no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"]
+        parameters = "quiet mitigations=off nokaslr no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"
+        command += ["-append", parameters + (" security=selinux" if options.selinux else "")]
         command += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on"]
         if options.plugin:
             command += ["-plugin", options.plugin]

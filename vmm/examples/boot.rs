@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     };
     let mut machine = Machine::new(kvm, config, Arc::new(server))?;
     machine.start(Arc::new(|thread| match thread {
-        Thread::Fs(_) => vmm_fs::enter_worker_thread().map_err(io::Error::other),
+        Thread::Fs(_) | Thread::Vcpu(_) => vmm_fs::enter_worker_thread().map_err(io::Error::other),
         _ => Ok(()),
     }))?;
     eprintln!("started after {:?}", begin.elapsed());
@@ -74,8 +74,14 @@ fn share(directory: &str) -> Result<vmm_fs::Server> {
         open_fd_limit: 100,
         held_fd_limit: 1024,
         timeout,
-        lasting_mounts: None,
-        privileged_mount: None,
+        mounts: vmm_fs::Mounts {
+            others: vmm_fs::Mount {
+                privileges: true,
+                lasts: true,
+                ..vmm_fs::Mount::default()
+            },
+            ..vmm_fs::Mounts::default()
+        },
         maps: true,
     })?)
 }

@@ -7,6 +7,8 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
+use crate::sys;
+
 /// Maximum number of entries KVM takes (Linux arch/x86/include/asm/kvm_host.h, `KVM_MAX_CPUID_ENTRIES`).
 const MAX_ENTRIES: usize = 256;
 
@@ -24,6 +26,7 @@ impl Cpuid {
     pub(crate) fn new(kvm: &Kvm, vcpus: u8) -> Result<Cpuid, kvm_ioctls::Error> {
         let supported = kvm.get_supported_cpuid(MAX_ENTRIES)?;
         let mut cpuid = Cpuid::filter(supported.as_slice(), vcpus);
+        cpuid.name(sys::cpuid);
         let deadline = 1 << 24;
         if let Some(features) = cpuid.leaf(1)
             && features.ecx & deadline == 0
@@ -37,11 +40,13 @@ impl Cpuid {
     fn filter(supported: &[kvm_cpuid_entry2], vcpus: u8) -> Cpuid {
         let mut entries = supported.to_vec();
         entries.retain(|entry| {
-            !matches!(
+            !matches!((entry.function, entry.index), (0xd, 17 | 18)) // states of tiles
+            && !matches!(
                 entry.function,
                 0xa // Intel performance counters
                 | 0xb | 0x1f // topology, written anew below
                 | 0x12 // enclaves
+                | 0x1d | 0x1e // tiles (AMX), whose state nobody asks the host for
                 | 0x8000_000a // nested SVM
                 | 0x8000_001f // memory encryption
                 | 0x8000_0022 // AMD performance counters
@@ -52,9 +57,10 @@ impl Cpuid {
             .iter()
             .find(|entry| entry.function == 0)
             .map_or(0, |entry| entry.eax);
+        let amd = is_amd(&entries);
         for entry in &mut entries {
             restrict(entry);
-            describe_cores(entry, vcpus);
+            describe_cores(entry, vcpus, amd);
         }
         if basic_max >= 0xb {
             entries.extend(topology(vcpus));
@@ -93,15 +99,18 @@ impl Cpuid {
         leaf.map_or(DEFAULT_ADDRESS_BITS, |entry| entry.eax.to_le_bytes()[0])
     }
 
-    /// Whether the processor is Intel's ("GenuineIntel" in leaf 0).
-    pub(crate) fn is_intel(&self) -> bool {
-        let leaf = self.entries.iter().find(|entry| entry.function == 0);
-        leaf.is_some_and(|entry| {
-            [entry.ebx, entry.edx, entry.ecx]
-                .map(u32::to_le_bytes)
-                .concat()
-                == b"GenuineIntel"
-        })
+    /// Whether the processor is AMD's or Hygon's.
+    pub(crate) fn is_amd(&self) -> bool {
+        is_amd(&self.entries)
+    }
+
+    /// Gives the processor the host's name, of which KVM says nothing. `host` is the host's own CPUID.
+    fn name(&mut self, host: impl Fn(u32) -> [u32; 4]) {
+        for entry in &mut self.entries {
+            if (0x8000_0002..=0x8000_0004).contains(&entry.function) {
+                [entry.eax, entry.ebx, entry.ecx, entry.edx] = host(entry.function);
+            }
+        }
     }
 
     fn leaf(&mut self, function: u32) -> Option<&mut kvm_cpuid_entry2> {
@@ -111,10 +120,21 @@ impl Cpuid {
     }
 }
 
+/// Whether the vendor in leaf 0 is AMD, or Hygon, whose processors are made as AMD's.
+fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
+    let leaf = entries.iter().find(|entry| entry.function == 0);
+    leaf.is_some_and(|entry| {
+        let vendor = [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes);
+        matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+    })
+}
+
 /// Takes away what guests do not get.
 fn restrict(entry: &mut kvm_cpuid_entry2) {
     match (entry.function, entry.index) {
         (1, _) => {
+            entry.ecx &= !(1 << 2 | 1 << 4); // layout and filter of the debug store
+            entry.edx &= !(1 << 21); // debug store: part of the performance counters
             entry.ecx &= !(1 << 5); // VMX
             entry.ecx &= !(1 << 15); // performance capabilities MSR
             entry.ecx |= 1 << 31; // a hypervisor is present
@@ -122,7 +142,10 @@ fn restrict(entry: &mut kvm_cpuid_entry2) {
         (7, 0) => {
             entry.ebx &= !(1 << 2); // SGX
             entry.ecx &= !(1 << 30); // SGX launch control
+            entry.edx &= !(1 << 22 | 1 << 24 | 1 << 25); // tiles
         }
+        (7, 1) => entry.eax &= !(1 << 21), // tiles of 16-bit floating-point numbers
+        (0xd, 0) => entry.eax &= !(1 << 17 | 1 << 18), // states of tiles
         (0x8000_0001, _) => {
             entry.ecx &= !(1 << 2); // SVM
             entry.ecx &= !(1 << 23 | 1 << 24 | 1 << 28); // core, north bridge and L3 performance counters
@@ -132,7 +155,7 @@ fn restrict(entry: &mut kvm_cpuid_entry2) {
 }
 
 /// Describes one socket of `vcpus` cores in the leaves that mix topology with other matters.
-fn describe_cores(entry: &mut kvm_cpuid_entry2, vcpus: u8) {
+fn describe_cores(entry: &mut kvm_cpuid_entry2, vcpus: u8, amd: bool) {
     let several = vcpus > 1;
     let last = u32::from(vcpus) - 1;
     match entry.function {
@@ -146,8 +169,8 @@ fn describe_cores(entry: &mut kvm_cpuid_entry2, vcpus: u8) {
                 entry.eax = entry.eax & 0x3fff | shared << 14 | cores << 26;
             }
         }
-        0x8000_0001 => set(&mut entry.ecx, 1 << 1, several), // CmpLegacy: cores, not threads
-        0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | id_bits(vcpus) << 12 | last,
+        0x8000_0001 if amd => set(&mut entry.ecx, 1 << 1, several), // CmpLegacy: cores, not threads
+        0x8000_0008 if amd => entry.ecx = entry.ecx & !0xf0ff | id_bits(vcpus) << 12 | last,
         _ => {}
     }
 }
@@ -200,6 +223,12 @@ mod tests {
         }
     }
 
+    /// Leaf 0.
+    fn vendor(name: &[u8; 12]) -> kvm_cpuid_entry2 {
+        let part = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
+        entry(0, 0, [0xd, part(0), part(8), part(4)])
+    }
+
     fn table(vcpus: u8, id: u8, supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
         Cpuid::filter(supported, vcpus)
             .of_vcpu(id)
@@ -211,7 +240,7 @@ mod tests {
     #[test]
     fn ids_and_counts_are_per_vcpu() {
         let supported = [
-            entry(0, 0, [0xd, 0, 0, 0]),
+            vendor(b"AuthenticAMD"),
             entry(1, 0, [0, 0x1234_5678, 1 << 5, 0]),
             entry(0xb, 0, [7, 7, 7, 7]),
             entry(0x8000_0008, 0, [0x3028, 0, 0xffff_ffff, 0]),
@@ -245,6 +274,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_amds_own_is_reserved_with_others() {
+        for (name, amd) in [
+            (b"AuthenticAMD", true),
+            (b"HygonGenuine", true),
+            (b"GenuineIntel", false),
+            (b"  Shanghai  ", false),
+        ] {
+            let supported = [
+                vendor(name),
+                entry(0x8000_0001, 0, [0; 4]),
+                entry(0x8000_0008, 0, [0x3028, 0, 0, 0]),
+            ];
+            let cpuid = Cpuid::filter(&supported, 4);
+            assert_eq!(cpuid.is_amd(), amd);
+            let found = [cpuid.entries[1].ecx, cpuid.entries[2].ecx];
+            let expected = if amd { [2, 2 << 12 | 3] } else { [0, 0] };
+            assert_eq!(found, expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_name_is_the_hosts() {
+        let leaves: Vec<_> = (0x8000_0001..=0x8000_0005)
+            .map(|f| entry(f, 0, [0; 4]))
+            .collect();
+        let mut cpuid = Cpuid::filter(&leaves, 1);
+        cpuid.name(|function| [function, 1, 2, 3]);
+        let named = |entry: &&kvm_cpuid_entry2| entry.edx == 3 && entry.eax == entry.function;
+        let names = cpuid.entries.iter().filter(named).map(|e| e.function);
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [0x8000_0002, 0x8000_0003, 0x8000_0004]
+        );
+    }
+
+    #[test]
     fn withheld_features_are_gone() {
         let all = [u32::MAX; 4];
         let functions = [
@@ -252,24 +317,59 @@ mod tests {
             7,
             0xa,
             0x12,
+            0x1d,
+            0x1e,
             0x8000_0001,
             0x8000_000a,
             0x8000_001f,
             0x8000_0022,
         ];
-        let supported: Vec<_> = functions.iter().map(|&f| entry(f, 0, all)).collect();
+        let mut supported: Vec<_> = functions.iter().map(|&f| entry(f, 0, all)).collect();
+        supported.push(kvm_cpuid_entry2 {
+            eax: 0,
+            ..vendor(b"AuthenticAMD")
+        });
         let table = table(1, 0, &supported);
         let find = |f| table.iter().find(|e| e.function == f);
-        for gone in [0xa, 0x12, 0x8000_000a, 0x8000_001f, 0x8000_0022, 0xb] {
+        for gone in [
+            0xa,
+            0x12,
+            0x1d,
+            0x1e,
+            0x8000_000a,
+            0x8000_001f,
+            0x8000_0022,
+            0xb,
+        ] {
             assert!(find(gone).is_none(), "{gone:#x}");
         }
-        assert_eq!(find(1).unwrap().ecx & (1 << 5 | 1 << 15), 0);
-        assert_eq!(find(1).unwrap().edx & 1 << 28, 0);
+        assert_eq!(
+            find(1).unwrap().ecx & (1 << 2 | 1 << 4 | 1 << 5 | 1 << 15),
+            0
+        );
+        assert_eq!(find(1).unwrap().edx & (1 << 21 | 1 << 28), 0);
+        assert_eq!(find(7).unwrap().edx & (1 << 22 | 1 << 24 | 1 << 25), 0);
         assert_eq!(find(7).unwrap().ebx & 1 << 2, 0);
         assert_eq!(
             find(0x8000_0001).unwrap().ecx & (1 << 1 | 1 << 2 | 1 << 23),
             0
         );
+    }
+
+    #[test]
+    fn no_state_of_tiles() {
+        let supported = [
+            entry(7, 1, [u32::MAX; 4]),
+            entry(0xd, 0, [0x6_02e7, 0, 0, 0]),
+            entry(0xd, 2, [256, 576, 0, 0]),
+            entry(0xd, 17, [64, 2752, 2, 0]),
+            entry(0xd, 18, [8192, 2816, 6, 0]),
+        ];
+        let table = table(1, 0, &supported);
+        assert_eq!(table[0].eax & 1 << 21, 0);
+        assert_eq!(table[1].eax, 0x2e7);
+        assert_eq!(table[2].index, 2);
+        assert_eq!(table.len(), 3);
     }
 
     #[test]

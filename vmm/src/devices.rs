@@ -19,8 +19,8 @@ use crate::report::{Report, Reporter};
 use crate::slots::Slots;
 use crate::threads::{Thread, Threads};
 use crate::virtio::{
-    self, Balloon, Blk, Disk, FileServer, Fs, MacAddress, Net, Pool, RequestServer, Rng, Tap,
-    VirtioDevice, Work,
+    self, Balloon, Blk, Disk, FileRequests, FileServer, Fs, MacAddress, Net, Pool, RequestServer,
+    Rng, Tap, VirtioDevice, Work,
 };
 use crate::vsock::{GUEST_CID, Port, Vsock};
 
@@ -34,6 +34,8 @@ pub(crate) struct Devices {
     pub(crate) rng: Work<Rng>,
     /// Those that are attached, by their numbers.
     nets: Vec<Net>,
+    /// Those of the file system.
+    requests: Arc<dyn FileRequests>,
     /// Each starts the workers of a device.
     workers: Vec<Box<StartWorkers>>,
     board: Board,
@@ -43,8 +45,7 @@ type StartWorkers = dyn FnOnce(&Threads) -> io::Result<()> + Send;
 
 /// What devices are plugged into.
 pub(crate) struct Board {
-    /// Closing it would end all irqfds (Linux virt/kvm/kvm_main.c, `kvm_vm_release`).
-    vm: VmFd,
+    vm: Arc<VmFd>,
     slots: Slots,
     bus: Arc<Bus>,
     space: AddressSpace,
@@ -55,7 +56,7 @@ impl Board {
     /// A board without devices.
     pub(crate) fn new(vm: VmFd, slots: Slots, space: AddressSpace, report: Arc<Report>) -> Board {
         Board {
-            vm,
+            vm: Arc::new(vm),
             slots,
             bus: Arc::new(Bus::new(slots.count().into())),
             space,
@@ -76,6 +77,21 @@ impl Board {
         watch(transport.kicks())?;
         self.bus.plug(slot, transport);
         Ok(slot)
+    }
+
+    /// Plugs a device whose requests threads of their own serve.
+    fn plug_pool<S: RequestServer>(
+        &self,
+        device: Device,
+        server: Arc<S>,
+        front: impl FnOnce(Arc<Pool<S>>) -> Box<dyn VirtioDevice>,
+    ) -> Result<Arc<Pool<S>>, Error> {
+        let pool = Pool::new(self.space.clone(), server);
+        let pool = Arc::new(pool.map_err(Error::system("epoll"))?);
+        self.plug(device, front(Arc::clone(&pool)), |kicks| {
+            pool.watch_queues(kicks).map_err(Error::system("epoll"))
+        })?;
+        Ok(pool)
     }
 }
 
@@ -102,47 +118,35 @@ impl Devices {
             Box::new(balloon_front),
             events(Token::Balloon),
         )?;
-        let mut devices = Devices {
+        let requests = board.plug_pool(Device::Fs, server, |pool| {
+            Box::new(Fs::new(SHARE_TAG, pool, window))
+        })?;
+        let mut workers: Vec<Box<StartWorkers>> = Vec::new();
+        for (number, disk) in (0..).zip(disks) {
+            let pool = board.plug_pool(Device::Disk(number), Arc::clone(disk), |pool| {
+                Box::new(Blk::new(disk, pool))
+            })?;
+            let start = move |threads: &Threads| pool.start(threads, Thread::Blk);
+            workers.push(Box::new(start));
+        }
+        Ok(Devices {
             vsock,
             balloon,
             rng,
             nets: Vec::new(),
-            workers: Vec::new(),
+            requests,
+            workers,
             board,
-        };
-        devices.plug_pool(Device::Fs, Thread::Fs, server, |pool| {
-            Box::new(Fs::new(SHARE_TAG, pool, window))
-        })?;
-        for (number, disk) in (0..).zip(disks) {
-            devices.plug_pool(
-                Device::Disk(number),
-                Thread::Blk,
-                Arc::clone(disk),
-                |pool| Box::new(Blk::new(disk, pool)),
-            )?;
-        }
-        Ok(devices)
+        })
     }
 
-    /// Plugs a device that has threads of its own.
-    fn plug_pool<S: RequestServer>(
-        &mut self,
-        device: Device,
-        thread: fn(u8) -> Thread,
-        server: Arc<S>,
-        front: impl FnOnce(Arc<Pool<S>>) -> Box<dyn VirtioDevice>,
-    ) -> Result<(), Error> {
-        let pool = Pool::new(self.board.space.clone(), server);
-        let pool = Arc::new(pool.map_err(Error::system("epoll"))?);
-        self.board.plug(device, front(Arc::clone(&pool)), |kicks| {
-            pool.watch_queues(kicks).map_err(Error::system("epoll"))
-        })?;
-        let start = move |threads: &Threads| pool.start(threads, thread);
-        self.workers.push(Box::new(start));
-        Ok(())
+    /// The requests of the file system, and the port that the guest writes to when there are some.
+    pub(crate) fn file_requests(&self) -> (Arc<dyn FileRequests>, u16) {
+        let slot = self.board.slots.of(Device::Fs);
+        (Arc::clone(&self.requests), kvm::notification(slot))
     }
 
-    /// Starts the threads of the devices that have some. A second call does nothing.
+    /// Starts the threads of the disks. A second call does nothing.
     pub(crate) fn start(&mut self, threads: &Threads) -> io::Result<()> {
         self.workers.drain(..).try_for_each(|start| start(threads))
     }

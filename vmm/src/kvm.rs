@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::address_space::AddressSpace;
 use crate::boot;
 use crate::cpuid::Cpuid;
 use crate::error::Error;
-use crate::layout::{FIRST_GSI, MMIO, PAGE, TSS};
+use crate::layout::{FIRST_GSI, NOTIFICATIONS, TSS};
 use crate::report::Reporter;
-use crate::virtio::{Transport, VirtioDevice};
+use crate::virtio::{Line, Transport, VirtioDevice};
 
 /// Makes an empty virtual machine without performance counters.
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
@@ -43,7 +42,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
 
 /// Makes the interrupt controllers and the vCPUs. Memory slots must be set.
 pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<VcpuFd>, Error> {
-    if cpuid.is_intel() {
+    if !cpuid.is_amd() {
         let tss = usize::try_from(TSS).unwrap_or_default();
         vm.set_tss_address(tss)
             .map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
@@ -71,31 +70,57 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
     (0..count).map(create).collect()
 }
 
-/// Wires a device to a slot of the bus: an irqfd on the slot's interrupt, an ioeventfd for each queue's notification.
+/// The port that the guest notifies a slot's device by.
+pub(crate) fn notification(slot: u8) -> u16 {
+    NOTIFICATIONS + u16::from(slot)
+}
+
+/// The interrupt of a slot.
+struct Gsi {
+    vm: Arc<VmFd>,
+    number: u32,
+}
+
+impl Line for Gsi {
+    /// The interrupt is there when this returns, and no worker of the kernel is woken for it, as by an irqfd of a pin.
+    ///
+    /// The line stays up until it is raised again. So an edge that this one merges with is one that another thread
+    /// makes after it has begun, and with it after what the driver is to find.
+    fn raise(&self) {
+        for level in [false, true] {
+            // Fails for a machine without interrupt controllers, and for a pin that these do not have.
+            let _ = self.vm.set_irq_line(self.number, level);
+        }
+    }
+}
+
+/// Wires a device to a slot of the bus: the slot's interrupt, and an ioeventfd for each queue's notification, but for
+/// those that vCPUs' threads serve.
 pub(crate) fn attach(
-    vm: &VmFd,
+    vm: &Arc<VmFd>,
     slot: u8,
     device: Box<dyn VirtioDevice>,
     space: &AddressSpace,
     reporter: Reporter,
 ) -> Result<Transport, Error> {
-    let irqfd = event()?;
-    let gsi = FIRST_GSI + u32::from(slot);
-    vm.register_irqfd(&irqfd, gsi)
-        .map_err(Error::kvm("KVM_IRQFD"))?;
-    let page = MMIO + PAGE * u64::from(slot);
-    let notify = IoEventAddress::Mmio(page + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+    let line = Gsi {
+        vm: Arc::clone(vm),
+        number: FIRST_GSI + u32::from(slot),
+    };
+    let notify = IoEventAddress::Pio(notification(slot).into());
     let mut kicks = Vec::new();
     for (queue, _) in (0_u32..).zip(device.queue_max_sizes()) {
         let kick = event()?;
-        vm.register_ioevent(&kick, &notify, queue)
-            .map_err(Error::kvm("KVM_IOEVENTFD"))?;
+        if !device.is_served_by_vcpus(queue) {
+            vm.register_ioevent(&kick, &notify, queue)
+                .map_err(Error::kvm("KVM_IOEVENTFD"))?;
+        }
         kicks.push(kick);
     }
     Ok(Transport::new(
         device,
         space.clone(),
-        Arc::new(irqfd),
+        Arc::new(line),
         kicks,
         reporter,
     ))

@@ -58,6 +58,10 @@ pub(crate) const HOLE_END: u64 = 0x1_0000_0000;
 /// The first virtio-mmio device; each takes one page.
 pub(crate) const MMIO: u64 = 0xd000_0000;
 
+/// The port of the first of them; each takes one. A queue's number that is written to it is a notification, as by the
+/// register, but one that KVM need not decode an instruction for.
+pub(crate) const NOTIFICATIONS: u16 = 0xc000;
+
 /// IO-APIC (Linux arch/x86/include/asm/apicdef.h, `IO_APIC_DEFAULT_PHYS_BASE`).
 pub(crate) const IO_APIC: u32 = 0xfec0_0000;
 

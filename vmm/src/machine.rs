@@ -10,9 +10,8 @@
 //! while the machine is paused; [`Machine::handle_events`] never blocks and does a bounded amount of work.
 
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
@@ -32,10 +31,11 @@ use crate::poll::{Poll, Token};
 use crate::report::Report;
 use crate::slots::Slots;
 use crate::threads::{Enter, Threads};
+use crate::vcpu::Crew;
 use crate::virtio::{FileServer, MacAddress, Net};
 use crate::vsock::{Port, Vsock};
 use crate::window::Window;
-use crate::{boot, kvm, last_words, sys, vcpu};
+use crate::{boot, kvm, last_words, sys};
 
 /// How long a vCPU may take to get out of `KVM_RUN`. It is a matter of microseconds, unless the host is short of memory
 /// or processors.
@@ -61,14 +61,14 @@ pub enum Event {
 
 /// A virtual machine with its devices.
 pub struct Machine {
-    /// Those not started yet.
-    vcpus: Vec<VcpuFd>,
-    threads: Vec<JoinHandle<()>>,
-    gate: Arc<Gate>,
+    /// What is not started yet: who runs the vCPUs, and how many these are.
+    crew: Option<(Crew, u8)>,
+    gate: Arc<Gate<VcpuFd>>,
     devices: Devices,
     report: Arc<Report>,
-    mend: vcpu::Mend,
     poll: Poll,
+    /// Where the host lets one have it.
+    _end: Option<OwnedFd>,
 }
 
 impl Machine {
@@ -100,13 +100,18 @@ impl Machine {
         sys::set_memory_slots(&vm, space.ram(), space.window())
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
         let vcpus = kvm::create_vcpus(&vm, &cpuid, count)?;
+        let vm_and_vcpus: Vec<_> = std::iter::once(vm.as_raw_fd())
+            .chain(vcpus.iter().map(AsRawFd::as_raw_fd))
+            .collect();
+        // A host without io_uring is one whose callers wait somewhat longer.
+        let end = sys::release_later(&vm_and_vcpus).ok();
 
         let poll = Poll::new()?;
         let report = Arc::new(Report::new(kvm::event()?));
         poll.watch(report.event(), EventSet::IN, Token::Report)?;
-        let mend: vcpu::Mend = {
+        let mend = {
             let server = Arc::clone(&server);
-            Arc::new(move |seen: &mut u64| server.mend(seen))
+            Box::new(move |seen: &mut u64| server.mend(seen))
         };
         let board = Board::new(vm, slots, space, Arc::clone(&report));
         let devices = Devices::new(board, server, config.disks, &poll)?;
@@ -115,14 +120,28 @@ impl Machine {
         let entry =
             boot::load(devices.space().ram(), &extent, config, pages).map_err(Error::Boot)?;
         boot::configure_boot_vcpu(&vcpus[0], entry).map_err(Error::kvm("KVM_SET_SREGS"))?;
+        let mut each = vcpus.iter();
+        each.try_for_each(sys::let_kick_through)
+            .map_err(Error::system("KVM_SET_SIGNAL_MASK"))?;
+        let gate = Arc::new(Gate::new(vcpus).map_err(Error::system("timerfd"))?);
+        let (requests, notification) = devices.file_requests();
+        let watched = requests.watch_timer(gate.timer());
+        watched.map_err(Error::system("epoll"))?;
+        let crew = Crew {
+            gate: Arc::clone(&gate),
+            bus: Arc::clone(devices.bus()),
+            requests,
+            notification,
+            mend,
+            report: Arc::clone(&report),
+        };
         Ok(Machine {
-            vcpus,
-            threads: Vec::new(),
-            gate: Arc::default(),
+            crew: Some((crew, count)),
+            gate,
             devices,
             report,
-            mend,
             poll,
+            _end: end,
         })
     }
 
@@ -153,16 +172,11 @@ impl Machine {
         let threads = Threads { enter, report };
         let started = self.devices.start(&threads);
         started.map_err(Error::system("thread of a device"))?;
-        sys::with_kick_blocked(|| {
-            for (id, vcpu) in (0..).zip(self.vcpus.drain(..)) {
-                let (bus, report) = (Arc::clone(self.devices.bus()), Arc::clone(&self.report));
-                let mend = Arc::clone(&self.mend);
-                let thread = vcpu::start(&threads, id, vcpu, bus, mend, report, self.gate.enter());
-                self.threads
-                    .push(thread.map_err(Error::system("vCPU thread"))?);
-            }
-            Ok(())
-        })
+        let Some((crew, vcpus)) = self.crew.take() else {
+            return Ok(());
+        };
+        sys::with_kick_blocked(|| Arc::new(crew).start(&threads, vcpus))
+            .map_err(Error::system("thread of a vCPU"))
     }
 
     /// Stops the vCPUs: when this returns none executes guest code, and until [`Machine::resume`] none costs processor
@@ -172,8 +186,7 @@ impl Machine {
     /// # Errors
     /// [`Error::Pause`] or [`Error::System`] when a vCPU cannot be stopped; the machine is not paused then.
     pub fn pause(&mut self) -> Result<(), Error> {
-        let kick = || self.threads.iter().try_for_each(sys::kick);
-        let result = match self.gate.close(kick, PAUSE_LIMIT) {
+        let result = match self.gate.close(sys::kick, PAUSE_LIMIT) {
             Ok(true) => return Ok(()),
             Ok(false) => Error::Pause(PAUSE_LIMIT),
             Err(error) => Error::system("signal to a vCPU thread")(error),

@@ -5,10 +5,8 @@
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
-use std::os::unix::thread::JoinHandleExt;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_bindings::{KVM_MEM_READONLY, KVMIO, kvm_signal_mask, kvm_userspace_memory_region};
@@ -359,11 +357,27 @@ pub(crate) fn with_kick_blocked<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Sends a thread a kick. A thread that has ended gets none.
-pub(crate) fn kick(thread: &JoinHandle<()>) -> io::Result<()> {
-    // SAFETY: the handle has not been joined, so it names a thread, be it one that has ended.
-    match unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) } {
-        0 | libc::ESRCH => Ok(()),
+/// A leaf of the host's CPUID: EAX, EBX, ECX and EDX.
+pub(crate) fn cpuid(leaf: u32) -> [u32; 4] {
+    let found = std::arch::x86_64::__cpuid(leaf);
+    [found.eax, found.ebx, found.ecx, found.edx]
+}
+
+/// A thread that may be kicked.
+#[derive(Clone, Copy)]
+pub(crate) struct ThreadId(libc::pthread_t);
+
+/// The calling thread. It must not end before the last kick is sent to it.
+pub(crate) fn this_thread() -> ThreadId {
+    // SAFETY: it has no precondition.
+    ThreadId(unsafe { libc::pthread_self() })
+}
+
+/// Sends a thread a kick.
+pub(crate) fn kick(thread: ThreadId) -> io::Result<()> {
+    // SAFETY: the thread has not ended: those that run vCPUs live as long as the process.
+    match unsafe { libc::pthread_kill(thread.0, kick_signal()) } {
+        0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
@@ -376,6 +390,54 @@ pub(crate) fn take_kick() {
     };
     // SAFETY: a valid set and timeout; nothing is asked about the signal. It fails if there is none.
     unsafe { libc::sigtimedwait(&kick_set(), ptr::null_mut(), &raw const now) };
+}
+
+/// Size of `struct io_uring_params` (linux/io_uring.h), and where its flags are, in words of 4 bytes.
+const URING_PARAMS: usize = 30;
+const URING_FLAGS: usize = 2;
+
+/// The ring takes no requests (`IORING_SETUP_R_DISABLED`).
+const URING_DISABLED: u32 = 1 << 6;
+
+/// `IORING_REGISTER_FILES`
+const URING_FILES: libc::c_uint = 2;
+
+/// Has a worker of the kernel release these descriptors' files when this process has ended. The process itself, and
+/// whoever waits for it, would have to wait for that: a virtual machine takes tens of milliseconds, an RCU barrier
+/// among them.
+///
+/// The files are registered with an io_uring that is never enabled. The kernel takes a ring apart by a worker, once it
+/// is closed, which is after all of `files`: it closes the descriptors of a process that ends in their order.
+pub(crate) fn release_later(files: &[RawFd]) -> io::Result<OwnedFd> {
+    let mut params = [0_u32; URING_PARAMS];
+    params[URING_FLAGS] = URING_DISABLED;
+    // SAFETY: the kernel reads and writes the structure of this size, and returns a new descriptor or an error.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    if ring < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let ring = RawFd::try_from(ring).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let mut ring = unsafe { OwnedFd::from_raw_fd(ring) };
+    let last = files.iter().copied().max().unwrap_or_default();
+    if ring.as_raw_fd() < last {
+        ring = rustix::io::fcntl_dupfd_cloexec(&ring, last)?;
+    }
+    let count = libc::c_uint::try_from(files.len()).map_err(io::Error::other)?;
+    let (number, files) = (ring.as_raw_fd(), files.as_ptr());
+    // SAFETY: the kernel reads `count` numbers.
+    match unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            number,
+            URING_FILES,
+            files,
+            count,
+        )
+    } {
+        0 => Ok(ring),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]

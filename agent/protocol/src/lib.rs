@@ -23,8 +23,8 @@ pub use frame::{
 pub use hex::{from_hex, to_hex};
 pub use message::{Exit, Failure, FailureKind, Message, Process, Reply};
 pub use request::{
-    Create, Device, Disk, Exec, Extra, HostMount, Interface, NetlinkRequest, Network, Overlay,
-    Ports, Request, RequestBody, Requests, Seccomp, Setup, Stdio, TerminalSize,
+    Create, Device, Disk, Exec, Extra, HostMount, Interface, Joined, NetlinkRequest, Network,
+    Overlay, Ports, Request, RequestBody, Requests, Seccomp, Setup, Stdio, TerminalSize,
 };
 
 /// The vsock ports of the control stream, on the host (CID 2) and in the guest. The agent dials it
@@ -69,6 +69,10 @@ pub type ContainerId = u64;
 
 /// The container that the machine was made for.
 pub const FIRST: ContainerId = 0;
+
+/// The arguments of a container's program that does nothing but wait for its end: the agent itself, by the name that
+/// whoever sets the container up has it under, whatever the root.
+pub const HOLDER: [&str; 2] = ["/proc/self/exe", "hold"];
 
 /// Maximum number of containers that a machine has had in its life.
 pub const CONTAINERS_MAX: ContainerId = 1 << 16;

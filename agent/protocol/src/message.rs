@@ -76,6 +76,8 @@ pub enum Reply {
         /// Of the container's cgroup and those below it, by pid.
         processes: Vec<Process>,
     },
+    /// Guest CLOCK_MONOTONIC when this reply was written, ns.
+    Time(u64),
     /// Nothing to tell.
     Done,
 }
@@ -100,6 +102,17 @@ pub enum Exit {
     Code(u8),
     /// It was killed by this signal.
     Signal(i32),
+}
+
+impl Exit {
+    /// Whether it ended by SIGKILL, or as a shell does that reports such an end of its child.
+    #[must_use]
+    pub fn is_killed(self) -> bool {
+        /// Of signal(7).
+        const SIGKILL: u8 = 9;
+        matches!(self, Exit::Code(code) if code == 128 + SIGKILL)
+            || self == Exit::Signal(SIGKILL.into())
+    }
 }
 
 /// Why a request failed.

@@ -1,5 +1,7 @@
 //! What the host asks of the guest.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{self, Decoder, Error};
@@ -24,8 +26,7 @@ pub enum RequestBody {
     /// [`Reply::Created`](crate::Reply). A number that is not new is refused, and so is one container
     /// too many at a time.
     Create(Create),
-    /// Configures the machine's network, which comes with [`FIRST`](crate::FIRST) alone, and executes
-    /// the program of the container. Answered by [`Reply::Started`](crate::Reply) once `execve` has
+    /// Configures the container's network and executes its program. Answered by [`Reply::Started`](crate::Reply) once `execve` has
     /// succeeded. After a failure the container is of no use any more.
     Start(Network),
     /// Executes one more process in the container. Answered by [`Reply::Executed`](crate::Reply) once
@@ -64,6 +65,34 @@ pub enum RequestBody {
     Statistics,
     /// Asks for the processes of the container. Answered by [`Reply::Processes`](crate::Reply).
     Processes,
+    /// Connects to localhost in the container's network namespace, for somebody who has done so on the
+    /// host, and joins that with a stream: each passes what the other sends, and its end. Answered by
+    /// [`Reply::Done`](crate::Reply) when that has begun. When it comes to nothing the stream is closed
+    /// in both directions at once, or there is none.
+    Connect {
+        /// Where to: 127.0.0.1 or ::1, or the other of them if there is nobody.
+        address: SocketAddr,
+        /// The stream that the agent dials.
+        ports: Ports,
+    },
+    /// Ends a container that is not [`FIRST`](crate::FIRST) unless it has ended, and unmounts what the guest has
+    /// mounted below the directory of the share that has its number for a name. Answered by
+    /// [`Reply::Done`](crate::Reply) when nothing of it is left, also where there is no such container.
+    Remove,
+    /// Asks for the machine's CLOCK_MONOTONIC, whatever the container. Answered by
+    /// [`Reply::Time`](crate::Reply).
+    Time,
+    /// Sets the machine's CLOCK_REALTIME, whatever the container. Answered by
+    /// [`Reply::Done`](crate::Reply).
+    SetTime {
+        /// The host's CLOCK_REALTIME, ns.
+        realtime: u64,
+        /// What the guest's CLOCK_MONOTONIC was then, ns.
+        monotonic: u64,
+        /// The clock is set at once. Otherwise it is led there so that it never goes back, as long as it
+        /// is not far off.
+        step: bool,
+    },
 }
 
 impl Request {
@@ -199,6 +228,9 @@ pub struct Exec {
     pub policy: Vec<u8>,
     /// It has a terminal (`process.terminal`).
     pub terminal: bool,
+    /// The terminal does not make CR LF of LF (ONLCR, termios(3)): whoever shows it does.
+    #[serde(default)]
+    pub plain_newlines: bool,
     /// The cgroup below the container's own that it starts in; the container's own if empty.
     #[serde(default)]
     pub cgroup: String,
@@ -217,8 +249,14 @@ pub struct Create {
     pub cgroup: String,
     /// It has a pid namespace of its own, so that its processes end with its init.
     pub own_pids: bool,
+    /// The namespaces of other containers that it has in place of its own.
+    #[serde(default)]
+    pub joins: Vec<Joined>,
     /// Its init has a terminal (`process.terminal`).
     pub terminal: bool,
+    /// As [`Exec::plain_newlines`].
+    #[serde(default)]
+    pub plain_newlines: bool,
     /// It gets a socket for sd_notify(3), which NOTIFY_SOCKET names.
     #[serde(default)]
     pub notify: bool,
@@ -234,6 +272,15 @@ pub struct Create {
     /// As [`Exec::policy`], for the container's init.
     #[serde(skip)]
     pub policy: Vec<u8>,
+}
+
+/// Namespaces of a container of this machine that another one joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// Whose they are: that of a container whose init has been created and has not ended.
+    pub container: ContainerId,
+    /// Which: `CLONE_NEW*` of linux/sched.h, but for that of mounts.
+    pub namespaces: i32,
 }
 
 /// What a container is made from. Its bytes are a frame, and the configuration as it is behind that.
@@ -367,7 +414,8 @@ pub struct Ports {
 /// output and `stderr` is None; when `stdin` ends, the terminal hangs up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stdio {
-    /// Host to guest.
+    /// Host to guest. Without a terminal the host sends what it is asked for: on the same stream, each time
+    /// as the number of bytes, a little-endian `u32`. It sends as many or, if fewer are there, those.
     #[serde(default)]
     pub stdin: Option<Ports>,
     /// Guest to host.
@@ -381,7 +429,7 @@ pub struct Stdio {
 /// A descriptor in addition to the standard streams, by the ports of its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Extra {
-    /// Host to guest: a pipe to read from.
+    /// Host to guest: a pipe to read from. As [`Stdio::stdin`].
     In(Ports),
     /// Guest to host: a pipe to write to.
     Out(Ports),
@@ -427,13 +475,25 @@ mod tests {
         );
         json_round_trip(
             &Request {
+                id: 9,
+                container: FIRST,
+                body: RequestBody::Connect {
+                    address: "[::1]:80".parse().unwrap(),
+                    ports: Ports { guest: 5, host: 6 },
+                },
+            },
+            r#"{"id":9,"container":0,"body":{"Connect":{"address":"[::1]:80","ports":{"guest":5,"host":6}}}}"#,
+        );
+        json_round_trip(
+            &Request {
                 id: 1,
                 container: FIRST,
                 body: RequestBody::Create(create()),
             },
             concat!(
                 r#"{"id":1,"container":0,"body":{"Create":{"cgroup":"a/b","own_pids":true,"#,
-                r#""terminal":false,"notify":true,"stdio":{"stdin":null,"#,
+                r#""joins":[{"container":3,"namespaces":1073741824}],"terminal":false,"#,
+                r#""plain_newlines":false,"notify":true,"stdio":{"stdin":null,"#,
                 r#""stdout":{"guest":70000,"host":80000},"stderr":{"guest":70001,"host":80001}},"#,
                 r#""extra":[{"In":{"guest":5,"host":6}},{"Both":{"guest":7,"host":8}}]}}}"#
             ),
@@ -460,7 +520,12 @@ mod tests {
         Create {
             cgroup: "a/b".to_owned(),
             own_pids: true,
+            joins: vec![Joined {
+                container: 3,
+                namespaces: 0x4000_0000,
+            }],
             terminal: false,
+            plain_newlines: false,
             notify: true,
             stdio: Stdio {
                 stdin: None,
@@ -527,6 +592,7 @@ mod tests {
             config: b"{\"cwd\":\"/\"}".to_vec(),
             policy: vec![0; 5],
             terminal: true,
+            plain_newlines: true,
             cgroup: String::new(),
             stdio: Stdio::default(),
             extra: Vec::new(),

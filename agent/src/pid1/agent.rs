@@ -19,10 +19,11 @@ use super::container::{Container, Event};
 use super::containers::Containers;
 use super::device;
 use super::errand::Errands;
+use super::network;
 use super::process::{Process, not_running};
 use super::token::{Part, Token};
 use super::watcher::Watcher;
-use crate::clock::now;
+use crate::clock::{self, now};
 use crate::error::{self, During, Result};
 use crate::sys;
 use crate::task::Task;
@@ -97,6 +98,11 @@ impl Agent {
         }
         for (number, event) in self.containers.sweep() {
             self.tell(number, event)?;
+        }
+        for (number, request) in self.containers.take_removed() {
+            if let Some(result) = self.remove(request, number).transpose() {
+                self.tell(number, Event::Answer(request, result))?;
+            }
         }
         let interest = self.booted.control.interest();
         if interest != self.interest {
@@ -183,6 +189,16 @@ impl Agent {
     fn serve(&mut self, id: u64, number: ContainerId, body: RequestBody) -> Outcome {
         let body = match body {
             RequestBody::Create(create) => return self.create(id, number, &create),
+            RequestBody::Remove => return self.remove(id, number),
+            RequestBody::Time => return Ok(Some(Reply::Time(now()))),
+            RequestBody::SetTime {
+                realtime,
+                monotonic,
+                step,
+            } => {
+                let set = clock::set(realtime, monotonic, step);
+                return set.map(|()| Some(Reply::Done)).map_err(|e| e.failure());
+            }
             body => body,
         };
         let container = self.containers.get_mut(number).ok_or_else(not_running)?;
@@ -220,8 +236,16 @@ impl Agent {
                 self.errand(id, number, &task)
             }
             RequestBody::Statistics => container.statistics().map(Some),
-            RequestBody::Create(_) => {
-                let text = "the container has been created already";
+            RequestBody::Connect { address, ports } => {
+                let init = container.init().ok_or_else(not_running)?;
+                let begun = network::connect(init, address, ports);
+                begun.map(|()| Some(Reply::Done)).map_err(|e| e.failure())
+            }
+            RequestBody::Create(_)
+            | RequestBody::Remove
+            | RequestBody::Time
+            | RequestBody::SetTime { .. } => {
+                let text = "the container is there already";
                 Err(Failure::message(FailureKind::Other, text))
             }
         }
@@ -257,16 +281,29 @@ impl Agent {
         })
     }
 
+    /// Ends a container, or does what its end has left to be done.
+    fn remove(&mut self, id: u64, number: ContainerId) -> Outcome {
+        match self.containers.get_mut(number) {
+            _ if number == FIRST => {
+                let text = "the first container ends with its machine";
+                Err(Failure::message(FailureKind::Config, text))
+            }
+            Some(container) => container.remove(id).map(|()| None),
+            None => self.errand(id, number, &Task::Unmount(number)),
+        }
+    }
+
     /// Sends for the answer.
     fn errand(&mut self, id: u64, number: ContainerId, task: &Task) -> Outcome {
-        let container = self.containers.get(number).ok_or_else(not_running)?;
+        let setup = match task {
+            Task::Update(_) => Some(self.containers.get(number).ok_or_else(not_running)?.setup()),
+            _ => None,
+        };
         let watch = |errand, wire: BorrowedFd<'_>| {
             self.watcher
                 .add(wire, EpollFlags::EPOLLIN, Token::Errand(errand))
         };
-        let begun = self
-            .errands
-            .begin(id, number, task, container.setup(), watch);
+        let begun = self.errands.begin(id, number, task, setup, watch);
         begun.map(|()| None).map_err(|error| error.failure())
     }
 

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use protocol::{
-    ContainerId, Create, Exec, Exit, FIRST, Failure, FailureKind, INIT, Network, PROCESSES_MAX,
-    ProcessId, Reply, TerminalSize,
+    Create, Exec, Exit, Failure, FailureKind, INIT, Network, PROCESSES_MAX, ProcessId, Reply,
+    TerminalSize,
 };
 
 use super::cgroup::Cgroup;
@@ -48,7 +48,6 @@ pub(crate) enum Event {
 
 /// A container.
 pub(crate) struct Container {
-    number: ContainerId,
     setup: SetupFile,
     /// The directory of its cgroup.
     directory: PathBuf,
@@ -62,6 +61,8 @@ pub(crate) struct Container {
     notify: Option<Notify>,
     /// The host must be told, once it has taken what it was told before.
     out_of_memory: bool,
+    /// The request that waits until nothing of it is left.
+    removal: Option<u64>,
     /// What the host must be told in the next turn.
     news: Vec<Event>,
     place: Place,
@@ -77,11 +78,11 @@ impl Container {
     /// Begins to create a container, for `request`: with a cgroup of its own, and a directory of its
     /// own in the guest.
     pub(crate) fn create(
-        number: ContainerId,
         request: u64,
         directory: PathBuf,
         cgroup: PathBuf,
         create: &Create,
+        joins: Vec<(i32, i32)>,
     ) -> Result<Container> {
         let started = now();
         let setup = SetupFile::new(&create.setup)?;
@@ -91,24 +92,25 @@ impl Container {
         let task = Task::Create(task::Create {
             directory: place.path().to_owned(),
             cgroup: cgroup.clone(),
+            joins,
             notify: create.notify,
             stdio: create.stdio,
             extra: create.extra.clone(),
             policy: create.policy.clone(),
         });
         let (stdio, extra) = (create.stdio, &create.extra);
-        let process = Process::spawn(&task, &setup, stdio, extra, create.terminal)?;
+        let mut process = Process::spawn(&task, &setup, stdio, extra, create.terminal)?;
+        process.set_plain_newlines(create.plain_newlines);
         Ok(Container {
             started,
             own_pids: create.own_pids,
             notify,
-            ..Container::new(number, request, setup, place, cgroup, process)
+            ..Container::new(request, setup, place, cgroup, process)
         })
     }
 
     /// A container whose init is being set up, for `request`.
     pub(super) fn new(
-        number: ContainerId,
         request: u64,
         setup: SetupFile,
         place: Place,
@@ -120,7 +122,6 @@ impl Container {
             request: Some(request),
         };
         Container {
-            number,
             setup,
             directory: cgroup,
             own_pids: true,
@@ -130,6 +131,7 @@ impl Container {
             cgroup: None,
             notify: None,
             out_of_memory: false,
+            removal: None,
             news: Vec::new(),
             place,
         }
@@ -138,7 +140,7 @@ impl Container {
     /// Begins to execute one more process, for `request`.
     pub(crate) fn exec(&mut self, request: u64, exec: Exec) -> std::result::Result<(), Failure> {
         let init = self.admit(exec.process)?;
-        let (name, terminal) = (exec.process, exec.terminal);
+        let (name, terminal, plain) = (exec.process, exec.terminal, exec.plain_newlines);
         let (stdio, extra) = (exec.stdio, exec.extra.clone());
         let task = Task::Exec(Join {
             cgroup: self.directory.clone(),
@@ -146,18 +148,15 @@ impl Container {
             exec,
         });
         let process = Process::spawn(&task, &self.setup, stdio, &extra, terminal);
-        let process = process.map_err(|error| error.failure())?;
+        let mut process = process.map_err(|error| error.failure())?;
+        process.set_plain_newlines(plain);
         self.add(name, process, request);
         Ok(())
     }
 
     /// Checks whether there may be one more process with this name; the pid of the init.
     pub(super) fn admit(&self, name: ProcessId) -> std::result::Result<i32, Failure> {
-        let init = self.process(INIT).ok_or_else(not_running)?;
-        let pid = init
-            .pid()
-            .filter(|_| !init.has_ended() && (init.is_ready() || init.is_released()))
-            .ok_or_else(not_running)?;
+        let pid = self.init().ok_or_else(not_running)?;
         let refuse = |text: &str| Err(Failure::message(FailureKind::Other, text));
         if name <= self.last || name >= PROCESSES_MAX {
             return refuse("the process id has been used before, or is out of range");
@@ -168,6 +167,13 @@ impl Container {
             return refuse("too many processes are executed at a time");
         }
         Ok(pid)
+    }
+
+    /// The pid of the init, if that has been created and has not ended.
+    pub(crate) fn init(&self) -> Option<i32> {
+        let init = self.process(INIT)?;
+        let pid = init.pid()?;
+        (!init.has_ended() && (init.is_ready() || init.is_released())).then_some(pid)
     }
 
     /// Adds a process that is being set up, for `request`.
@@ -367,8 +373,7 @@ impl Container {
         Some(answer)
     }
 
-    /// Gives the machine its network, if this is the container that brings it, and lets init execute
-    /// the program, for `request`.
+    /// Gives the container its network and lets init execute the program, for `request`.
     pub(crate) fn start(
         &mut self,
         request: u64,
@@ -381,10 +386,6 @@ impl Container {
         }
         if !init.process.is_ready() || init.process.has_ended() {
             return Err(not_running());
-        }
-        if self.number != FIRST && *network != Network::default() {
-            let text = "the network is the machine's, and comes with its first container";
-            return Err(Failure::message(FailureKind::Config, text));
         }
         let pid = init.process.pid().ok_or_else(not_running)?;
         if let Err(error) = network::configure(network, pid) {
@@ -468,6 +469,24 @@ impl Container {
         let cgroup = self.cgroup.as_ref().ok_or_else(not_running)?;
         let files = cgroup.statistics().map_err(|error| error.failure())?;
         Ok(Reply::Statistics(files))
+    }
+
+    /// Ends all of it, for `request`.
+    pub(crate) fn remove(&mut self, request: u64) -> std::result::Result<(), Failure> {
+        if self.removal.is_some() {
+            let text = "the container is being removed already";
+            return Err(Failure::message(FailureKind::Other, text));
+        }
+        self.removal = Some(request);
+        self.processes().for_each(|(_, process)| process.abandon());
+        // Without one there are no processes in it.
+        let _ = fs::write(self.directory.join("cgroup.kill"), "1");
+        Ok(())
+    }
+
+    /// The request that waits until nothing of it is left.
+    pub(crate) fn removal(&self) -> Option<u64> {
+        self.removal
     }
 
     fn kill_all(&self, signal: i32) -> std::io::Result<()> {

@@ -8,8 +8,7 @@
 //!
 //! The machine has been made for [`FIRST`], whose network is the machine's and with which it ends:
 //! that one stays in the table, and no time is spent on removing what is left of it. What a
-//! further container does not get yet: namespaces of another one, so that without its own it has
-//! those of the guest; a network; kernel parameters that are not its namespaces' own, for these are
+//! further container does not get: kernel parameters that are not its namespaces' own, for these are
 //! the guest's and it would take them from the others.
 
 #[cfg(test)]
@@ -18,7 +17,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use protocol::{CONTAINERS_MAX, ContainerId, Create, FIRST};
+use protocol::{CONTAINERS_MAX, ContainerId, Create, FIRST, Joined};
+use specification::namespace;
 
 use super::container::{Container, Event};
 use crate::error::{Error, Result};
@@ -35,6 +35,8 @@ pub(crate) struct Containers {
     table: BTreeMap<ContainerId, Container>,
     /// The lowest number that is not used.
     next: ContainerId,
+    /// Those that are gone and whose removal the host has asked for, by requests.
+    removed: Vec<(ContainerId, u64)>,
 }
 
 impl Containers {
@@ -54,10 +56,28 @@ impl Containers {
         if cgroup == root {
             return Err(Error::Config("linux.cgroupsPath: names no cgroup".into()));
         }
+        let joins = self.joined(&create.joins)?;
         self.admit(number, &cgroup)?;
         let directory = Path::new(CONTAINERS).join(number.to_string());
-        let container = Container::create(number, request, directory, cgroup, create)?;
+        let container = Container::create(request, directory, cgroup, create, joins)?;
         Ok(self.table.entry(number).or_insert(container))
+    }
+
+    /// The processes that lead to the namespaces of other containers, with the `CLONE_NEW*` bits of those.
+    fn joined(&self, joins: &[Joined]) -> Result<Vec<(i32, i32)>> {
+        let all = namespace::ALL.map(namespace::flag).into_iter();
+        let all = all.fold(0, |all, flag| all | flag) & !libc::CLONE_NEWNS;
+        let one = |joined: &Joined| {
+            if joined.namespaces & !all != 0 {
+                return Err(Error::Config("namespaces that cannot be joined".into()));
+            }
+            let init = self.get(joined.container).and_then(Container::init);
+            let gone = || {
+                Error::Config("the container whose namespaces are to be joined has ended".into())
+            };
+            Ok((init.ok_or_else(gone)?, joined.namespaces))
+        };
+        joins.iter().map(one).collect()
     }
 
     /// Checks whether there may be one more container with this number and cgroup. From here on the
@@ -99,6 +119,11 @@ impl Containers {
         self.table.remove(&number);
     }
 
+    /// Those that are gone and whose removal the host has asked for, with its requests; once.
+    pub(crate) fn take_removed(&mut self) -> Vec<(ContainerId, u64)> {
+        std::mem::take(&mut self.removed)
+    }
+
     /// Notes the end of a child.
     pub(crate) fn reaped(&mut self, child: &Reaped) {
         // Stage processes are nobody's.
@@ -133,6 +158,8 @@ impl Containers {
         let mut events = Vec::new();
         for number in over {
             if let Some(container) = self.table.remove(&number) {
+                self.removed
+                    .extend(container.removal().map(|id| (number, id)));
                 let left = container.bury().into_iter();
                 events.extend(left.map(|event| (number, event)));
             }

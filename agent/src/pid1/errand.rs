@@ -1,5 +1,6 @@
 //! What PID 1 has done by others because it may take long, or for ever: changing limits, for which the
-//! kernel first makes room, and reading the command lines of processes, which are in the memory of those.
+//! kernel first makes room, reading the command lines of processes, which are in the memory of those, and
+//! unmounting what the host serves.
 //!
 //! Invariants: each errand is one stage process and is answered exactly once; there is one change of
 //! a container's limits at a time, so that what it puts back when it fails is what was; all errands
@@ -16,8 +17,8 @@ use super::spawn::{Inheritance, SetupFile, spawn_stage};
 use crate::error::{Error, Result};
 use crate::task::{Report, Task};
 
-/// Maximum number of lists of processes at a time.
-const MAX_LISTS: usize = 16;
+/// Maximum number of errands at a time that change no limits.
+const MAX_OTHERS: usize = 64;
 
 /// The answer to a request.
 pub(crate) type Answer = std::result::Result<Reply, Failure>;
@@ -47,12 +48,12 @@ impl Errands {
         request: u64,
         container: ContainerId,
         task: &Task,
-        setup: &SetupFile,
+        setup: Option<&SetupFile>,
         watch: impl FnOnce(u64, BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
         let updates = matches!(task, Task::Update(_)).then_some(container);
         self.check_room(updates)?;
-        let wire = spawn_stage(task, Inheritance::silent(updates.map(|_| setup)))?;
+        let wire = spawn_stage(task, Inheritance::silent(setup))?;
         watch(self.last + 1, wire.as_fd())?;
         self.add(request, updates, wire);
         Ok(())
@@ -62,8 +63,8 @@ impl Errands {
         let same = self.table.values().filter(|e| e.updates == updates);
         match (updates, same.count()) {
             (Some(_), 1..) => Err(Error::Config("another update is under way".into())),
-            (None, MAX_LISTS..) => {
-                let text = "too many lists of processes are being made";
+            (None, MAX_OTHERS..) => {
+                let text = "too many requests of that kind are under way";
                 Err(Error::Config(text.into()))
             }
             _ => Ok(()),
@@ -168,7 +169,7 @@ mod tests {
     #[test]
     fn they_are_bounded_and_do_not_keep_each_other_out() {
         let mut errands = Errands::default();
-        let lists: Vec<_> = (0..16).map(|n| begin(&mut errands, n, None)).collect();
+        let lists: Vec<_> = (0..64).map(|n| begin(&mut errands, n, None)).collect();
         assert!(errands.check_room(None).is_err());
         let (number, update) = begin(&mut errands, 99, Some(0));
         let error = errands.check_room(Some(0)).unwrap_err().to_string();

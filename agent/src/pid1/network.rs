@@ -2,6 +2,7 @@
 //! what the host wants of them, in the host's own words.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -12,10 +13,13 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 use nix::sys::stat::Mode;
-use protocol::{Interface, NetlinkRequest, Network, from_hex};
+use protocol::{Interface, NetlinkRequest, Network, Ports, from_hex};
 
+use super::spawn::{Inheritance, spawn_stage};
 use super::{device, names};
 use crate::error::{During, Error, Result};
+use crate::task::Task;
+use crate::vsock;
 
 /// Makes the network of the container whose init is given. An interface that is there stays there
 /// when something fails.
@@ -44,6 +48,18 @@ pub(crate) fn configure(network: &Network, init: i32) -> Result<()> {
         Some(sockets) => names::start(&sockets),
         None => Ok(()),
     }
+}
+
+/// Connects somebody on the host to an address in the network namespace of a process, by a process that lives as long
+/// as the connection. What comes of it is told by the stream, which ends with that process: PID 1 has nothing to keep.
+pub(crate) fn connect(process: i32, address: SocketAddr, ports: Ports) -> Result<()> {
+    let namespace = open_namespace(&PathBuf::from(format!("/proc/{process}/ns/net")))?;
+    let host = vsock::dial(ports, vsock::STREAM_PATIENCE)?;
+    let inheritance = Inheritance {
+        others: &[host, namespace],
+        ..Inheritance::silent(None)
+    };
+    spawn_stage(&Task::Connect(address), inheritance).map(drop)
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd> {

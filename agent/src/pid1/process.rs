@@ -22,6 +22,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recvmsg, send};
 use nix::unistd::pipe2;
 use protocol::{Decoder, EXTRA_MAX, Exit, Extra, Failure, FailureKind, Ports, TerminalSize};
+use rustix::termios::{OptionalActions, OutputModes, tcgetattr, tcsetattr};
 
 use super::spawn::{Inheritance, SetupFile, spawn_stage};
 use super::stream::{Direction, Stream, Turn};
@@ -71,6 +72,8 @@ pub(crate) struct Process {
     standard: usize,
     /// The terminal's master, for its size.
     terminal: Option<OwnedFd>,
+    /// The terminal is not to make CR LF of LF.
+    plain_newlines: bool,
     /// Whether something has happened to it since its last turn.
     awake: bool,
 }
@@ -138,8 +141,14 @@ impl Process {
             standard: streams.len(),
             streams,
             terminal: None,
+            plain_newlines: false,
             awake: true,
         }
+    }
+
+    /// Says whether its terminal, which is still to come, makes CR LF of LF.
+    pub(crate) fn set_plain_newlines(&mut self, plain: bool) {
+        self.plain_newlines = plain;
     }
 
     /// The wire, to be watched.
@@ -236,6 +245,11 @@ impl Process {
 
     fn take_terminal(&mut self, master: OwnedFd) -> Result<()> {
         fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
+        if self.plain_newlines {
+            let mut attributes = tcgetattr(&master).during(|| "read the terminal's attributes")?;
+            attributes.output_modes.remove(OutputModes::ONLCR);
+            tcsetattr(&master, OptionalActions::Now, &attributes).during(|| "clear ONLCR")?;
+        }
         for stream in self.streams.iter_mut().take(self.standard) {
             stream.set_terminal(master.try_clone().during(|| "copy a descriptor")?);
         }
@@ -467,7 +481,11 @@ fn pipe(ports: Ports, direction: Direction) -> Result<(Stream, OwnedFd)> {
         Direction::ToHost => (reader, writer),
     };
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).during(|| "set O_NONBLOCK")?;
-    Ok((Stream::new(direction, socket, Some(ours)), theirs))
+    let mut stream = Stream::new(direction, socket, Some(ours));
+    if direction == Direction::ToContainer {
+        stream = stream.on_demand().during(|| "prepare a pipe")?;
+    }
+    Ok((stream, theirs))
 }
 
 /// Receives bytes and perhaps one descriptor.

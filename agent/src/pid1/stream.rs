@@ -8,9 +8,13 @@
 //! The output of a process that has ended may still be held by others: then the agent keeps its end
 //! of the pipe and discards what comes, until they are gone too.
 //!
+//! An input is fetched on demand: the agent asks the host for as much as a reader of the empty pipe does, and for
+//! nothing while that has not come.
+//!
 //! Invariants: both descriptors are non-blocking and watched edge-triggered, so every wake-up pumps
 //! until one side would block; at most [`BUFFER`] bytes are held here, and none with splice(2).
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -25,6 +29,9 @@ use crate::vsock;
 
 /// Bytes moved at once: the size of a pipe.
 const BUFFER: usize = 64 << 10;
+
+/// Bytes that the host is asked for at once: no more than fits.
+const DEMAND: u32 = 64 << 10;
 
 /// Moves in one turn; then others have theirs.
 const TURN: usize = 16;
@@ -68,6 +75,17 @@ pub(crate) struct Stream {
     copy: Option<Copying>,
     /// Once the process has ended: the bytes that may still come from it.
     rest: Option<usize>,
+    /// Of an input of which the host sends what it is asked for.
+    demand: Option<Demand>,
+}
+
+/// What the host is asked for: what a reader of the empty pipe asks for, so that all else stays where it is.
+#[derive(Debug, Default)]
+struct Demand {
+    /// To be sent; 0 if nothing is.
+    wanted: u32,
+    /// Sent, and nothing has come of it yet.
+    asked: bool,
 }
 
 #[derive(Default)]
@@ -87,7 +105,18 @@ impl Stream {
             connected: false,
             copy: None,
             rest: None,
+            demand: None,
         }
+    }
+
+    /// The same one, an input of which nothing is fetched before a process reads.
+    pub(crate) fn on_demand(mut self) -> io::Result<Stream> {
+        if let Some(end) = &self.end {
+            // The pipe begins to tell.
+            sys::pipe_asked(end)?;
+        }
+        self.demand = Some(Demand::default());
+        Ok(self)
     }
 
     /// Takes the terminal's master, which is not a pipe and cannot be spliced.
@@ -174,6 +203,7 @@ impl Stream {
                 Step::Moved => {}
                 Step::SinkFull => return Turn::Waits,
                 Step::SourceEmpty if !(ended && self.direction == Direction::ToHost) => {
+                    self.ask();
                     return Turn::Waits;
                 }
                 Step::SourceEmpty if self.copy.is_none() => {
@@ -227,6 +257,26 @@ impl Stream {
         }
     }
 
+    /// Asks the host for what a reader asks for.
+    fn ask(&mut self) {
+        let (Some(demand), Some(socket), Some(end)) = (&mut self.demand, &self.socket, &self.end)
+        else {
+            return;
+        };
+        if demand.asked {
+            return;
+        }
+        // Of a pipe that is broken the end will be seen.
+        let wanted = sys::pipe_asked(end).unwrap_or(0).max(demand.wanted);
+        demand.wanted = wanted.min(DEMAND);
+        if demand.wanted > 0 && write(socket, &demand.wanted.to_le_bytes()).is_ok() {
+            *demand = Demand {
+                wanted: 0,
+                asked: true,
+            };
+        }
+    }
+
     fn step(&mut self) -> Step {
         let (Some(socket), Some(end)) = (&self.socket, &self.end) else {
             return Step::End;
@@ -242,11 +292,18 @@ impl Stream {
         if length == 0 {
             return Step::SourceEmpty;
         }
+        if self.demand.as_ref().is_some_and(|demand| demand.asked) {
+            // Whoever has asked so far is served by what comes.
+            let _ = sys::pipe_asked(end);
+        }
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
         match splice(source, None, sink, None, length, flags) {
             Ok(0) => Step::End,
             Ok(count) => {
                 self.rest = self.rest.map(|rest| rest - count);
+                if let Some(demand) = &mut self.demand {
+                    demand.asked = false;
+                }
                 Step::Moved
             }
             Err(Errno::EINTR) => Step::Moved,

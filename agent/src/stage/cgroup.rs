@@ -1,7 +1,7 @@
 //! The container's cgroup inside of the guest (cgroup v2, Documentation/admin-guide/cgroup-v2.rst).
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +23,51 @@ const MEMORY_MAX: &str = "memory.max";
 /// One file of a cgroup and what to write to it.
 type Setting = (String, String);
 
-/// Creates the cgroup, applies the limits and the device rules, and returns it as a descriptor.
-pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<OwnedFd> {
+/// The limits of speed, which are for the container's program and not for what sets it up: their files,
+/// open, and what to write to them.
+pub(crate) struct Speed(Vec<(fs::File, Setting)>);
+
+impl Speed {
+    /// Opens the files of those among `settings`, which have been set, and lifts them.
+    fn lift(directory: &Path, settings: &[Setting]) -> Result<Speed> {
+        let of_speed = settings.iter().filter(|(file, _)| lifted(file).is_some());
+        let mut speed = Vec::new();
+        for (file, value) in of_speed {
+            let opened = fs::OpenOptions::new()
+                .write(true)
+                .open(directory.join(file));
+            let opened = opened.during(|| format!("open {file} of the cgroup"))?;
+            speed.push((opened, (file.clone(), value.clone())));
+        }
+        // The burst may never be more than the quota.
+        for (_, (file, _)) in speed.iter().rev() {
+            write(directory, file, lifted(file).unwrap_or_default())?;
+        }
+        Ok(Speed(speed))
+    }
+
+    /// Sets them, by the descriptors alone.
+    pub(super) fn set(self) -> Result<()> {
+        for (mut opened, (file, value)) in self.0 {
+            let written = opened.write_all(value.as_bytes());
+            written.during(|| format!("write {value:?} to {file} of the cgroup"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a limit of speed says where there is none; None for any other limit.
+fn lifted(file: &str) -> Option<&'static str> {
+    match file {
+        "cpu.max" => Some("max"),
+        "cpu.max.burst" => Some("0"),
+        _ => None,
+    }
+}
+
+/// Creates the cgroup, applies the limits and the device rules, and returns it as a descriptor. The
+/// limits of speed are tried, and left to whoever executes the program.
+pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<(OwnedFd, Speed)> {
     let mut parent = PathBuf::from(ROOT);
     let names = directory.strip_prefix(ROOT).unwrap_or(directory);
     for (depth, name) in names.iter().enumerate() {
@@ -41,11 +84,13 @@ pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<Own
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().as_ref());
+    let mut speed = Speed(Vec::new());
     if let Some(resources) = resources {
         let settings = settings(resources)?;
         for (file, value) in &settings {
             write(directory, file, value)?;
         }
+        speed = Speed::lift(directory, &settings)?;
         if settings.iter().any(|(file, _)| file == MEMORY_MAX) {
             limit_kernel(directory)?;
         }
@@ -59,7 +104,7 @@ pub(crate) fn create(spec: &Spec, directory: &Path, disks: &Disks) -> Result<Own
         .during(|| format!("open {}", directory.display()))?
         .into();
     sys::attach_device_program(&cgroup, program).during(|| "attach the device filter")?;
-    Ok(cgroup)
+    Ok((cgroup, speed))
 }
 
 /// Changes the limits that `resources` has, and no others: all of them or, as far as the kernel
@@ -346,6 +391,30 @@ mod tests {
         );
         assert!(of(r#"{"unified":{"../memory.high":"5"}}"#).is_err());
         assert!(of(r#"{"hugepageLimits":[{"pageSize":"../x","limit":9}]}"#).is_err());
+    }
+
+    #[test]
+    fn limits_of_speed_are_left_to_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let get = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        let cpu = r#"{"cpu":{"quota":5000,"burst":7,"shares":1024},"pids":{"limit":5}}"#;
+        let settings = of(cpu).unwrap();
+        for (file, value) in &settings {
+            fs::write(dir.path().join(file), value).unwrap();
+        }
+        let speed = Speed::lift(dir.path(), &settings).unwrap();
+        // The kernel replaces what is written; a plain file is only overwritten.
+        assert!(get("cpu.max").starts_with("max"));
+        assert_eq!(get("cpu.max.burst"), "0");
+        assert_eq!(
+            (get("cpu.weight"), get("pids.max")),
+            ("100".into(), "5".into())
+        );
+        speed.set().unwrap();
+        assert_eq!(
+            (get("cpu.max"), get("cpu.max.burst")),
+            ("5000 100000".into(), "7".into())
+        );
     }
 
     #[test]

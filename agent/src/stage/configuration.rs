@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub(super) struct Configuration {
     pub(super) setup: Setup,
     pub(super) spec: Spec,
+    /// The namespaces that are joined, as `CLONE_NEW*` bits: the container gets none of its own of these kinds.
+    joined: i32,
 }
 
 impl Configuration {
@@ -19,10 +21,20 @@ impl Configuration {
             let env = process.env().iter().flatten().chain(&setup.overlay.env);
             process.set_env(Some(env.cloned().collect()));
         }
-        Ok(Configuration { setup, spec })
+        Ok(Configuration {
+            setup,
+            spec,
+            joined: 0,
+        })
     }
 
-    /// The new namespaces that are asked for.
+    /// The same container, which joins these namespaces (`CLONE_NEW*` bits).
+    pub(super) fn joining(mut self, namespaces: i32) -> Configuration {
+        self.joined = namespaces;
+        self
+    }
+
+    /// The namespaces that are asked for.
     fn namespaces(&self) -> impl Iterator<Item = LinuxNamespaceType> + '_ {
         let linux = self.spec.linux().as_ref();
         linux
@@ -32,8 +44,14 @@ impl Configuration {
             .map(|n| n.typ())
     }
 
+    /// Whether it has such a namespace, one of its own or one that it joins.
     pub(super) fn has(&self, namespace: LinuxNamespaceType) -> bool {
         self.namespaces().any(|known| known == namespace)
+    }
+
+    /// Whether it gets such a namespace of its own.
+    pub(super) fn makes(&self, namespace: LinuxNamespaceType) -> bool {
+        self.has(namespace) && self.joined & namespace::flag(namespace) == 0
     }
 
     /// The flags of clone3: all but the time namespace, which comes first, and the cgroup
@@ -41,6 +59,7 @@ impl Configuration {
     pub(super) fn clone_flags(&self) -> i32 {
         let later = [LinuxNamespaceType::Cgroup, LinuxNamespaceType::Time];
         let at_once = self.namespaces().filter(|kind| !later.contains(kind));
-        at_once.fold(0, |flags, kind| flags | namespace::flag(kind))
+        let flags = at_once.fold(0, |flags, kind| flags | namespace::flag(kind));
+        flags & !self.joined
     }
 }

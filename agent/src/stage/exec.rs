@@ -18,7 +18,7 @@ use specification::namespace;
 
 use super::birth::{Born, clone};
 use super::configuration::Configuration;
-use super::ids::give_stdio;
+use super::ids::{give_stdio, take_maps};
 use super::tree::Tree;
 use super::wire::Wire;
 use super::{apparmor, devices, init, process};
@@ -41,7 +41,11 @@ struct Door {
 pub(super) fn set_up(join: &Join, setup: Setup, wire: &Wire) -> Result<()> {
     let Join { cgroup, init, exec } = join;
     let init = *init;
-    let configuration = Configuration::new(setup)?;
+    let mut configuration = Configuration::new(setup)?;
+    if configuration.has(Kind::User) {
+        take_maps(&mut configuration.spec, init)?;
+    }
+    let configuration = configuration;
     let process: Process = serde_json::from_slice(&exec.config)
         .map_err(|e| Error::Config(format!("process is not valid: {e}")))?;
     if !process.cwd().is_absolute() {
@@ -161,6 +165,7 @@ fn prepare(
     // The host has completed its limits.
     process::limit(&configuration.spec, process, &[])?;
     enter(door)?;
+    process::join_keyring(&configuration.setup.id)?;
     let terminal = if process.terminal() == Some(true) {
         let root = open(
             "/",

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, fchown};
-use oci_spec::runtime::{LinuxIdMapping, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Process, Spec};
 use protocol::Stdio;
 
 use crate::error::{During, Error, Result};
@@ -44,6 +44,29 @@ pub(super) fn mapped(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> Option<
             None
         }
     })
+}
+
+/// Gives the configuration the maps of the user namespace of a process, which the container joins.
+pub(super) fn take_maps(spec: &mut Spec, pid: i32) -> Result<()> {
+    let read = |file| {
+        let path = format!("/proc/{pid}/{file}");
+        let text = fs::read_to_string(&path).during(|| format!("read {path}"))?;
+        Ok(text.lines().filter_map(mapping).collect::<Vec<_>>())
+    };
+    let maps = (read("uid_map")?, read("gid_map")?);
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_uid_mappings(Some(maps.0));
+        linux.set_gid_mappings(Some(maps.1));
+    }
+    Ok(())
+}
+
+/// A line of uid_map (user_namespaces(7)), read where the other side is the guest's own namespace.
+fn mapping(line: &str) -> Option<LinuxIdMapping> {
+    let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+    let mut number = || numbers.next()?.ok();
+    let mapping = LinuxIdMappingBuilder::default().container_id(number()?);
+    mapping.host_id(number()?).size(number()?).build().ok()
 }
 
 pub(super) fn write_maps(spec: &Spec, pid: i32) -> Result<()> {

@@ -12,6 +12,7 @@ use nix::unistd::{
 };
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::cgroup::Speed;
 use super::configuration::Configuration;
 use super::devices::{self, Node};
 use super::hooks;
@@ -28,11 +29,11 @@ use crate::task::Create;
 pub(super) fn run(
     configuration: &Configuration,
     create: &Create,
-    sources: Sources,
+    made: (Sources, Speed),
     devices: &[Node],
     wire: &Wire,
 ) -> Error {
-    match prepare(configuration, create, sources, devices, wire) {
+    match prepare(configuration, create, made, devices, wire) {
         Ok(program) => program.execute(),
         Err(error) => error,
     }
@@ -41,14 +42,16 @@ pub(super) fn run(
 fn prepare(
     configuration: &Configuration,
     create: &Create,
-    sources: Sources,
+    made: (Sources, Speed),
     devices: &[Node],
     wire: &Wire,
 ) -> Result<Program> {
+    let (sources, speed) = made;
     let spec = &configuration.spec;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| Error::Config("process is missing".into()))?;
     enter(configuration)?;
+    process::join_keyring(&configuration.setup.id)?;
     name(spec)?;
     sysctl::set(spec, Moment::InNamespaces)?;
     let tree = mounts::mount_all(spec, sources, &create.directory)?;
@@ -69,6 +72,8 @@ fn prepare(
     mounts::propagate_root(spec)?;
     let seccomp = configuration.setup.overlay.seccomp.as_ref();
     let extra = create.extra.len();
+    // What is left is little, and no descriptor is open any more afterwards.
+    speed.set()?;
     let (program, seccomp) = process::assume(process, terminal, seccomp, extra, wire)?;
     process::settle(seccomp)?;
     hooks::run(spec, &configuration.setup, program.environment())?;
@@ -81,11 +86,11 @@ fn enter(configuration: &Configuration) -> Result<()> {
         become_root()?;
     }
     setsid().during(|| "create a session")?;
-    if configuration.has(LinuxNamespaceType::Cgroup) {
+    if configuration.makes(LinuxNamespaceType::Cgroup) {
         // After init is in its cgroup, which thereby becomes the namespace's root.
         unshare(CloneFlags::CLONE_NEWCGROUP).during(|| "create a cgroup namespace")?;
     }
-    if configuration.has(LinuxNamespaceType::Network) {
+    if configuration.makes(LinuxNamespaceType::Network) {
         sys::loopback_up().during(|| "bring the loopback interface up")?;
     }
     Ok(())

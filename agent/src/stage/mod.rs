@@ -14,7 +14,7 @@
 //! A process that is executed in the container comes to be in the same way, except that the stage
 //! and the process join what is there ([`exec`]), and that the agent sends the byte at once. A task
 //! that makes no process is done by the stage itself, which reports the answer and ends; the name
-//! server ([`names`]) stays and reports nothing.
+//! server ([`names`]) and who passes a connection on ([`connection`]) stay and report nothing.
 //!
 //! Invariants: init is a child of PID 1 from its birth, so its exit status is exact; its pid is
 //! told before it may run, so it cannot end unknown; the wire is close-on-exec, so its end with
@@ -24,6 +24,7 @@ mod apparmor;
 mod birth;
 mod cgroup;
 mod configuration;
+mod connection;
 mod copy_up;
 mod create;
 mod descriptors;
@@ -98,7 +99,12 @@ fn run(arguments: &[String], wire: &mut Wire) -> Result<()> {
         }
         Task::Update(update) => tasks::update(&update, &setup()?, wire),
         Task::Processes(cgroup) => tasks::processes(&cgroup, wire),
+        Task::Unmount(container) => tasks::unmount(container, wire),
         Task::Names => names::serve([adopt(others.next())?, adopt(others.next())?]),
+        Task::Connect(address) => {
+            let (host, namespace) = (adopt(others.next())?, adopt(others.next())?);
+            connection::relay(address, host, namespace)
+        }
     }
 }
 

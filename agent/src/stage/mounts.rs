@@ -38,7 +38,7 @@ pub(crate) struct Sources {
 impl Sources {
     /// Takes the root file system and the bind mounts from the share.
     pub(super) fn take(configuration: &Configuration, create: &Create) -> Result<Sources> {
-        let Configuration { spec, setup } = configuration;
+        let Configuration { spec, setup, .. } = configuration;
         let overlay = &setup.overlay;
         let share = Path::new(SHARE);
         let share = File::open(share).during(|| "open the share")?;

@@ -94,6 +94,19 @@ pub(crate) fn limit(spec: &Spec, process: &Process, inherited: &[(u64, u64)]) ->
     Ok(())
 }
 
+/// Joins the session keyring that all processes of the container have, under runc's name for it. The caller is root of the
+/// container's user namespace, in which the name is looked up.
+pub(super) fn join_keyring(id: &str) -> Result<()> {
+    /// All for who possesses it; for its owner to view, read and link it, as a new one has it, and to find it, which
+    /// whoever joins it must (KEY_* of linux/key.h).
+    const PERMISSIONS: u32 = 0x3f00_0000 | 0x0001_0000 | 0x0002_0000 | 0x0010_0000 | 0x0008_0000;
+    let name = format!("_ses.{id}");
+    CString::new(name)
+        .map_err(io::Error::from)
+        .and_then(|name| sys::join_session_keyring(&name, PERMISSIONS))
+        .during(|| "join the container's session keyring")
+}
+
 /// Lets the process run on these of the guest's CPUs only. Those that the guest does not have are an error.
 pub(super) fn run_on(list: &str) -> io::Result<()> {
     let list = CpuList::parse(list).filter(|list| (list.last() as usize) < CpuSet::count());

@@ -1,9 +1,12 @@
-//! What a stage does itself, without making a process: changing limits and listing processes.
+//! What a stage does itself, without making a process: changing limits, listing processes, unmounting shares.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
-use protocol::{Process, Reply, Setup};
+use protocol::{ContainerId, Process, Reply, Setup};
 
 use super::cgroup;
 use super::wire::Wire;
@@ -11,6 +14,7 @@ use crate::answer::{MAX_ANSWER, bounded, fitting, json_length};
 use crate::clock::since_boot;
 use crate::error::{During, Error, Result};
 use crate::hierarchy;
+use crate::paths;
 use crate::task::{Report, Update};
 
 /// Maximum length of `/proc/<pid>/stat`, `status` and `cmdline` that is reported, in bytes.
@@ -28,6 +32,31 @@ pub(super) fn processes(cgroup: &Path, wire: &Wire) -> Result<()> {
         processes,
     });
     answer(wire, reply)
+}
+
+/// Unmounts what the guest has mounted of a container's shares.
+pub(super) fn unmount(container: ContainerId, wire: &Wire) -> Result<()> {
+    answer(
+        wire,
+        unmount_below(&paths::share(container)).map(|()| Reply::Done),
+    )
+}
+
+fn unmount_below(directory: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").during(|| "read the mounts")?;
+    // Those on top and those below come later than what they are on. The shares' names need no escapes, and what is
+    // below a share goes with it.
+    let targets = mounts
+        .lines()
+        .rev()
+        .filter_map(|line| line.split(' ').nth(4));
+    for target in targets.filter(|target| Path::new(target).starts_with(directory)) {
+        match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Err(Errno::EINVAL | Errno::ENOENT) => {}
+            result => result.during(|| format!("unmount {target}"))?,
+        }
+    }
+    Ok(())
 }
 
 fn answer(wire: &Wire, result: Result<Reply>) -> Result<()> {
@@ -86,7 +115,6 @@ fn list(cgroup: &Path) -> Result<Vec<Process>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn processes_are_found_below_and_shown() {

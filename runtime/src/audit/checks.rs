@@ -1,13 +1,12 @@
 //! What can be told of a process by comparing: everything but its descriptors and its filters.
 
-use std::collections::HashSet;
-use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use super::Claim;
 use super::process::{Host, Process, Status};
-use crate::host::cgroup;
+use super::{Claim, Subject};
+use crate::host::{cgroup, selinux};
 use crate::machine::mountinfo::{self, Mount};
 use crate::machine::{self, IdMap};
 use crate::sys::landlock_version;
@@ -120,32 +119,16 @@ fn id_maps(maps: [(&str, u32); 2], mounts: &str) -> Claim {
     )
 }
 
-/// Where the mounts are whose ids are not mapped. The root directory has mount points alone. What is mounted on it is
-/// for others who enter the namespace (`machine::view`), and beyond the reach of a process whose root is below.
+/// Whether there are mount points alone: in the root directory, and in those of the further containers.
+fn holds_mount_points(mount: &Mount) -> bool {
+    let name = mount.target.strip_prefix('/').unwrap_or("x");
+    name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Where the mounts are whose ids are not mapped.
 fn not_id_mapped(mounts: &[Mount]) -> Vec<&str> {
-    let is_root = |id: u64| {
-        mounts
-            .iter()
-            .any(|mount| mount.id == id && mount.target == "/")
-    };
-    // A mount may be listed before the one that it has been moved to.
-    let mut beyond = HashSet::new();
-    loop {
-        let covers = |mount: &Mount| mount.target == "/" && is_root(mount.parent);
-        let is_beyond = |mount: &&Mount| covers(mount) || beyond.contains(&mount.parent);
-        let found: HashSet<_> = mounts
-            .iter()
-            .filter(is_beyond)
-            .map(|mount| mount.id)
-            .collect();
-        if found == beyond {
-            break;
-        }
-        beyond = found;
-    }
-    let shares = mounts
-        .iter()
-        .filter(|mount| mount.target != "/" && !beyond.contains(&mount.id));
+    let exported = mountinfo::exported(mounts).into_iter();
+    let shares = exported.filter(|mount| !holds_mount_points(mount));
     shares
         .filter(|mount| !mount.id_mapped)
         .map(|mount| mount.target.as_str())
@@ -263,7 +246,8 @@ fn limits(process: &Process, zero: &[&str]) -> Vec<Claim> {
 
 /// The process is in the container's cgroup, which has a limit of processes.
 pub(super) fn machine_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
-    in_cgroup(process, host, |path| {
+    let own = host.subject.cgroup.as_slice();
+    in_cgroup(process, own, |path| {
         match fs::read_to_string(path.join("pids.max")) {
             Ok(text) if text.trim() == "max" => Some("pids.max is not set".to_owned()),
             Ok(_) => None,
@@ -273,21 +257,29 @@ pub(super) fn machine_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
 }
 
 pub(super) fn stub_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
-    in_cgroup(process, host, |_| None)
+    let Subject {
+        cgroup, members, ..
+    } = &host.subject;
+    let all: Vec<PathBuf> = cgroup.iter().chain(members).cloned().collect();
+    in_cgroup(process, &all, |_| None)
 }
 
+/// The process is in one of these, of which nothing may be wrong.
 fn in_cgroup(
     process: &Process,
-    host: &Host,
+    cgroups: &[PathBuf],
     wrong: impl Fn(&Path) -> Option<String>,
 ) -> Vec<Claim> {
-    let Some(path) = &host.subject.cgroup else {
+    if cgroups.is_empty() {
         return vec![Claim::note("the container has none on this host")];
-    };
-    let inside = cgroup::of(process.pid).is_some_and(|its| its.starts_with(path));
-    let outside = (!inside).then(|| format!("not in {}", path.display()));
-    let problems: Vec<_> = outside.into_iter().chain(wrong(path)).collect();
-    vec![Claim::of(&problems, path.display().to_string())]
+    }
+    let its = cgroup::of(process.pid);
+    let mut cgroups = cgroups.iter();
+    let inside = cgroups.find(|path| its.as_ref().is_some_and(|its| its.starts_with(path)));
+    vec![match inside {
+        Some(path) => Claim::of(wrong(path).as_slice(), path.display().to_string()),
+        None => Claim::fail("not in the container's"),
+    }]
 }
 
 /// Landlock domains do not show in `/proc`.
@@ -298,6 +290,42 @@ pub(super) fn landlock(_: &Process, _: &Host) -> Vec<Claim> {
         ),
         Err(e) => format!("this host does not offer it: {e}"),
     })]
+}
+
+pub(super) fn machine_label(process: &Process, host: &Host) -> Vec<Claim> {
+    labelled(process, host, false)
+}
+
+pub(super) fn stub_label(process: &Process, host: &Host) -> Vec<Claim> {
+    labelled(process, host, true)
+}
+
+/// There is nothing to say of it where there is no SELinux.
+fn labelled(process: &Process, host: &Host, stub: bool) -> Vec<Claim> {
+    let labels = host.subject.labels.iter();
+    let own = || selinux::of_process(&process.pid.to_string());
+    labels.map(|labels| label(own(), labels, stub)).collect()
+}
+
+/// A machine process has the first of these labels, and a stub one of them: its container's, or the machine's. What stands
+/// for an exec may have another type, which is not on record, but no other level.
+fn label(own: io::Result<String>, labels: &[Option<String>], stub: bool) -> Claim {
+    let own = match own {
+        Ok(own) => own,
+        Err(e) => return Claim::fail(format!("the label cannot be read: {e}")),
+    };
+    let Some(Some(machine)) = labels.first() else {
+        return Claim::note(format!("no label was asked for; it has {own}"));
+    };
+    if own == *machine || (stub && labels.contains(&Some(own.clone()))) {
+        Claim::ok(own)
+    } else if stub && selinux::level(&own) == selinux::level(machine) {
+        Claim::note(format!(
+            "{own}: a type that is not on record, and the machine's level"
+        ))
+    } else {
+        Claim::fail(format!("{own} instead of {machine}"))
+    }
 }
 
 #[cfg(test)]
@@ -315,6 +343,28 @@ mod tests {
     fn verdict(uids: &str, gids: &str, mounts: &str) -> (Verdict, String) {
         let claim = id_maps([(uids, OWN), (gids, OWN)], mounts);
         (claim.verdict, claim.text)
+    }
+
+    #[test]
+    fn a_process_has_the_label_that_it_was_given() {
+        let of = |own: &str, labels: &[Option<&str>], stub| {
+            let labels: Vec<_> = labels
+                .iter()
+                .map(|label| label.map(str::to_owned))
+                .collect();
+            label(Ok(own.to_owned()), &labels, stub).verdict
+        };
+        let (machine, member) = ("u:r:kvm_t:s0:c1,c2", "u:r:member_t:s0:c1,c2");
+        let both = [Some(machine), Some(member)];
+        assert_eq!(of(machine, &both, false), Verdict::Ok);
+        assert_eq!(of(member, &both, false), Verdict::Fail);
+        assert_eq!(of(member, &both, true), Verdict::Ok);
+        assert_eq!(of("u:r:exec_t:s0:c1,c2", &both, true), Verdict::Note);
+        assert_eq!(of("u:r:kvm_t:s0:c3,c4", &both, true), Verdict::Fail);
+        assert_eq!(of("u:r:kvm_t:s0", &both, true), Verdict::Fail);
+        assert_eq!(of("u:r:runtime_t:s0", &[None], true), Verdict::Note);
+        let unread = label(Err(io::ErrorKind::NotFound.into()), &[], false);
+        assert_eq!(unread.verdict, Verdict::Fail);
     }
 
     #[test]

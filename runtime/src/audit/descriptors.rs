@@ -8,10 +8,14 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::Claim;
 use super::process::{Descriptor, Host, Process};
 
-/// What has no file: the machine's events, and the machine itself.
-const ANONYMOUS: [&str; 6] = [
+/// What has no file: the machine's events, and the machine itself; what leads connections to localhost to it; what
+/// tells that a pod's namespaces are unpinned. The ring cannot be used without calls that no filter lets through.
+const ANONYMOUS: [&str; 9] = [
+    "anon_inode:bpf_link",
+    "anon_inode:inotify",
     "anon_inode:[eventfd]",
     "anon_inode:[eventpoll]",
+    "anon_inode:[io_uring]",
     "anon_inode:[signalfd]",
     "anon_inode:[timerfd]",
     "anon_inode:kvm-vm",
@@ -35,7 +39,7 @@ const CHARACTERS: [(u64, u64, u64); 7] = [
 /// The majors of the slaves of pseudo-terminals.
 const TERMINALS: std::ops::RangeInclusive<u64> = 136..=143;
 
-/// The families of sockets: control connections, the caller's streams, the name server.
+/// The families of sockets: control connections, the caller's streams, the name server, connections to localhost.
 const FAMILIES: [AddressFamily; 3] = [
     AddressFamily::UNIX,
     AddressFamily::INET,
@@ -79,7 +83,8 @@ pub(super) fn machine(process: &Process, host: &Host) -> Vec<Claim> {
     claims
 }
 
-/// Those of a stub: /dev/null, signals, the connection to the machine process, a terminal.
+/// Those of a stub: /dev/null, signals, the connection to the machine process, a terminal; the limit of its own cgroup,
+/// if it stands for a container.
 pub(super) fn stub(process: &Process, host: &Host) -> Vec<Claim> {
     let is_declared = |descriptor: &Descriptor| {
         let kind = kind(descriptor, host, &|| family(process.pid, descriptor.number));
@@ -87,7 +92,11 @@ pub(super) fn stub(process: &Process, host: &Host) -> Vec<Claim> {
             descriptor.kind,
             libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK
         );
-        kind == Kind::Declared && !is_file && !descriptor.target.contains("kvm")
+        let is_limit = descriptor.kind == libc::S_IFREG && host.is_limit(descriptor.file);
+        let is_machines = ["kvm", "bpf", "io_uring"]
+            .iter()
+            .any(|word| descriptor.target.contains(word));
+        is_limit || kind == Kind::Declared && !is_file && !is_machines
     };
     let others = process
         .descriptors
@@ -179,10 +188,12 @@ mod tests {
     fn host() -> Host {
         let subject = Subject {
             machine: 1,
-            execs: Vec::new(),
+            stubs: Vec::new(),
             cgroup: None,
-            state: "/".into(),
+            states: vec!["/".into()],
+            members: Vec::new(),
             disks: vec![libc::makedev(7, 1)],
+            labels: None,
         };
         Host::made_of(subject, vec![HOST_MOUNT], vec![ROOT], vec![JOURNAL])
     }
@@ -265,8 +276,11 @@ mod tests {
             ("anon_inode:kvm-vcpu:0", true),
             ("anon_inode:kvm-vm", true),
             ("anon_inode:kvm-vm-stats", false),
+            ("anon_inode:bpf_link", true),
+            ("anon_inode:bpf-prog", false),
+            ("anon_inode:bpf-map", false),
             ("anon_inode:[userfaultfd]", false),
-            ("anon_inode:[io_uring]", false),
+            ("anon_inode:[io_uring]", true),
         ] {
             assert_eq!(is_declared(&file(target, 0, 15)), expected, "{target}");
         }

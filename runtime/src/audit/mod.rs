@@ -76,7 +76,7 @@ impl Claim {
 type Check = fn(&Process, &Host) -> Vec<Claim>;
 
 /// What holds of a machine process.
-const MACHINE: [(&str, Check); 12] = [
+const MACHINE: [(&str, Check); 13] = [
     ("descriptors", descriptors::machine),
     ("root", checks::root),
     ("namespaces", checks::machine_namespaces),
@@ -89,10 +89,11 @@ const MACHINE: [(&str, Check); 12] = [
     ("limits", checks::machine_limits),
     ("cgroup", checks::machine_cgroup),
     ("landlock", checks::landlock),
+    ("selinux", checks::machine_label),
 ];
 
-/// What holds of the process that stands for an exec.
-const STUB: [(&str, Check); 10] = [
+/// What holds of the process that stands for an exec or for a further container.
+const STUB: [(&str, Check); 11] = [
     ("descriptors", descriptors::stub),
     ("root", checks::root),
     ("namespaces", checks::stub_namespaces),
@@ -103,15 +104,16 @@ const STUB: [(&str, Check); 10] = [
     ("filters", filters::stub),
     ("limits", checks::stub_limits),
     ("cgroup", checks::stub_cgroup),
+    ("selinux", checks::stub_label),
 ];
 
 /// What was found at one point.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     pub(crate) verdict: Verdict,
-    /// The process, if it is the stub of an exec.
+    /// The process, if it is a stub.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) exec: Option<i32>,
+    pub(crate) stub: Option<i32>,
     pub(crate) point: &'static str,
     pub(crate) text: String,
 }
@@ -120,26 +122,31 @@ pub(crate) struct Finding {
 pub(crate) struct Subject {
     /// The machine process.
     pub(crate) machine: i32,
-    /// The other processes of the container on this host.
-    pub(crate) execs: Vec<i32>,
+    /// The stubs of its containers.
+    pub(crate) stubs: Vec<i32>,
     /// Its cgroup v2 directory.
     pub(crate) cgroup: Option<PathBuf>,
-    /// The container's state directory.
-    pub(crate) state: PathBuf,
+    /// Those of the further containers of the machine.
+    pub(crate) members: Vec<PathBuf>,
+    /// The state directories of all its containers.
+    pub(crate) states: Vec<PathBuf>,
     /// The numbers of the block devices that the machine was given.
     pub(crate) disks: Vec<u64>,
+    /// The SELinux labels that its containers were given, first that of the machine process; `None` where there is no
+    /// SELinux.
+    pub(crate) labels: Option<Vec<Option<String>>>,
 }
 
 /// Looks at all of it.
 ///
 /// # Errors
-/// When the machine process cannot be looked at, for instance because it has ended. An exec that has ended meanwhile is
+/// When the machine process cannot be looked at, for instance because it has ended. A stub that has ended meanwhile is
 /// left out.
 pub(crate) fn audit(subject: Subject) -> Result<Vec<Finding>, Error> {
-    let (machine, execs) = (subject.machine, subject.execs.clone());
+    let (machine, stubs) = (subject.machine, subject.stubs.clone());
     let host = Host::read(subject)?;
     let mut findings = findings(&Process::read(machine)?, &host, None, &MACHINE);
-    for pid in execs {
+    for pid in stubs {
         match Process::read(pid) {
             Err(Error::Ended(_)) => {}
             process => findings.extend(self::findings(&process?, &host, Some(pid), &STUB)),
@@ -151,7 +158,7 @@ pub(crate) fn audit(subject: Subject) -> Result<Vec<Finding>, Error> {
 fn findings(
     process: &Process,
     host: &Host,
-    exec: Option<i32>,
+    stub: Option<i32>,
     checks: &[(&'static str, Check)],
 ) -> Vec<Finding> {
     let claims = checks.iter().flat_map(|(point, check)| {
@@ -161,7 +168,7 @@ fn findings(
     claims
         .map(|(point, Claim { verdict, text })| Finding {
             verdict,
-            exec,
+            stub,
             point,
             text,
         })

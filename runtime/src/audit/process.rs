@@ -46,23 +46,33 @@ pub(crate) struct Host {
     roots: Vec<FileId>,
     /// The files of the host that are the machine's own.
     own: Vec<FileId>,
+    /// The limits of memory of the cgroups of its further containers.
+    limits: Vec<FileId>,
 }
 
 impl Host {
     pub(super) fn read(subject: Subject) -> Result<Host, Error> {
-        let own = OWN.iter().map(|name| subject.state.join(name));
+        let below = |directory: &PathBuf, names: &[&str]| -> Vec<FileId> {
+            let found = names.iter().filter_map(|name| {
+                let found = fs::metadata(directory.join(name)).ok()?;
+                Some((found.dev(), found.ino()))
+            });
+            found.collect()
+        };
+        let states = subject.states.iter();
+        let own = states.flat_map(|state| below(state, &OWN));
         let cgroup = subject.cgroup.iter();
-        let memory = cgroup.flat_map(|cgroup| MEMORY_FILES.iter().map(|name| cgroup.join(name)));
-        let own = own.chain(memory).filter_map(|path| {
-            let found = fs::metadata(path).ok()?;
-            Some((found.dev(), found.ino()))
-        });
-        let own = own.collect();
+        let memory = cgroup.flat_map(|cgroup| below(cgroup, &MEMORY_FILES));
+        let own = own.chain(memory).collect();
+        let members = subject.members.iter();
+        let limits = members.flat_map(|cgroup| below(cgroup, &MEMORY_FILES[..1]));
+        let limits = limits.collect();
         let mut host = Host {
             subject,
             mounts: Vec::new(),
             roots: Vec::new(),
             own,
+            limits,
         };
         host.add("self")?;
         // An engine in namespaces of its own may not be allowed to look at the host's first process.
@@ -94,12 +104,18 @@ impl Host {
             mounts,
             roots,
             own,
+            limits: Vec::new(),
         }
     }
 
     /// Whether a file of the host is the machine's own.
     pub(super) fn is_own(&self, file: FileId) -> bool {
         self.own.contains(&file)
+    }
+
+    /// Whether a file of the host is the limit of a further container, in whose cgroup on this host there are stubs alone.
+    pub(super) fn is_limit(&self, file: FileId) -> bool {
+        self.limits.contains(&file)
     }
 
     /// Whether a directory is the root of the host's files.

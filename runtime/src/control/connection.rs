@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use protocol::{FIRST, Network};
+use protocol::{ContainerId, FIRST, Network};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -70,21 +70,43 @@ impl From<SystemError> for Error {
     }
 }
 
-/// Asks the machine process of the container whose state directory is given, and waits for its answer.
+/// Where requests about a container go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// The state directory of the container that the machine was made for.
+    pub(crate) directory: PathBuf,
+    /// The container's number in the machine.
+    pub(crate) container: ContainerId,
+    /// The machine process, where another one may listen by now.
+    pub(crate) machine: Option<i32>,
+}
+
+impl Address {
+    /// That of the container that a machine was made for, by its state directory.
+    pub(crate) fn of_first(directory: &Path) -> Address {
+        Address {
+            directory: directory.to_owned(),
+            container: FIRST,
+            machine: None,
+        }
+    }
+}
+
+/// Asks the machine process of a container, and waits for its answer.
 ///
 /// # Errors
 /// [`Error::NotRunning`] when no machine listens or it ends before it answers; [`Error::Unanswered`].
-pub(crate) fn control(state_dir: &Path, request: &Control) -> Result<ControlReply, Error> {
-    control_within(state_dir, request, PATIENCE)
+pub(crate) fn control(address: &Address, request: &Control) -> Result<ControlReply, Error> {
+    control_within(address, request, PATIENCE)
 }
 
 /// The same with a limit of the caller's own.
 pub(crate) fn control_within(
-    state_dir: &Path,
+    address: &Address,
     request: &Control,
     limit: Duration,
 ) -> Result<ControlReply, Error> {
-    let connection = Connection::open(state_dir)?;
+    let connection = Connection::open(address)?;
     connection.ask(request)?;
     connection.answer_within(limit)
 }
@@ -95,11 +117,12 @@ pub(crate) fn control_within(
 /// # Errors
 /// As [`control`].
 pub(crate) fn exec(
-    state_dir: &Path,
-    request: &ExecRequest,
+    address: &Address,
+    request: ExecRequest,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(Connection, ControlReply), Error> {
-    let connection = send_with(state_dir, &Control::Exec(request.clone()), descriptors)?;
+    let connection = Connection::open(address)?;
+    connection.ask_with(&Control::Exec(request), descriptors)?;
     let answer = connection.answer_within(PATIENCE)?;
     Ok((connection, answer))
 }
@@ -109,26 +132,14 @@ pub(crate) fn exec(
 /// # Errors
 /// As [`control`].
 pub(crate) fn start(
-    state_dir: &Path,
+    address: &Address,
     network: Network,
     taps: &[OwnedFd],
 ) -> Result<ControlReply, Error> {
     let taps: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
-    let connection = send_with(state_dir, &Control::Start(network), &taps)?;
+    let connection = Connection::open(address)?;
+    connection.ask_with(&Control::Start(network), &taps)?;
     connection.answer_within(START_PATIENCE)
-}
-
-fn send_with(
-    state_dir: &Path,
-    request: &Control,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<Connection, Error> {
-    let frame = protocol::encode(&named(request)).map_err(unwritten)?;
-    let connection = Connection::open(state_dir)?;
-    match connection.send_with(&frame, descriptors) {
-        Err(e) => Err(unsent(e)),
-        Ok(()) => Ok(connection),
-    }
 }
 
 /// The error of a request that could not be put into words or sent.
@@ -152,17 +163,28 @@ fn unsent(e: io::Error) -> Error {
 /// A connection to the machine process, seen from a verb.
 pub(crate) struct Connection {
     stream: UnixStream,
+    /// The container that requests are about.
+    container: ContainerId,
 }
 
 impl Connection {
-    /// Connects to the machine of the container whose state directory is given.
+    /// Connects to the machine of a container.
     ///
     /// # Errors
-    /// [`Error::NotRunning`] when no machine listens.
-    pub(crate) fn open(state_dir: &Path) -> Result<Connection, Error> {
-        let directory = File::open(state_dir).doing("open the state directory")?;
-        match connect(&address(directory.as_fd())) {
-            Ok(stream) => Ok(Connection { stream }),
+    /// [`Error::NotRunning`] when no machine listens, or another one.
+    pub(crate) fn open(address: &Address) -> Result<Connection, Error> {
+        let directory = match File::open(&address.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::NotRunning),
+            directory => directory.doing("open the state directory")?,
+        };
+        match connect(&socket(directory.as_fd())) {
+            Ok(stream) if address.machine.is_none_or(|pid| peer(&stream) == Some(pid)) => {
+                Ok(Connection {
+                    stream,
+                    container: address.container,
+                })
+            }
+            Ok(_) => Err(Error::NotRunning),
             Err(Errno::NOENT | Errno::CONNREFUSED) => Err(Error::NotRunning),
             Err(Errno::AGAIN) => Err(Error::Unanswered(PATIENCE)),
             Err(e) => Err(e).doing("connect to control.sock")?,
@@ -174,7 +196,32 @@ impl Connection {
     /// # Errors
     /// [`Error::NotRunning`] when the machine has ended.
     pub(crate) fn ask(&self, request: &Control) -> Result<(), Error> {
-        self.send(&named(request))
+        self.send(&self.named(request))
+    }
+
+    /// Sends a request, with the descriptors that it speaks of.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub(crate) fn ask_with(
+        &self,
+        request: &Control,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
+        let frame = protocol::encode(&self.named(request)).map_err(unwritten)?;
+        self.send_with(&frame, descriptors).map_err(unsent)
+    }
+
+    /// Has further requests be about another container of the machine.
+    pub(crate) fn about(&mut self, container: ContainerId) {
+        self.container = container;
+    }
+
+    fn named<'a>(&self, control: &'a Control) -> Request<&'a Control> {
+        Request {
+            container: self.container,
+            control,
+        }
     }
 
     /// Steers the process of an exec, once that is `Executed`.
@@ -274,11 +321,11 @@ fn readable(fd: BorrowedFd<'_>, end: Option<Instant>) -> io::Result<bool> {
 /// Connects to a socket, and gives up sending to it after [`PATIENCE`].
 fn connect(path: &Path) -> Result<UnixStream, Errno> {
     let flags = SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let unconnected = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // That holds for connect(2) as well, which waits where too many connections have not been accepted.
-    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
+    set_socket_timeout(&unconnected, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&unconnected, &SocketAddrUnix::new(path)?)?;
+    Ok(unconnected.into())
 }
 
 impl AsFd for Connection {
@@ -287,17 +334,9 @@ impl AsFd for Connection {
     }
 }
 
-/// The container that a machine was made for is the one that has a state directory with a socket.
-fn named(control: &Control) -> Request<&Control> {
-    Request {
-        container: FIRST,
-        control,
-    }
-}
-
 /// The socket's path by way of its directory's descriptor: it fits into a socket address whatever the directory's own
 /// path is.
-fn address(state_dir: BorrowedFd<'_>) -> PathBuf {
+fn socket(state_dir: BorrowedFd<'_>) -> PathBuf {
     Path::new("/proc/self/fd")
         .join(state_dir.as_raw_fd().to_string())
         .join(SOCKET)
@@ -313,15 +352,19 @@ fn is_gone(e: &io::Error) -> bool {
 
 /// Listens in the state directory. Never blocks.
 pub(crate) fn listen(state_dir: BorrowedFd<'_>) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind(address(state_dir))?;
+    let listener = UnixListener::bind(socket(state_dir))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 /// The process that listens on the socket in a state directory, as the kernel knows it; `None` if there is none.
 pub(crate) fn listener(state_dir: BorrowedFd<'_>) -> Option<i32> {
-    let connection = connect(&address(state_dir)).ok()?;
-    let credentials = getsockopt(&connection, PeerCredentials).ok()?;
+    peer(&connect(&socket(state_dir)).ok()?)
+}
+
+/// The process at the other end.
+fn peer(stream: &UnixStream) -> Option<i32> {
+    let credentials = getsockopt(stream, PeerCredentials).ok()?;
     Some(credentials.pid())
 }
 
@@ -357,7 +400,8 @@ mod tests {
             }
         });
         let path = dir.path().to_owned();
-        let ask = move |limit| control_within(&path, &Control::Processes, limit);
+        let address = Address::of_first(&path);
+        let ask = move |limit| control_within(&address, &Control::Processes, limit);
         (dir, ask)
     }
 

@@ -2,14 +2,16 @@
 
 use std::os::fd::OwnedFd;
 
-use protocol::{ContainerId, EXTRA_MAX, Exit, Network, Ports, Process, TerminalSize};
+use protocol::{
+    ContainerId, EXTRA_MAX, Exit, Joined, Network, Overlay, Ports, Process, TerminalSize,
+};
 use serde::{Deserialize, Serialize};
 use vmm::MAX_NET_SLOTS;
 
-/// Maximum number of descriptors that come with a request: the standard streams and those besides them, or the taps of
-/// all network interfaces.
-pub(crate) const DESCRIPTORS_MAX: usize = if 3 + EXTRA_MAX > MAX_NET_SLOTS {
-    3 + EXTRA_MAX
+/// Maximum number of descriptors that come with a request: the standard streams, those besides them and a journal, or
+/// the taps of all network interfaces.
+pub(crate) const DESCRIPTORS_MAX: usize = if 4 + EXTRA_MAX > MAX_NET_SLOTS {
+    4 + EXTRA_MAX
 } else {
     MAX_NET_SLOTS
 };
@@ -53,6 +55,12 @@ pub(crate) struct Request<C> {
 /// What is asked of the machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Control {
+    /// Give a number to one more container.
+    Admit,
+    /// Set up the container whose number has been given on this connection, short of executing its program.
+    Create(Box<CreateRequest>),
+    /// End a container that is not the machine's first, and have the guest unmount its shares.
+    Remove,
     /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap
     /// of each interface comes along as a descriptor.
     Start(Network),
@@ -90,8 +98,42 @@ pub(crate) struct ExecRequest {
     pub(crate) policy: String,
     /// The cgroup below the container's own that it starts in; the container's own if empty.
     pub(crate) cgroup: String,
-    /// What comes along as descriptors. With `process.terminal` that is one descriptor, the terminal, as standard
-    /// input.
+    /// Its descriptors.
+    pub(crate) passed: Passed,
+}
+
+/// A container to set up in the machine of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CreateRequest {
+    /// Its id.
+    pub(crate) id: String,
+    /// The bundle's absolute path.
+    pub(crate) bundle: String,
+    /// The bytes of config.json.
+    pub(crate) config: String,
+    /// What the guest must know besides.
+    pub(crate) overlay: Overlay,
+    /// The compiled AppArmor policy of its init, in hexadecimal; empty if there is none.
+    pub(crate) policy: String,
+    /// Its cgroup in the guest: the path below the root of the hierarchy.
+    pub(crate) cgroup: String,
+    /// It has a pid namespace of its own.
+    pub(crate) own_pids: bool,
+    /// The namespaces of other containers that it has.
+    pub(crate) joins: Vec<Joined>,
+    /// It gets a socket for sd_notify(3).
+    pub(crate) notify: bool,
+    /// Its root filesystem is to become read-only.
+    pub(crate) sealed: bool,
+    /// The descriptors of its init. The journal comes after them.
+    pub(crate) passed: Passed,
+}
+
+/// What of a process's descriptors comes along with a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Passed {
+    /// It has a terminal: one descriptor in place of the standard streams, as standard input.
+    pub(crate) terminal: bool,
     pub(crate) streams: [Stream; 3],
     /// The descriptors besides the standard streams. They come after those.
     pub(crate) extra: Vec<ExtraDescriptor>,
@@ -105,7 +147,7 @@ pub(crate) struct ExtraDescriptor {
     pub(crate) own: bool,
 }
 
-/// A standard stream of an exec.
+/// A standard stream of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stream {
     /// There is none: /dev/null.
@@ -115,7 +157,7 @@ pub(crate) enum Stream {
     Passed { own: bool },
 }
 
-/// What the client of an exec may ask for while the process runs.
+/// What the client of an exec or of a container may ask for while the process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ExecControl {
     /// Send it a signal.
@@ -129,15 +171,21 @@ pub(crate) enum ExecControl {
 pub(crate) enum ControlReply {
     /// It is done.
     Done,
+    /// It is done, but files are in use that others may only open again by way of the container's mounts.
+    Busy,
     /// The container has no process any more.
     NotRunning,
     /// The container is paused, and what was asked for needs one that is not.
     Paused,
     /// It could not be done, and why.
     Failed(String),
+    /// The number of one more container.
+    Admitted(ContainerId),
+    /// The container is set up.
+    Created,
     /// The process of an exec runs its program.
     Executed,
-    /// The process of an exec has ended and all its output has been delivered.
+    /// The process of an exec, or the container's init, has ended and all its output has been delivered.
     Exited(Exit),
     /// Answer to [`Control::Statistics`]: file names and contents.
     Statistics(Vec<(String, String)>),

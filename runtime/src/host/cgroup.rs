@@ -47,8 +47,10 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What goes wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("container's cgroup {} is not empty", .0.display())]
-    NotEmpty(PathBuf),
+    #[error("container's cgroup is not empty: {0} process(es) found")]
+    NotEmpty(usize),
+    #[error("container's cgroup unexpectedly frozen")]
+    Frozen,
     #[error("linux.cgroupsPath {} is not supported: it contains ..", .0.display())]
     Path(PathBuf),
     #[error("{property} cannot be applied: {} is missing", file.display())]
@@ -163,12 +165,10 @@ impl Cgroup {
             .strip_prefix(root)
             .unwrap_or_else(|_| Path::new(""))
             .to_owned();
+        let cgroup = Cgroup::existing(path);
+        cgroup.check_unused(root)?;
         let mut made = Vec::new();
         let result = make(root, &below, &mut made).and_then(|()| {
-            let cgroup = Cgroup::existing(path.clone());
-            if !made.contains(&path) && cgroup.is_populated()? {
-                return Err(Error::NotEmpty(path));
-            }
             cgroup.prepare(limits)?;
             Ok(cgroup)
         });
@@ -188,9 +188,10 @@ impl Cgroup {
         scope: &Scope,
         limits: &[Limit],
     ) -> Result<(Cgroup, Placeholder), Error> {
-        let placeholder = scope.start(limits)?;
         let unit = Some(scope.name().to_owned());
         let cgroup = Cgroup::existing(scope.directory(root)).of_unit(unit);
+        cgroup.check_unused(root)?;
+        let placeholder = scope.start(limits)?;
         // As runc: exactly what is asked for, where systemd rounds; and an error where a controller is missing, where
         // systemd is silent.
         match cgroup.prepare(limits) {
@@ -211,6 +212,24 @@ impl Cgroup {
     /// The same one, belonging to a systemd unit if there is a name of one.
     pub(crate) fn of_unit(self, scope: Option<String>) -> Cgroup {
         Cgroup { scope, ..self }
+    }
+
+    /// Refuses a cgroup that processes are in, and one that is frozen by itself or by one above: no machine would ever
+    /// answer from there.
+    fn check_unused(&self, root: &Path) -> Result<(), Error> {
+        match self.processes()?.len() {
+            0 => {}
+            count => return Err(Error::NotEmpty(count)),
+        }
+        // One that is not there yet is as the next one above.
+        let above = self.path.ancestors().take_while(|path| *path != root);
+        let existing = above.map(|path| path.join("cgroup.events"));
+        let text = existing.map(fs::read_to_string).find_map(Result::ok);
+        // `frozen` is what has come true; a cgroup that still freezes is as good as frozen.
+        let asked = fs::read_to_string(self.path.join("cgroup.freeze"));
+        let frozen = asked.is_ok_and(|text| text.trim_end() == "1")
+            || text.is_some_and(|text| text.lines().any(|line| line == "frozen 1"));
+        if frozen { Err(Error::Frozen) } else { Ok(()) }
     }
 
     /// Opens the directory, for clone3.
@@ -306,6 +325,16 @@ impl Cgroup {
     /// Writes all of `limits`, in order.
     pub(crate) fn set_all(&self, limits: &[Limit]) -> Result<(), Error> {
         limits.iter().try_for_each(|limit| self.set(limit))
+    }
+
+    /// Takes the limit of processor time away, if there is one: what it holds is to end, and that takes a machine longer
+    /// than a process.
+    pub(crate) fn let_end(&self) {
+        let path = self.path.join("cpu.max");
+        // It ends all the same, only later.
+        if fs::read_to_string(&path).is_ok_and(|text| !text.starts_with("max")) {
+            let _ = write(&path, "max");
+        }
     }
 
     fn set(&self, limit: &Limit) -> Result<(), Error> {

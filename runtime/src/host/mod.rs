@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`cgroup`], [`resctrl`] | bounds the machine |
 //! | [`network`] | joins the interfaces of the container's network namespace to the machine |
-//! | [`apparmor`] | knows the profiles |
+//! | [`apparmor`], [`selinux`] | know the profiles and the labels |
+//! | [`pinned`] | looks into the namespaces that are pinned for a pod |
 //! | [`hooks`] | runs the caller's programs |
 //! | [`terminal`], [`relay`], [`signals`] | the terminal of a process, and the caller's terminal and signals lent to it |
 //! | [`surroundings`] | what a container has of the host and of the caller where its configuration says nothing |
@@ -16,9 +17,11 @@ pub(crate) mod cgroup;
 pub(crate) mod hooks;
 pub(crate) mod network;
 pub(crate) mod notify;
+pub(crate) mod pinned;
 pub(crate) mod preserved;
 pub(crate) mod relay;
 pub(crate) mod resctrl;
+pub(crate) mod selinux;
 pub(crate) mod signals;
 pub(crate) mod stub;
 pub(crate) mod surroundings;

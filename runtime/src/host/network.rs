@@ -11,10 +11,12 @@
 //! it. The host's addresses and routes stay; no packet gets to them any more. The taps belong to the machine process
 //! and end with it; the redirections of an interface that outlives it are taken away by `delete`.
 
+mod bpf;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/network.rs"]
 pub mod fuzz;
 mod joint;
+pub(crate) mod localhost;
 mod moved;
 pub(crate) mod names;
 mod namespace;
@@ -29,11 +31,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{fstat, stat};
 use protocol::Network;
 
 use crate::error::{Doing, SystemError};
 use crate::report::Report;
+use crate::state::Network as Namespace;
 pub(crate) use moved::{Moved, NetDevice};
 use namespace::inside;
 use netlink::Socket;
@@ -62,6 +66,30 @@ pub(crate) enum Error {
 impl From<SystemError> for Error {
     fn from(SystemError { doing, source }: SystemError) -> Error {
         Error::System { doing, source }
+    }
+}
+
+/// Has this process enter a container's network namespace.
+///
+/// # Errors
+/// Those of the system calls; the namespace of a path is this host's own.
+pub(crate) fn enter(network: &Namespace) -> Result<(), SystemError> {
+    match network {
+        Namespace::Guests | Namespace::New => {
+            unshare(CloneFlags::CLONE_NEWNET).doing("create a network namespace")
+        }
+        Namespace::Path(path) => {
+            let name = || format!("join the network namespace {}", path.display());
+            let ns = File::open(path).doing_with(name)?;
+            let own = stat("/proc/self/ns/net").doing_with(name)?;
+            let there = fstat(&ns).doing_with(name)?;
+            if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) {
+                // Its interfaces would become the guest's.
+                let text = "it is this host's own network namespace, which a container cannot have";
+                return Err(io::Error::other(text)).doing_with(name);
+            }
+            setns(ns, CloneFlags::CLONE_NEWNET).doing_with(name)
+        }
     }
 }
 
@@ -130,6 +158,13 @@ pub(crate) fn release(path: &Path) -> Result<(), Error> {
 pub(crate) fn check() -> Result<(), Error> {
     unshare(CloneFlags::CLONE_NEWNET).doing("create a network namespace")?;
     joint::check(&Socket::open().doing("create a netlink socket")?)
+}
+
+/// Whether this host can lead connections to localhost to machines. Leaves the calling thread in a network namespace of
+/// its own.
+pub(crate) fn check_localhost() -> Result<(), Error> {
+    unshare(CloneFlags::CLONE_NEWNET).doing("create a network namespace")?;
+    Ok(localhost::Localhost::new().map(drop)?)
 }
 
 /// The name of the tap for the interface of an index.

@@ -11,14 +11,13 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::control::{self, Connection, Control, ControlReply};
+use crate::control::{self, Address, Connection, Control, ControlReply};
 use crate::error::{Doing, SystemError};
 
 /// Why nobody was told.
@@ -54,8 +53,8 @@ impl NotifySocket {
 
     /// Waits until the container is ready and says so, with `pid` as the process to be watched. Returns without a word
     /// when the container ends before.
-    pub(crate) fn attend(&self, state_dir: &Path, pid: i32) -> Result<(), Error> {
-        let connection = match Connection::open(state_dir) {
+    pub(crate) fn attend(&self, address: &Address, pid: i32) -> Result<(), Error> {
+        let connection = match Connection::open(address) {
             Err(control::Error::NotRunning) => return Ok(()),
             connection => connection?,
         };

@@ -2,8 +2,8 @@
 //!
 //! While there is a [`Relay`], two threads copy: standard input to the host pseudo-terminal's master, and the master to
 //! standard output until the last byte. They block; everything else goes on without them. A standard input that is a
-//! terminal is raw meanwhile, so that the guest's line discipline is the only one, and gets its attributes back in
-//! every way out: when the relay is dropped, and in a panic.
+//! terminal is raw meanwhile but for its output, so that the guest's line discipline is the only one, and gets its
+//! attributes back in every way out: when the relay is dropped, and in a panic.
 
 use std::fs::File;
 use std::io::{self, Read, Write, stderr, stdin, stdout};
@@ -15,7 +15,7 @@ use std::thread::{Builder, JoinHandle};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protocol::TerminalSize;
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcsetattr};
 
 use crate::host::terminal;
 
@@ -51,6 +51,8 @@ impl Raw {
         let raw = Raw;
         let mut attributes = before;
         attributes.make_raw();
+        // As with runc it is this terminal that makes CR LF of the process's LF.
+        attributes.output_modes |= OutputModes::OPOST;
         tcsetattr(stdin(), OptionalActions::Now, &attributes)?;
         Ok(Some(raw))
     }

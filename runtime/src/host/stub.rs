@@ -1,8 +1,8 @@
-//! The process of this host that stands for an exec'd process of the guest: callers signal it, wait for it and read its
-//! exit status.
+//! The process of this host that stands for a process of the guest, one that was executed or the init of a container in
+//! the machine of another one: callers signal it, wait for it and read its exit status.
 //!
 //! ```text
-//!  exec verb                                  machine process
+//!  verb                                       machine process
 //!   exec ───────────────────────────────────────> executes the program; from now on the connection stands for it
 //!   clone into the container's cgroup ──> stub
 //!         <──────────ready───────────────   its own session, no privilege, none of the caller's descriptors
@@ -28,27 +28,34 @@ use std::os::unix::net::UnixStream;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use nix::unistd::{
-    Pid, chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, setgroups, setresgid,
-    setresuid, setsid,
+    Pid, chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, pivot_root, setgroups,
+    setresgid, setresuid, setsid,
 };
 use protocol::{Exit, TerminalSize};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsmount, fsopen,
+    move_mount,
+};
 use rustix::process::ioctl_tiocsctty;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
-use super::terminal;
+use super::selinux::Transition;
+use super::{network, terminal};
 use crate::control::{Connection, ControlReply, ExecControl};
 use crate::error::{Doing, SystemError};
 use crate::filter;
 use crate::ids::Ids;
+use crate::state::Network;
 use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
 
 /// What a stub says when it is ready. Anything else is the text of an error.
@@ -57,14 +64,23 @@ const READY: &[u8] = b"ready";
 /// Maximum length of the text of a stub's error, in bytes.
 const TEXT_MAX: u64 = 4096;
 
-/// Attends a process that runs until it ends; how it ended. `resized` sees to the window and returns its size, for a
+/// How a process ended.
+pub(crate) struct Ended {
+    pub(crate) exit: Exit,
+    /// The guest's kernel has killed because memory ran out.
+    short: bool,
+}
+
+/// Attends a process until it ends; how it ended. `resized` sees to the window and returns its size, for a
 /// process with a terminal; `passes` says which signals the process gets.
 pub(crate) fn attend(
     connection: &Connection,
     signals: &SignalFd,
     resized: Option<&dyn Fn() -> Option<TerminalSize>>,
     passes: impl Fn(i32) -> bool,
-) -> io::Result<Exit> {
+) -> io::Result<Ended> {
+    let mut short = false;
+    let ended = |exit, short| Ok(Ended { exit, short });
     let resize = || {
         if let Some(size) = resized.and_then(|resized| resized()) {
             tell(connection, &ExecControl::Resize(size));
@@ -82,11 +98,12 @@ pub(crate) fn attend(
         };
         if polled[0].any() == Some(true) {
             match connection.receive() {
-                Ok(Some(ControlReply::Exited(exit))) => return Ok(exit),
+                Ok(Some(ControlReply::Exited(exit))) => return ended(exit, short),
+                Ok(Some(ControlReply::OutOfMemory)) => short = true,
                 // Nothing else is said while a process runs.
                 Ok(Some(_)) => {}
                 // The container has ended, and with it all of its processes.
-                Ok(None) | Err(_) => return Ok(Exit::Signal(libc::SIGKILL)),
+                Ok(None) | Err(_) => return ended(Exit::Signal(libc::SIGKILL), short),
             }
         }
         while let Some(info) = signals.read_signal()? {
@@ -112,22 +129,42 @@ pub(crate) struct Stub {
 
 /// Where a stub lives, and as what.
 pub(crate) struct Place<'a> {
-    /// The pidfd of the machine process, whose network namespace is the stub's.
-    pub(crate) machine: BorrowedFd<'a>,
+    /// Its network namespace.
+    pub(crate) network: InNetwork<'a>,
     /// The container's cgroup v2 directory.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// `/proc/<pid>/oom_score_adj`; as inherited if `None`.
     pub(crate) oom_score_adj: Option<i32>,
     /// As whom it may run.
     pub(crate) ids: Ids,
+    /// Its SELinux label.
+    pub(crate) label: Option<&'a str>,
+    /// What it has because it is a container's init for those who look at it, if it is.
+    pub(crate) init: Option<Init>,
+}
+
+/// Which network namespace a stub lives in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum InNetwork<'a> {
+    /// That of the process of this pidfd.
+    Of(BorrowedFd<'a>),
+    /// The container's own.
+    Own(&'a Network),
+}
+
+/// What the stub of an init has.
+pub(crate) struct Init {
+    /// `memory.max` of its cgroup, in which it is alone, open for writing. Where memory has run out in the guest, it does
+    /// so here: who watches the cgroup hears of it from the host's kernel.
+    pub(crate) limit: Option<OwnedFd>,
 }
 
 impl Stub {
     /// Makes a stub for the process that `connection` stands for. `terminal`, the slave of the process's terminal, is
     /// its controlling terminal.
     pub(crate) fn new(
-        connection: Connection,
-        terminal: Option<OwnedFd>,
+        connection: &Connection,
+        terminal: Option<&OwnedFd>,
         place: &Place<'_>,
     ) -> io::Result<Stub> {
         let (ours, theirs) = UnixStream::pair()?;
@@ -136,7 +173,7 @@ impl Stub {
         match clone_process(place.cgroup)? {
             Cloned::Child => {
                 drop(ours);
-                main(&connection, terminal.as_ref(), &null, place, theirs)
+                main(connection, terminal, &null, place, theirs)
             }
             Cloned::Parent(pid) => {
                 drop(theirs);
@@ -219,7 +256,16 @@ fn main(
     let size = || terminal.and_then(terminal::size);
     let resized = terminal.is_some().then_some(&size as &dyn Fn() -> _);
     match attend(connection, &signals, resized, |_| true) {
-        Ok(exit) => end_as(exit),
+        Ok(ended) => {
+            if let Some(limit) = place.init.as_ref().and_then(|init| init.limit.as_ref())
+                && ended.short
+                && ended.exit.is_killed()
+            {
+                // With no memory allowed the kernel ends this process as it has ended the container's.
+                let _ = nix::unistd::write(limit, b"0");
+            }
+            end_as(ended.exit)
+        }
         Err(_) => exit_now(1),
     }
 }
@@ -235,8 +281,11 @@ fn settle(
 ) -> Result<SignalFd, SystemError> {
     setsid().doing("start a session")?;
     chdir("/").doing("leave the directory")?;
-    setns(place.machine, CloneFlags::CLONE_NEWNET)
-        .doing("enter the container's network namespace")?;
+    match place.network {
+        InNetwork::Of(process) => setns(process, CloneFlags::CLONE_NEWNET)
+            .doing("enter the container's network namespace")?,
+        InNetwork::Own(network) => network::enter(network)?,
+    }
     replace_standard_streams(null).doing("replace the standard streams")?;
     if let Some(score) = place.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
@@ -250,10 +299,15 @@ fn settle(
         sync.as_fd(),
     ];
     keep.extend(terminal.map(AsFd::as_fd));
+    let init = place.init.as_ref();
+    let limit = init.and_then(|init| init.limit.as_ref());
+    keep.extend(limit.map(AsFd::as_fd));
     #[allow(unsafe_code, reason = "only here are the descriptors known")]
     // SAFETY: this process is a copy that never returns into the verb's code, so the verb's values are neither used nor
     // dropped here; of the arguments the descriptors are kept.
     unsafe { close_all_but(&keep) }.doing("close inherited descriptors")?;
+
+    let transition = Transition::to(place.label)?;
 
     let mut caught = SigSet::all();
     caught.remove(Signal::SIGCHLD);
@@ -266,8 +320,14 @@ fn settle(
         None | Some(Ok(()) | Err(rustix::io::Errno::IO)) => {}
         Some(Err(e)) => return Err(e).doing("take the terminal"),
     }
-    leave_files().doing("leave the host's files")?;
+    // The init of a container has a mount namespace: who enters it must not find the host's files.
+    if init.is_some() {
+        leave_mounts().doing("leave the host's mounts")?;
+    } else {
+        leave_files().doing("leave the host's files")?;
+    }
     drop_privileges(place.ids.own()).doing("drop privileges")?;
+    transition.map_or(Ok(()), Transition::take)?;
     filter::set(filter::STUB).doing("filter system calls")?;
     Ok(signals)
 }
@@ -279,18 +339,40 @@ fn replace_standard_streams(null: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes an empty file system the root of a mount namespace of its own, in which there is nothing else.
+fn leave_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+    let root = empty_files()?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(root.as_fd(), c"", CWD, c"/", flags)?;
+    fchdir(&root)?;
+    // pivot_root(2), NOTES: both in one place, the old root on top, to be taken off.
+    pivot_root(".", ".")?;
+    Ok(umount2(".", MntFlags::MNT_DETACH)?)
+}
+
 /// Makes an empty file system that is mounted nowhere the root. Without the capability to there is no way back, nor a
 /// descriptor of a directory.
 fn leave_files() -> io::Result<()> {
+    fchdir(&empty_files()?)?;
+    Ok(chroot(".")?)
+}
+
+/// A detached mount of an empty file system that stays so.
+fn empty_files() -> io::Result<OwnedFd> {
     let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(fs.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    fchdir(&root)?;
-    Ok(chroot(".")?)
+    Ok(fsmount(
+        fs.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
 }
 
 fn drop_privileges(id: u32) -> io::Result<()> {

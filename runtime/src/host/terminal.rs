@@ -5,7 +5,7 @@
 //!                    or whoever holds the console socket          this host │ guest
 //! ```
 //! The line discipline is the guest's: the pseudo-terminal here is raw, and carries bytes, the window size and the
-//! hang-up only.
+//! hang-up only. Its ONLCR, which does nothing in a raw one, says whether the guest's has it.
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
@@ -17,7 +17,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use oci_spec::runtime::Process;
 use protocol::TerminalSize;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{
+    OptionalActions, OutputModes, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
+};
 
 use crate::error::{Doing, SystemError};
 
@@ -92,6 +94,8 @@ pub(crate) fn prepare(
     let socket = console_socket.map(DescriptorSocket::connect).transpose()?;
     let pty = Pty::open(console_size(process)?).doing("make a pseudo-terminal")?;
     let Some(socket) = socket else {
+        // The terminal that it is shown on makes CR LF of LF, as with runc.
+        leave_newlines(&pty.slave).doing("clear ONLCR of a pseudo-terminal")?;
         return Ok(Some(Terminal {
             slave: pty.slave,
             master: Some(pty.master),
@@ -123,6 +127,13 @@ pub(crate) fn set_size(terminal: impl AsFd, size: TerminalSize) -> io::Result<()
         ws_ypixel: 0,
     };
     Ok(tcsetwinsize(terminal, size)?)
+}
+
+/// Has the guest's terminal leave LF alone.
+fn leave_newlines(terminal: &OwnedFd) -> io::Result<()> {
+    let mut attributes = tcgetattr(terminal)?;
+    attributes.output_modes.remove(OutputModes::ONLCR);
+    Ok(tcsetattr(terminal, OptionalActions::Now, &attributes)?)
 }
 
 /// `process.consoleSize`.

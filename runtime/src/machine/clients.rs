@@ -3,6 +3,7 @@
 //! ```text
 //!  Asking ──request──> Waiting ──reply──> Leaving ──all written──> closed
 //!                        ├──> Exec: steers a process, until reply
+//!                        ├──> Admitted: asks for the container whose number it has been told; then Waiting again
 //!                        ├──> Listening: told of out-of-memory kills in a container
 //!                        └──> Expecting: told that a container is ready
 //! ```
@@ -30,6 +31,10 @@ const CLIENTS_MAX: usize = EXECS_MAX + 64;
 /// What is read at once.
 const READ_MAX: usize = 16 << 10;
 
+/// What a client hears whose descriptors did not arrive.
+const LOST: &str = "the host does not let the machine process have one of the descriptors that it is to use, for its SELinux \
+     label or because it has too many";
+
 /// The listener's event data; clients have the serial numbers after it.
 const LISTENER: u64 = 0;
 
@@ -37,6 +42,7 @@ const LISTENER: u64 = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Asking,
+    Admitted(ContainerId),
     Waiting,
     Exec(Target),
     Listening(ContainerId),
@@ -113,6 +119,12 @@ impl Clients {
     /// Makes a waiting client the one that steers a process.
     pub(super) fn steer(&mut self, serial: u64, process: Target) {
         self.turn_into(serial, Role::Exec(process));
+    }
+
+    /// Tells a waiting client the number of the container that it may ask for now.
+    pub(super) fn admit(&mut self, serial: u64, container: ContainerId) {
+        self.turn_into(serial, Role::Admitted(container));
+        self.tell(serial, &ControlReply::Admitted(container));
     }
 
     /// Makes a waiting client one that is told of a container's out-of-memory kills.
@@ -255,7 +267,7 @@ impl Client {
     /// Hang-ups are always reported.
     fn wants(&self) -> EpollFlags {
         let mut interest = match self.role {
-            Role::Asking | Role::Exec(_) => EpollFlags::EPOLLIN,
+            Role::Asking | Role::Admitted(_) | Role::Exec(_) => EpollFlags::EPOLLIN,
             Role::Waiting | Role::Listening(_) | Role::Expecting(_) | Role::Leaving => {
                 EpollFlags::empty()
             }
@@ -282,8 +294,11 @@ impl Client {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         match self.role {
-            Role::Asking => {
+            Role::Asking | Role::Admitted(_) => {
                 if let Some(request) = self.decoder.take().map_err(io::Error::other)? {
+                    if !self.may_ask(&request) {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
                     self.role = Role::Waiting;
                     let descriptors = std::mem::take(&mut self.descriptors);
                     told.push(ClientEvent::Asked(serial, request, descriptors));
@@ -297,6 +312,15 @@ impl Client {
             Role::Waiting | Role::Listening(_) | Role::Expecting(_) | Role::Leaving => {}
         }
         Ok(())
+    }
+
+    /// A container is created by the client that has its number, and by no other.
+    fn may_ask(&self, request: &Request<Control>) -> bool {
+        let creates = matches!(request.control, Control::Create(_));
+        match self.role {
+            Role::Admitted(container) => creates && request.container == container,
+            _ => !creates,
+        }
     }
 
     /// Reads once. Descriptors count with a request only, and no more than belong to one.
@@ -315,11 +339,13 @@ impl Client {
             _ => None,
         });
         let came: Vec<OwnedFd> = came.flatten().collect();
-        let unwanted = self.role != Role::Asking && !came.is_empty();
-        if unwanted
-            || received.flags.contains(ReturnFlags::CTRUNC)
-            || self.descriptors.len() + came.len() > DESCRIPTORS_MAX
-        {
+        let asks = matches!(self.role, Role::Asking | Role::Admitted(_));
+        let lost = received.flags.contains(ReturnFlags::CTRUNC);
+        if asks && lost {
+            return self.refuse(LOST);
+        }
+        let unwanted = !asks && !came.is_empty();
+        if unwanted || lost || self.descriptors.len() + came.len() > DESCRIPTORS_MAX {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if received.bytes == 0 {
@@ -327,6 +353,15 @@ impl Client {
         }
         self.descriptors.extend(came);
         self.decoder.push(&bytes[..received.bytes]);
+        Ok(())
+    }
+
+    /// Says why nothing will be done, and hangs up.
+    fn refuse(&mut self, why: &str) -> io::Result<()> {
+        let reply = ControlReply::Failed(why.to_owned());
+        let frame = protocol::encode(&reply).map_err(io::Error::other)?;
+        self.outbox.extend_from_slice(&frame);
+        self.role = Role::Leaving;
         Ok(())
     }
 
@@ -350,6 +385,8 @@ mod tests {
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::IoSlice;
     use std::os::fd::AsRawFd;
 
     use super::*;
@@ -409,6 +446,29 @@ mod tests {
         let serials: Vec<u64> = clients.table.keys().copied().collect();
         assert_eq!(serials, [2], "the late one is there");
         drop(all);
+    }
+
+    #[test]
+    fn who_sends_descriptors_that_do_not_arrive_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let mut clients = Clients::new(UnixListener::bind(&path).unwrap()).unwrap();
+        clients.listener.set_nonblocking(true).unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        clients.handle_events();
+        // The kernel drops what there is no room for just as what a policy denies.
+        let many = [client.as_fd(); DESCRIPTORS_MAX + 16];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX + 16))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&many)));
+        let bytes = [IoSlice::new(b"x")];
+        sendmsg(&client, &bytes, &mut ancillary, SendFlags::empty()).unwrap();
+        assert!(clients.handle_events().is_empty());
+        clients.handle_events();
+        let reply = protocol::read(&mut client).unwrap();
+        assert_eq!(reply, Some(ControlReply::Failed(LOST.to_owned())));
+        assert!(clients.table.is_empty());
     }
 
     impl Clients {

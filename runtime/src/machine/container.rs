@@ -7,13 +7,16 @@
 //!     v                               v                                         v
 //!    who asked for it is told, there is no container                         Draining ──output delivered──> over
 //! ```
+//! The first container is asked for before the machine runs, and by its sync socket; the others by their clients, for
+//! whom there is an agent already.
+//!
 //! Invariants: what the guest sends moves the phase along these arrows only; once Draining, nothing but the readers of
 //! the container's output decides when it is over.
 
 use std::os::fd::OwnedFd;
 
 use nix::sys::stat::{Mode, SFlag, mknodat};
-use protocol::{Create, Exit, Extra, TerminalSize};
+use protocol::{Create, Exit, Extra, INIT, ProcessId, TerminalSize};
 use rustix::termios::tcgetwinsize;
 use vmm::vsock::Port;
 
@@ -37,8 +40,9 @@ pub(super) enum Phase {
 /// The files of the host that a container has to do with.
 pub(super) struct Files {
     pub(super) journal: Journal,
-    /// The bundle's directory, as the root of a mount of its own.
-    pub(super) bundle: OwnedFd,
+    /// The bundle's directory, as the root of a mount of its own. A process that was in its jail before there was the
+    /// container has no use for it.
+    pub(super) bundle: Option<OwnedFd>,
     /// The container's terminal on the host, for its size.
     pub(super) terminal: Option<OwnedFd>,
     /// The limit of memory of its cgroup, if it has one.
@@ -57,10 +61,14 @@ pub(super) struct Container {
     pub(super) dying: bool,
     /// It has said that it is ready.
     pub(super) ready: bool,
+    /// Who stands for its init and is told of its end, if that is not this process itself and has not gone.
+    pub(super) client: Option<u64>,
     /// The guest's kernel has killed because memory ran out.
-    short: bool,
+    pub(super) short: bool,
     /// Its output streams that have not been delivered to their end.
     output: Vec<Port>,
+    /// All streams that end with it.
+    ports: Vec<Port>,
     files: Files,
 }
 
@@ -73,14 +81,22 @@ impl Container {
         });
         let output = [create.stdio.stdout, create.stdio.stderr];
         let output = output.into_iter().flatten().chain(extra);
+        let output: Vec<Port> = output.map(|ports| ports.host).collect();
+        let input = create.extra.iter().filter_map(|extra| match *extra {
+            Extra::In(ports) => Some(ports),
+            Extra::Out(_) | Extra::Both(_) => None,
+        });
+        let input = input.chain(create.stdio.stdin).map(|ports| ports.host);
         Container {
             phase: Phase::Waiting,
-            output: output.map(|ports| ports.host).collect(),
+            ports: input.chain(output.iter().copied()).collect(),
+            output,
             create: Some(create),
             execs: Execs::new(),
             paused: false,
             dying: false,
             ready: false,
+            client: None,
             short: false,
             files,
         }
@@ -107,6 +123,23 @@ impl Container {
     /// Notes that a stream has been delivered to its end, if it is one of its output.
     pub(super) fn stream_closed(&mut self, port: Port) {
         self.output.retain(|open| *open != port);
+    }
+
+    /// Who stands for one of its processes has gone; whether that is to be killed.
+    pub(super) fn client_gone(&mut self, process: ProcessId) -> bool {
+        match process {
+            INIT => {
+                self.client = None;
+                true
+            }
+            process => self.execs.client_gone(process),
+        }
+    }
+
+    /// Its streams, of which nothing more is expected.
+    pub(super) fn give_streams_up(&mut self) -> Vec<Port> {
+        self.output.clear();
+        std::mem::take(&mut self.ports)
     }
 
     /// Notes how it has ended; `reason` says why, where that was not its program's doing.
@@ -153,7 +186,9 @@ impl Container {
         // It says no more the second time; a bundle that cannot be written to says nothing. Nothing is opened: a machine
         // process has no call for that in its event loop.
         let mode = Mode::from_bits_truncate(0o644);
-        let _ = mknodat(&self.files.bundle, OOM_FILE, SFlag::S_IFREG, mode, 0);
+        if let Some(bundle) = &self.files.bundle {
+            let _ = mknodat(bundle, OOM_FILE, SFlag::S_IFREG, mode, 0);
+        }
     }
 
     /// The last thing that is done for it: where memory ran out, it does on the host.
@@ -193,14 +228,16 @@ mod tests {
         let state_dir = File::open(dir.path()).unwrap();
         let files = Files {
             journal: Journal::create(state_dir.as_fd()).unwrap(),
-            bundle: state_dir.into(),
+            bundle: Some(state_dir.into()),
             terminal: None,
             limit: None,
         };
         let create = Create {
             cgroup: "c".into(),
             own_pids: true,
+            joins: Vec::new(),
             terminal: false,
+            plain_newlines: false,
             notify: false,
             stdio: protocol::Stdio::default(),
             extra: Vec::new(),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io;
 
+use crate::control;
 use crate::error::SystemError;
 
 /// Why there is no machine.
@@ -22,6 +23,9 @@ pub(crate) enum Error {
     /// The machine process ended without a word.
     #[error("the machine process ended unexpectedly ({0})")]
     Died(String),
+    /// The machine of another container could not be spoken to.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// What the verb does when the namespaces are there failed; its own words.
     #[error(transparent)]
     NamespacesReady(Box<dyn std::error::Error + Send + Sync>),
@@ -36,4 +40,10 @@ impl From<SystemError> for Error {
 /// A step into the jail that failed.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub(super) struct JailError(#[from] SystemError);
+pub(super) struct JailError(#[from] pub(super) SystemError);
+
+impl From<JailError> for Error {
+    fn from(JailError(e): JailError) -> Error {
+        e.into()
+    }
+}

@@ -3,9 +3,9 @@
 //! * Files: a read-only tmpfs that holds the shares, each a private clone of a mount of the host, in a mount namespace
 //!   of its own that is pivoted into it. All of it vanishes with the process. Landlock, where the host has it, allows
 //!   to open, make and change files there alone, whatever other descriptors there may be.
-//! * Namespaces: the container's network namespace; an ipc, a uts and a cgroup namespace of its own. The pid namespace
-//!   stays the caller's: the first process of another one could not end by a signal, as this one must when the
-//!   container did. Landlock confines its signals and abstract sockets.
+//! * Namespaces: the container's network namespace; a cgroup, an ipc and a uts namespace of its own, or of the latter
+//!   two those that are pinned for the pod. The pid namespace stays the caller's: the first process of another one could
+//!   not end by a signal, as this one must when the container did. Landlock confines its signals and abstract sockets.
 //! * Descriptors: none of a directory of the host. `..` from such a one leads to the host's root, whatever the mount
 //!   namespace; of the bundle and of /proc/self/fd there are clones that have no parent.
 //! * Privileges: user and group ids that no other process has; a user namespace, so that the capabilities that a file
@@ -17,12 +17,12 @@
 //! Every step must succeed, but for what Landlock the host does not have: a machine that is not in its jail does not
 //! run.
 
-use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use landlock::{
@@ -34,7 +34,7 @@ use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::{Mode, fstat, mkdirat, stat};
+use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, setresgid, setresuid};
 use protocol::{HostMount, NAMES_MAX};
 use rustix::fs::CWD;
@@ -49,10 +49,12 @@ use rustix::thread::{
 
 pub(super) use super::error::JailError as Error;
 use super::id_map::Users;
+use super::launch::Launch;
 use super::mountinfo;
-use super::share::{self, SAFE, Share};
+use super::share::{self, SAFE};
+use super::tree;
 use crate::error::Doing;
-use crate::state::Network;
+use crate::state::{Pinned, Pins};
 use crate::sys::{self, MountChange};
 
 /// RLIMIT_NOFILE; less where the caller's own limit is lower and may not be raised.
@@ -94,40 +96,20 @@ pub(crate) const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
 
 /// What of the tree the file server works with.
 pub(super) struct Tree {
+    /// `/proc/self/mountinfo`, as the root of a mount of its own.
+    pub(super) mountinfo: File,
     /// The root of the exported tree.
     pub(super) root: OwnedFd,
     /// `/proc/self/fd` as the root of a mount of its own: `..` does not leave it.
     pub(super) proc_self_fd: OwnedFd,
     /// What the guest must know of the mounts, outer before inner.
     pub(super) mounts: Vec<HostMount>,
-    /// The ids of the mounts that the host cannot take away; `None` for all.
-    pub(super) lasting: Option<HashSet<u64>>,
+    /// What the file server must know of them.
+    pub(super) served: vmm_fs::Mounts,
 }
 
-/// Enters the container's network namespace.
-pub(super) fn enter_network(network: &Network) -> Result<(), Error> {
-    match network {
-        Network::Guests | Network::New => {
-            Ok(unshare(CloneFlags::CLONE_NEWNET).doing("create a network namespace")?)
-        }
-        Network::Path(path) => {
-            let name = || format!("join the network namespace {}", path.display());
-            let ns =
-                open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).doing_with(name)?;
-            let own = stat("/proc/self/ns/net").doing_with(name)?;
-            let there = fstat(&ns).doing_with(name)?;
-            if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) {
-                // Its interfaces would become the guest's.
-                let text = "it is this host's own network namespace, which a container cannot have";
-                return Ok(Err(io::Error::other(text)).doing_with(name)?);
-            }
-            Ok(setns(ns, CloneFlags::CLONE_NEWNET).doing_with(name)?)
-        }
-    }
-}
-
-/// A directory of the host as the root of a mount that is in no tree: what lies below it can be reached, `..` stays
-/// where it is.
+/// A directory or file of the host as the root of a mount that is in no tree: what lies below it can be reached, `..`
+/// stays where it is.
 pub(super) fn confined(directory: &Path) -> Result<OwnedFd, Error> {
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let name = || format!("clone {}", directory.display());
@@ -141,33 +123,66 @@ pub(super) fn confined(directory: &Path) -> Result<OwnedFd, Error> {
     Ok(root)
 }
 
-/// Leaves the host's files for a tree of the shares alone. Who this process, whose own id is `own`, has to become to see
-/// the owners of their files and of the bundle's as they are.
-pub(super) fn enter_tree(
-    shares: &[Share],
-    bundle: &OwnedFd,
-    own: u32,
-) -> Result<(Tree, Users), Error> {
-    let proc_self_fd = confined(Path::new("/proc/self/fd"))?;
+/// Enters the namespaces that are pinned for a pod, of which that of the network has been entered.
+fn enter_pinned(pinned: &Pinned) -> Result<(), Error> {
+    // That of users owns these, and so stays with them.
+    let Pins { uts, ipc, net, .. } = pinned.pins;
+    for (path, number, flag) in [
+        (&pinned.uts, uts, CloneFlags::CLONE_NEWUTS),
+        (&pinned.ipc, ipc, CloneFlags::CLONE_NEWIPC),
+    ] {
+        let name = || format!("join the namespace {}", path.display());
+        let namespace = File::open(path).doing_with(name)?;
+        let found = namespace.metadata().doing_with(name)?.ino();
+        is_pinned(found, number).doing_with(name)?;
+        setns(namespace, flag).doing_with(name)?;
+    }
+    if let (Some(path), Some(number)) = (&pinned.net, net) {
+        let name = || format!("join the namespace {}", path.display());
+        let found = std::fs::metadata("/proc/self/ns/net").doing_with(name)?;
+        is_pinned(found.ino(), number).doing_with(name)?;
+    }
+    Ok(())
+}
 
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let process = open("/proc/self", flags, Mode::empty()).doing("open /proc/self")?;
-    let namespaces = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP;
+fn is_pinned(found: u64, number: u64) -> io::Result<()> {
+    match found == number {
+        true => Ok(()),
+        false => Err(io::Error::other(format!(
+            "another one is pinned there, {found} instead of {number}"
+        ))),
+    }
+}
+
+/// Leaves the host's files for a tree of the shares alone. Who this process has to become to see the owners of their
+/// files and of the bundle's as they are.
+pub(super) fn enter_tree(launch: &Launch<'_>, bundle: &OwnedFd) -> Result<(Tree, Users), Error> {
+    let shares = &launch.shares;
+    let proc_self_fd = confined(Path::new("/proc/self/fd"))?;
+    let mountinfo = confined(Path::new("/proc/self/mountinfo"))?;
+    let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP;
+    match launch.pinned {
+        Some(pinned) => enter_pinned(pinned)?,
+        None => namespaces |= CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS,
+    }
     unshare(namespaces).doing("create namespaces")?;
-    let (clones, users) = share::clone_mounts(shares, bundle, own)?;
+    // The containers of a pod that are to come may have files whose ids cannot be shifted.
+    let shifts = launch.pinned.is_none();
+    let (clones, users) = share::clone_mounts(shares, bundle, launch.ids.own(), shifts)?;
     // Nothing done here may travel back to the host.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .doing("make the mounts private")?;
 
-    let root = root_tmpfs()?;
+    let root = root_tmpfs(launch.labels.files.as_deref())?;
     fchdir(&root).doing("enter the exported tree")?;
-    mkdirat(AT_FDCWD, "mnt", Mode::from_bits_truncate(0o755)).doing("create mnt")?;
+    for name in ["mnt", "mapped"] {
+        mkdirat(AT_FDCWD, name, Mode::from_bits_truncate(0o755))
+            .doing_with(|| format!("create {name}"))?;
+    }
     for (share, clone) in shares.iter().zip(&clones) {
-        share.attach(clone.as_ref())?;
+        share.make_place(clone.as_ref(), &root)?;
+        share.mount(clone.as_ref())?;
     }
     let read_only = MountChange {
         set: libc::MOUNT_ATTR_RDONLY,
@@ -180,40 +195,45 @@ pub(super) fn enter_tree(
     // removed.
     pivot_root(".", ".").doing("pivot into the exported tree")?;
     umount2(".", MntFlags::MNT_DETACH).doing("leave the host's files")?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open("/", flags, Mode::empty()).doing("open the exported tree")?;
-    let mounts = look_at_mounts(&process).doing("read the mounts of the tree")?;
+    let mountinfo = open_mountinfo(&mountinfo, &proc_self_fd).doing("open the list of mounts")?;
+    let mounts = mounts(&mountinfo).doing("read the mounts of the tree")?;
     // Only now, as the guest is to know what each mount forbids by itself.
     let safe = MountChange {
         set: SAFE,
         ..MountChange::default()
     };
     sys::mount_setattr(root.as_fd(), &safe, true).doing("secure the exported tree")?;
+    let sealed = shares.iter().filter(|share| share.sealed);
+    let sealed: Vec<_> = sealed.map(|share| share.name.as_str()).collect();
     let tree = Tree {
         root,
         proc_self_fd,
         mounts: share::for_the_guest(shares, &mounts),
-        lasting: shares
-            .iter()
-            .any(|share| share.follows)
-            .then(|| mountinfo::lasting(&mounts)),
+        served: tree::served(&mounts, &sealed, launch.isolation.volume_privileges),
+        mountinfo,
     };
     Ok((tree, users))
 }
 
 /// The root of the exported tree: a tmpfs that is mounted over the root directory.
-fn root_tmpfs() -> Result<OwnedFd, Error> {
+fn root_tmpfs(label: Option<&str>) -> Result<OwnedFd, Error> {
     let name = "mount the exported tree's root";
-    let root = tmpfs(c"256k").doing(name)?;
+    let root = tmpfs(c"256k", label).doing(name)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(root.as_fd(), c"", CWD, c"/", flags).doing(name)?;
     Ok(root)
 }
 
-/// A detached tmpfs that is to hold mount points only; `size` in bytes.
-pub(super) fn tmpfs(size: &CStr) -> io::Result<OwnedFd> {
+/// A detached tmpfs that is to hold mount points only; `size` in bytes. `label`: the SELinux label that all of it has.
+pub(super) fn tmpfs(size: &CStr, label: Option<&str>) -> io::Result<OwnedFd> {
     let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(fs.as_fd(), c"size", size)?;
     fsconfig_set_string(fs.as_fd(), c"mode", c"0755")?;
+    if let Some(label) = label {
+        fsconfig_set_string(fs.as_fd(), c"context", label)?;
+    }
     fsconfig_create(fs.as_fd())?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -225,12 +245,23 @@ pub(super) fn tmpfs(size: &CStr) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// The mounts of the tree.
-fn look_at_mounts(process: &OwnedFd) -> io::Result<Vec<mountinfo::Mount>> {
+/// The list of the mounts of this process's tree, now and later: it is relative to the root directory at this moment.
+fn open_mountinfo(mountinfo: &OwnedFd, proc_self_fd: &OwnedFd) -> io::Result<File> {
+    let number = mountinfo.as_raw_fd().to_string();
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let mut text = String::new();
-    File::from(openat(process, "mountinfo", flags, Mode::empty())?).read_to_string(&mut text)?;
-    Ok(mountinfo::parse(&text))
+    Ok(openat(proc_self_fd, number.as_str(), flags, Mode::empty())?.into())
+}
+
+/// The mounts that a list has.
+pub(super) fn mounts(mountinfo: &File) -> io::Result<Vec<mountinfo::Mount>> {
+    let mut text = Vec::new();
+    let mut piece = [0; 16 << 10];
+    loop {
+        match mountinfo.read_at(&mut piece, text.len() as u64)? {
+            0 => return Ok(mountinfo::parse(&String::from_utf8_lossy(&text))),
+            count => text.extend_from_slice(&piece[..count]),
+        }
+    }
 }
 
 /// Sets the resource limits; how many descriptors the file server may keep open of each sort.

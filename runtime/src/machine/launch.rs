@@ -15,7 +15,7 @@ use crate::control::Preserved;
 use crate::error::{Doing, SystemError};
 use crate::ids::Ids;
 use crate::report::Report;
-use crate::state::Network;
+use crate::state::{Labels, Network, Pinned};
 use crate::sys::MemoryPolicy;
 
 /// All that a machine is made from.
@@ -32,6 +32,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) apparmor: bool,
     /// The compiled AppArmor policy of the init's profile; empty if it has none.
     pub(crate) policy: Vec<u8>,
+    /// What SELinux is to know of the machine process and of what it writes to.
+    pub(crate) labels: Labels,
     /// The container's cgroup in the guest: the path below the root of the hierarchy.
     pub(crate) guest_cgroup: String,
     /// The container has a pid namespace of its own.
@@ -52,6 +54,9 @@ pub(crate) struct Launch<'a> {
     pub(crate) disks: Vec<BlockDevice>,
     /// The network namespace the machine process lives in.
     pub(crate) network: Network,
+    /// The namespaces of a pod, for whose machine this is: the machine process lives in them, and as long as it lives
+    /// nobody else gets their numbers. Such a machine is given none of the caller's streams.
+    pub(crate) pinned: Option<&'a Pinned>,
     /// From which of the host's memory nodes the machine takes its memory.
     pub(crate) memory_policy: Option<MemoryPolicy>,
     /// `/proc/<pid>/oom_score_adj` of the machine process; as inherited if `None`.

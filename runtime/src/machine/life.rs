@@ -24,13 +24,17 @@ use vmm::{Ended, Event, Machine};
 
 use super::agent::Agent;
 use super::clients::Clients;
+use super::clock::Clock;
 use super::container::{Container, Phase};
 use super::error::Error;
 use super::execs::{Executed, Target};
+use super::forwards::Forwards;
 use super::log::Log;
+use super::pins::Pins;
 use super::replies::{answer, exec_failure, failed, start_failure};
 use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now, placed};
+use super::tree::Exported;
 use crate::control::ControlReply;
 use crate::error::{Doing, one_line};
 use crate::{guest, sys};
@@ -44,9 +48,13 @@ const REQUESTS_MAX: usize = 1024;
 /// What the life is made of.
 pub(super) struct Parts {
     pub(super) machine: Machine,
+    pub(super) exported: Exported,
     pub(super) agent: Agent,
     pub(super) signals: SignalFd,
+    pub(super) clock: Clock,
     pub(super) clients: Clients,
+    pub(super) forwards: Forwards,
+    pub(super) pins: Pins,
     pub(super) log: Log,
     pub(super) timeline: Timeline,
     pub(super) timeline_file: Option<File>,
@@ -55,7 +63,7 @@ pub(super) struct Parts {
 /// Who waits for a response of the agent. Clients by their numbers: one that has gone gets nothing.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Waiting {
-    /// The create verb.
+    /// The create verb of the first container, or the client of another one.
     Create,
     /// A start verb.
     Start(u64),
@@ -67,6 +75,12 @@ pub(super) enum Waiting {
     Resume(u64),
     /// Any other verb.
     Client(u64),
+    /// A verb that has a container removed: it is answered whether or not there still is one.
+    Remove(u64),
+    /// Somebody who has connected to localhost, by the port of the stream.
+    Forward(Port),
+    /// This process, to set the guest's clock: at once, or gently.
+    Time { step: bool },
     /// Nobody: a signal or a size was passed on.
     Nobody,
 }
@@ -79,15 +93,20 @@ enum Token {
     Agent,
     Sync,
     Signals,
+    Clock,
     Clients,
+    Forwards,
+    Pins,
 }
 
 impl Token {
     fn of(number: u64) -> Option<Token> {
-        use Token::{Agent, Clients, Machine, Signals, Sync};
-        [Machine, Agent, Sync, Signals, Clients]
-            .into_iter()
-            .find(|token| *token as u64 == number)
+        use Token::{Agent, Clients, Clock, Forwards, Machine, Pins, Signals, Sync};
+        [
+            Machine, Agent, Sync, Signals, Clock, Clients, Forwards, Pins,
+        ]
+        .into_iter()
+        .find(|token| *token as u64 == number)
     }
 }
 
@@ -99,8 +118,10 @@ pub(super) struct Life {
     pub(super) containers: BTreeMap<ContainerId, Container>,
     /// By the request's id: the container that it is about, and who waits.
     pub(super) waiting: HashMap<u64, (ContainerId, Waiting)>,
+    /// The last number that a container was given.
+    pub(super) last: ContainerId,
     /// The agent has said that it is there.
-    up: bool,
+    pub(super) up: bool,
     /// The vCPUs do not run.
     stopped: bool,
 }
@@ -109,15 +130,24 @@ impl Life {
     /// Sets up the loop of a machine that is made for `first`.
     pub(super) fn new(parts: Parts, first: Container, sync: &SyncSocket) -> Result<Life, Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).doing("create an epoll")?;
-        let watched: [(BorrowedFd<'_>, Token); 5] = [
+        let watched: [(BorrowedFd<'_>, Token); 6] = [
             (parts.machine.epoll_fd(), Token::Machine),
             (parts.agent.as_fd(), Token::Agent),
             (sync.as_fd(), Token::Sync),
             (parts.signals.as_fd(), Token::Signals),
+            (parts.clock.as_fd(), Token::Clock),
             (parts.clients.as_fd(), Token::Clients),
         ];
         for (fd, token) in watched {
             watch(&epoll, fd, token).doing("watch a descriptor")?;
+        }
+        if let Some(fd) = parts.forwards.fd() {
+            let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            let event = EpollEvent::new(interest, Token::Forwards as u64);
+            epoll.add(fd, event).doing("watch localhost")?;
+        }
+        if let Pins::Watched(pins) = &parts.pins {
+            watch(&epoll, pins.as_fd(), Token::Pins).doing("watch the pins")?;
         }
         Ok(Life {
             epoll,
@@ -125,6 +155,7 @@ impl Life {
             agent_interest: EpollFlags::EPOLLIN,
             containers: BTreeMap::from([(FIRST, first)]),
             waiting: HashMap::new(),
+            last: FIRST,
             up: false,
             stopped: false,
         })
@@ -138,6 +169,10 @@ impl Life {
             if let Some((first, exit)) = first.and_then(|first| Some((first, first.is_over()?))) {
                 first.end(exit);
                 return exit;
+            }
+            self.bury();
+            if self.end_pod() {
+                continue;
             }
             if let Err(e) = self.turn(&mut sync) {
                 self.lost(&format!("the machine process failed: {e}"), sync.as_ref());
@@ -159,7 +194,10 @@ impl Life {
                 Some(Token::Agent) => self.agent_event(event.events(), sync.as_ref())?,
                 Some(Token::Sync) => self.commit(sync)?,
                 Some(Token::Signals) => self.pass_signals()?,
+                Some(Token::Clock) => self.clock_event()?,
                 Some(Token::Clients) => self.client_events()?,
+                Some(Token::Forwards) => self.forward()?,
+                Some(Token::Pins) => self.unpinned()?,
                 None => {}
             }
         }
@@ -205,7 +243,7 @@ impl Life {
         let events = self.parts.machine.handle_events();
         for event in events.map_err(io::Error::other)? {
             match event {
-                Event::StreamClosed(port) => self.stream_closed(port),
+                Event::StreamClosed(port) => self.stream_closed(port)?,
                 Event::Ended(ended) => self.lost(&obituary(&ended), sync),
                 Event::Fault { device, fault } => {
                     let text = format!("device {device}: {}", one_line(&fault));
@@ -216,13 +254,33 @@ impl Life {
         Ok(())
     }
 
-    fn stream_closed(&mut self, port: Port) {
+    /// Tells those who stand for containers that are over, and forgets these.
+    fn bury(&mut self) {
+        let further = self.containers.range(FIRST + 1..);
+        let over = further.filter_map(|(id, container)| Some((*id, container.is_over()?)));
+        for (id, exit) in over.collect::<Vec<_>>() {
+            let Some(mut container) = self.containers.remove(&id) else {
+                continue;
+            };
+            self.abandon(&container.give_streams_up());
+            if let Some(client) = container.client {
+                if container.short {
+                    self.parts.clients.tell(client, &ControlReply::OutOfMemory);
+                }
+                let reply = ControlReply::Exited(exit);
+                self.parts.clients.reply(client, &reply);
+            }
+        }
+    }
+
+    fn stream_closed(&mut self, port: Port) -> io::Result<()> {
         let mut finished = None;
         for container in self.containers.values_mut() {
             container.stream_closed(port);
             finished = finished.or_else(|| container.execs.stream_closed(port));
         }
         self.exec_finished(finished);
+        self.forwarded(port)
     }
 
     /// The machine has ended before its containers.
@@ -310,7 +368,7 @@ impl Life {
         Ok(())
     }
 
-    fn lives(&self, id: ContainerId) -> bool {
+    pub(super) fn lives(&self, id: ContainerId) -> bool {
         self.containers.get(&id).is_some_and(Container::lives)
     }
 
@@ -321,6 +379,7 @@ impl Life {
         self.parts.timeline.first_run = self.parts.machine.first_run().unwrap_or(hello);
         self.parts.timeline.hello = hello;
         self.parts.timeline.agent = placed(hello, sent, agent_started);
+        self.set_time(sent, true)?;
         let mut asked = Vec::new();
         for (id, container) in &mut self.containers {
             if let Some(create) = container.create.take() {
@@ -356,6 +415,14 @@ impl Life {
         let Some((id, waiting)) = self.waiting.remove(&id) else {
             return Ok(());
         };
+        match waiting {
+            Waiting::Create if id != FIRST => return self.created(id, result),
+            Waiting::Remove(client) => {
+                self.removed(id, client, result);
+                return Ok(());
+            }
+            _ => {}
+        }
         let Some(container) = self.containers.get_mut(&id) else {
             return Ok(());
         };
@@ -365,6 +432,7 @@ impl Life {
                     self.parts.timeline.prepared = now();
                     container.phase = Phase::Created;
                     sync.send(&FromMachine::Created)?;
+                    self.forward()?;
                 }
             }
             (Waiting::Create, Err(failure)) => {
@@ -376,9 +444,11 @@ impl Life {
                 self.started(id, &reply);
                 self.parts.clients.reply(client, &ControlReply::Done);
                 self.send_size(id)?;
-                // The guest has its own copies, and nobody waits any more.
-                sys::release(guest::KERNEL);
-                sys::release(guest::INITRAMFS);
+                if id == FIRST {
+                    // The guest has its own copies, and nobody waits any more.
+                    sys::release(guest::KERNEL);
+                    sys::release(guest::INITRAMFS);
+                }
             }
             (Waiting::Start(client), Err(failure)) => {
                 let reply = ControlReply::Failed(start_failure(&failure));
@@ -406,6 +476,9 @@ impl Life {
                 };
                 self.parts.clients.reply(client, &reply);
             }
+            (Waiting::Time { step }, Ok(Reply::Time(monotonic))) => {
+                self.set_time(monotonic, step)?;
+            }
             (Waiting::Client(client), Ok(reply)) => {
                 self.parts.clients.reply(client, &answer(reply));
             }
@@ -413,7 +486,11 @@ impl Life {
                 Waiting::Pause(client) | Waiting::Resume(client) | Waiting::Client(client),
                 Err(failure),
             ) => self.parts.clients.reply(client, &failed(&failure)),
-            (Waiting::Nobody, _) => {}
+            (Waiting::Forward(port), Err(_)) => self.refused(port),
+            (
+                Waiting::Remove(_) | Waiting::Forward(_) | Waiting::Time { .. } | Waiting::Nobody,
+                _,
+            ) => {}
         }
         Ok(())
     }
@@ -463,7 +540,7 @@ impl Life {
         }
     }
 
-    fn drain(&mut self, id: ContainerId, exit: Exit, reason: Option<&str>) {
+    pub(super) fn drain(&mut self, id: ContainerId, exit: Exit, reason: Option<&str>) {
         let Some(container) = self.containers.get_mut(&id) else {
             return;
         };
@@ -474,6 +551,9 @@ impl Life {
         self.note("record the end", recorded);
         let clients = &mut self.parts.clients;
         clients.answer_expecting(id, &ControlReply::NotRunning);
+        if id == FIRST {
+            self.parts.forwards.close();
+        }
     }
 
     /// Logs what could not be done and has to go on without: on a full disk a record is lost, the container is not, as
@@ -556,9 +636,10 @@ impl Life {
 
     /// Answers all that wait for a container.
     fn answer_all(&mut self, id: ContainerId, reply: &ControlReply) {
-        let waiting = self
-            .waiting
-            .extract_if(|_, (container, _)| *container == id);
+        let ends = |(container, waiting): &(ContainerId, Waiting)| {
+            *container == id && !matches!(waiting, Waiting::Remove(_))
+        };
+        let waiting = self.waiting.extract_if(|_, waiting| ends(waiting));
         let waiting: Vec<Waiting> = waiting.map(|(_, (_, waiting))| waiting).collect();
         for waiting in waiting {
             match waiting {
@@ -573,7 +654,8 @@ impl Life {
                     };
                     self.exec_failed(process, reply);
                 }
-                Waiting::Create | Waiting::Nobody => {}
+                Waiting::Forward(port) => self.refused(port),
+                Waiting::Create | Waiting::Remove(_) | Waiting::Time { .. } | Waiting::Nobody => {}
             }
         }
     }

@@ -42,11 +42,12 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Makes an empty log in the state directory, and writes to the caller's log, if `report` has one, as well.
+    /// Makes an empty log in the state directory, and writes to the caller's log, if there is a `report` that has one,
+    /// as well.
     ///
     /// # Errors
     /// Those of openat(2) and dup(2).
-    pub(super) fn create(state_dir: BorrowedFd<'_>, report: &Report) -> io::Result<Log> {
+    pub(super) fn create(state_dir: BorrowedFd<'_>, report: Option<&Report>) -> io::Result<Log> {
         let flags =
             OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CLOEXEC;
         let own: OwnedFd = openat(
@@ -57,7 +58,7 @@ impl Log {
         )?;
         Ok(Log {
             own: own.into(),
-            caller: report.to_log_only()?,
+            caller: report.map_or(Ok(None), Report::to_log_only)?,
             length: 0,
             rate: Rate::new(now()),
         })
@@ -176,7 +177,7 @@ mod tests {
         let state_dir = File::open(dir.path()).unwrap();
         let path = dir.path().join("callers");
         let report = Report::new(Some(&path), LogFormat::Json, false).unwrap();
-        let mut log = Log::create(state_dir.as_fd(), &report).unwrap();
+        let mut log = Log::create(state_dir.as_fd(), Some(&report)).unwrap();
         assert_eq!(log.descriptors().count(), 2);
         log.write("device \x1b[2J\nbroken");
         log.write(&"ä".repeat(2 * LINE_MAX));
@@ -187,7 +188,7 @@ mod tests {
         let callers = std::fs::read_to_string(path).unwrap();
         assert!(callers.starts_with("{\"level\":\"warning\",\"msg\":\"device [2Jbroken\""));
         assert!(
-            Log::create(state_dir.as_fd(), &report).is_err(),
+            Log::create(state_dir.as_fd(), Some(&report)).is_err(),
             "there is one"
         );
     }
@@ -197,7 +198,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = File::open(dir.path()).unwrap();
         let report = Report::new(None, LogFormat::Text, false).unwrap();
-        let mut log = Log::create(state_dir.as_fd(), &report).unwrap();
+        let mut log = Log::create(state_dir.as_fd(), Some(&report)).unwrap();
         for _ in 0..1000 {
             log.put(&"x".repeat(LINE_MAX));
         }

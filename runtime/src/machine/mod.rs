@@ -13,11 +13,13 @@
 
 mod agent;
 mod clients;
+mod clock;
 mod container;
 mod cores;
 mod disk;
 mod error;
 mod execs;
+mod forwards;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/machine.rs"]
 pub mod fuzz;
@@ -27,8 +29,11 @@ mod jail;
 mod launch;
 mod life;
 mod log;
+mod member;
+mod members;
 pub(crate) mod mountinfo;
 mod names;
+mod pins;
 mod process;
 mod replies;
 mod requests;
@@ -38,6 +43,7 @@ mod spawn;
 mod streams;
 mod sync;
 mod timeline;
+mod tree;
 mod view;
 
 pub(crate) use cores::CORE_SCHEDULING;
@@ -46,8 +52,9 @@ pub(crate) use error::Error;
 pub(crate) use id_map::{IdMap, IdRange, parse as parse_ids};
 pub(crate) use jail::CAPABILITIES;
 pub(crate) use launch::{Isolation, Launch};
+pub(crate) use member::{Admitted, admit, leave};
 pub(crate) use share::Share;
 pub(crate) use shortage::FILES as MEMORY_FILES;
 pub(crate) use spawn::{Spawned, spawn};
 pub(crate) use timeline::now;
-pub(crate) use view::{Content, Target};
+pub(crate) use view::{Content, Target, show};

@@ -6,15 +6,21 @@ use nix::libc;
 use specification::MountOption;
 
 /// One mount.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
     /// Its id, and that of the mount it is in.
     pub(crate) id: u64,
     pub(crate) parent: u64,
+    /// Its file system, as a device number (major, minor).
+    pub(crate) device: (u32, u32),
+    /// Where in the file system it begins.
+    pub(crate) root: String,
     /// Where it is mounted.
     pub(crate) target: String,
     /// `MOUNT_ATTR_*` that are in force. A file system that is read-only makes its mounts so.
     pub(crate) attributes: u64,
+    /// How it keeps access times: bits of `MOUNT_ATTR__ATIME` and `MOUNT_ATTR_NODIRATIME`.
+    pub(crate) access_times: u64,
     /// Whether it shows other ids than its files have.
     pub(crate) id_mapped: bool,
     /// Whether mounts made or taken away elsewhere appear and disappear below it.
@@ -30,8 +36,9 @@ fn line(line: &str) -> Option<Mount> {
     let mut fields = line.split(' ');
     let id = fields.next()?.parse().ok()?;
     let parent = fields.next()?.parse().ok()?;
-    // The device, and the root within the file system.
-    let target = fields.nth(2)?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let root = fields.next()?;
+    let target = fields.next()?;
     let options = fields.next()?;
     let is_link = |field: &&str| field.starts_with("master:") || field.starts_with("shared:");
     let optional: Vec<_> = fields.by_ref().take_while(|field| *field != "-").collect();
@@ -44,8 +51,11 @@ fn line(line: &str) -> Option<Mount> {
     Some(Mount {
         id,
         parent,
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        root: unescape(root),
         target: unescape(target),
         attributes: attributes(options) | read_only,
+        access_times: access_times(options),
         id_mapped: options.split(',').any(|option| option == "idmapped"),
         follows: optional.iter().any(is_link),
     })
@@ -58,6 +68,20 @@ fn attributes(options: &str) -> u64 {
         _ => 0,
     };
     options.split(',').map(set).fold(0, std::ops::BitOr::bitor)
+}
+
+/// How access times are kept by options, of which none is for all of them to be kept.
+fn access_times(options: &str) -> u64 {
+    let has = |wanted: &str| options.split(',').any(|option| option == wanted);
+    let files = match (has("noatime"), has("relatime")) {
+        (true, _) => libc::MOUNT_ATTR_NOATIME,
+        (false, true) => libc::MOUNT_ATTR_RELATIME,
+        (false, false) => libc::MOUNT_ATTR_STRICTATIME,
+    };
+    match has("nodiratime") {
+        true => files | libc::MOUNT_ATTR_NODIRATIME,
+        false => files,
+    }
 }
 
 /// Space, tab, newline and backslash are written as `\ooo`.
@@ -80,14 +104,38 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&plain).into_owned()
 }
 
-/// The ids of the mounts that nobody else can take away: they are in mounts that follow no others.
-pub(super) fn lasting(mounts: &[Mount]) -> HashSet<u64> {
-    let following = mounts.iter().filter(|mount| mount.follows);
-    let following: HashSet<u64> = following.map(|mount| mount.id).collect();
-    let lasting = mounts
-        .iter()
-        .filter(|mount| !following.contains(&mount.parent));
-    lasting.map(|mount| mount.id).collect()
+/// Those of the exported tree that are mounted in a directory of its root, with targets as if that were the root.
+pub(super) fn below(mounts: &[Mount], directory: &str) -> Vec<Mount> {
+    let prefix = format!("/{directory}");
+    let inside = exported(mounts).into_iter().filter_map(|mount| {
+        let target = mount.target.strip_prefix(&prefix)?;
+        target.starts_with('/').then(|| Mount {
+            target: target.to_owned(),
+            ..mount.clone()
+        })
+    });
+    inside.collect()
+}
+
+/// Those of the exported tree of a machine process, whose namespace they are of. What is mounted on its root directory is
+/// for others who enter the namespace ([`view`](super::view)), and beyond the reach of a process whose root is below.
+pub(crate) fn exported(mounts: &[Mount]) -> Vec<&Mount> {
+    let roots = mounts.iter().filter(|mount| mount.target == "/");
+    let roots: HashSet<u64> = roots.map(|mount| mount.id).collect();
+    let covers = |mount: &Mount| mount.target == "/" && roots.contains(&mount.parent);
+    let mut beyond = HashSet::new();
+    // A mount may be listed before the one that it has been moved to.
+    loop {
+        let is_beyond = |mount: &&Mount| covers(mount) || beyond.contains(&mount.parent);
+        let found = mounts.iter().filter(is_beyond);
+        let found: HashSet<u64> = found.map(|mount| mount.id).collect();
+        if found == beyond {
+            break;
+        }
+        beyond = found;
+    }
+    let exported = mounts.iter().filter(|mount| !beyond.contains(&mount.id));
+    exported.collect()
 }
 
 #[cfg(test)]
@@ -113,13 +161,28 @@ nonsense
             Mount {
                 id: 37,
                 parent: 36,
+                device: (0, 5),
+                root: "/".into(),
                 target: "/mnt/0/a b\\c".into(),
                 attributes: 0,
+                access_times: libc::MOUNT_ATTR_STRICTATIME,
                 id_mapped: false,
                 follows: false
             }
         );
         assert_eq!(mounts[0].attributes, libc::MOUNT_ATTR_NOATIME);
+    }
+
+    #[test]
+    fn access_times_are_kept_in_four_ways() {
+        for (options, expected) in [
+            ("rw,relatime", libc::MOUNT_ATTR_RELATIME),
+            ("ro,noatime", libc::MOUNT_ATTR_NOATIME),
+            ("rw", libc::MOUNT_ATTR_STRICTATIME),
+            ("rw,nodiratime,relatime", libc::MOUNT_ATTR_NODIRATIME),
+        ] {
+            assert_eq!(access_times(options), expected, "{options}");
+        }
     }
 
     #[test]
@@ -140,11 +203,5 @@ nonsense
             libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID
         );
         assert_eq!(of("rw", "ro,norecovery"), libc::MOUNT_ATTR_RDONLY);
-    }
-
-    #[test]
-    fn what_is_in_a_following_mount_does_not_last() {
-        // That a mount in one that goes goes with it is the kernel's affair: it refuses while there is one.
-        assert_eq!(lasting(&parse(TEXT)), HashSet::from([36, 38, 39]));
     }
 }

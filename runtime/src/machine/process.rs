@@ -15,16 +15,21 @@ use vmm::{MAX_NET_SLOTS, Machine, MachineConfig, Thread};
 
 use super::agent::Agent;
 use super::clients::Clients;
+use super::clock::Clock;
 use super::container::{self, Container};
+use super::forwards::Forwards;
 use super::launch::{Devices, Launch};
 use super::life::{Life, Parts};
 use super::log::Log;
 use super::shortage::Limit;
 use super::sync::{FromMachine, SyncSocket, ToMachine, give_up};
 use super::timeline::{Timeline, now};
-use super::{cores, disk, jail, share, streams};
+use super::tree::Exported;
+use super::{cores, disk, jail, pins, streams};
 use crate::error::{Doing, SystemError, one_line};
-use crate::state::Journal;
+use crate::host::network::{self, localhost::Localhost};
+use crate::host::selinux::{self, Transition};
+use crate::state::{Journal, Network};
 use crate::{control, filter, guest, sys};
 
 /// How long the guest's kernel may keep the attributes and names of the exported tree.
@@ -78,11 +83,17 @@ struct Files {
 
 impl Files {
     fn open(launch: &Launch<'_>) -> Result<Files, Error> {
+        // A pod outlives the log of the container that came first.
+        let report = launch.pinned.is_none().then_some(launch.report);
+        // What this process is to write to has the label for that. The socket is the verbs' alone.
+        let label = launch.labels.files.as_deref();
+        let journal = selinux::creating(label, || Journal::create(launch.state_dir));
+        let log = selinux::creating(label, || Log::create(launch.state_dir, report));
         Ok(Files {
             listener: control::listen(launch.state_dir).doing("listen on control.sock")?,
-            journal: Journal::create(launch.state_dir).doing("create the journal")?,
+            journal: journal.doing("create the journal")?,
             bundle: jail::confined(Path::new(launch.bundle))?,
-            log: Log::create(launch.state_dir, launch.report).doing("create the log")?,
+            log: log.doing("create the log")?,
             limit: match launch.cgroup {
                 Some(cgroup) => Limit::open(cgroup).doing("open memory.max")?,
                 None => None,
@@ -147,14 +158,15 @@ fn close_the_callers_descriptors(
 fn prepare(
     mut launch: Launch<'_>,
     devices: Devices,
-    files: Files,
+    mut files: Files,
     sync: &SyncSocket,
 ) -> Result<(Parts, Container), Error> {
     let signals = leave_the_caller()?;
     take_properties(&launch)?;
     let terminal = launch.terminal.as_ref().map(OwnedFd::try_clone);
     let terminal = terminal.transpose().doing("duplicate the terminal")?;
-    let streams = streams::of_launch(launch.terminal.take(), devices.null)?;
+    let own = launch.pinned.is_none();
+    let streams = streams::of_launch(own, launch.terminal.take(), devices.null)?;
     let preserved = std::mem::take(&mut launch.preserved).into_iter();
     let preserved = preserved
         .map(|preserved| streams::extra(preserved.fd, preserved.direction, false))
@@ -162,15 +174,19 @@ fn prepare(
 
     let descriptors = jail::set_limits()?;
     let disks = disk::open(&launch.disks)?;
-    jail::enter_network(&launch.network)?;
-    let (mut tree, users) = jail::enter_tree(&launch.shares, &files.bundle, launch.ids.own())?;
+    network::enter(&launch.network)?;
+    let pins = pins::watch(&launch)?;
+    let localhost = localhost(&launch.network, &mut files.log);
+    let transition = Transition::to(launch.labels.process.as_deref())?;
+    let (mut tree, users) = jail::enter_tree(&launch, &files.bundle)?;
     launch.overlay.mounts = std::mem::take(&mut tree.mounts);
     jail::enter_user_namespace(users.namespace)?;
+    take_label(transition, sync)?;
     sync.send(&FromMachine::Entered)
         .doing("tell of the namespaces")?;
     let set_up = now();
 
-    let server = file_server(&launch, tree, descriptors)?;
+    let (server, exported) = file_server(&launch, tree, descriptors)?;
     let config = MachineConfig {
         kernel: guest::KERNEL,
         initramfs: guest::INITRAMFS,
@@ -184,7 +200,7 @@ fn prepare(
         disks: &disks,
         apparmor: launch.apparmor,
     };
-    let mut machine = Machine::new(devices.kvm.into(), config, Arc::new(server))?;
+    let mut machine = Machine::new(devices.kvm.into(), config, server)?;
     let (agent, guest_end) = Agent::new().doing("create the control channel")?;
     let control = Key {
         guest_port: CONTROL_PORTS.guest,
@@ -195,11 +211,7 @@ fn prepare(
         streams::offer_one(machine.vsock(), stream)
     })?;
 
-    let proceed: Option<ToMachine> = sync.receive().doing("wait for the hooks")?;
-    if proceed.is_none() {
-        // The verb has gone, and with it the wish for a container.
-        sys::exit_now(1);
-    }
+    await_verb(sync)?;
     jail::drop_privileges(users.own)?;
     jail::confine(&files.bundle, NAMES_ADDRESS)?;
     filter::announce(files.log.last_words().doing("duplicate the log")?)
@@ -207,9 +219,13 @@ fn prepare(
     machine.start(Arc::new(enter))?;
     let parts = Parts {
         machine,
+        exported,
         agent,
         signals,
+        clock: Clock::new().doing("watch the clock")?,
         clients: Clients::new(files.listener).doing("watch control.sock")?,
+        forwards: Forwards::new(localhost),
+        pins,
         log: files.log,
         timeline: Timeline {
             begun: launch.begun,
@@ -218,40 +234,79 @@ fn prepare(
         },
         timeline_file: launch.timeline.take(),
     };
-    let create = create(launch, terminal.is_some(), stdio, extra)?;
+    let create = create(launch, terminal.as_ref(), stdio, extra)?;
     let its_files = container::Files {
         journal: files.journal,
-        bundle: files.bundle,
+        bundle: Some(files.bundle),
         terminal,
         limit: files.limit,
     };
     Ok((parts, Container::new(create, its_files)))
 }
 
+/// Takes the SELinux label, if there is one to take: what is left to do needs nothing that a policy would not allow a
+/// machine anyway.
+fn take_label(transition: Option<Transition<'_>>, sync: &SyncSocket) -> Result<(), SystemError> {
+    let Some(transition) = transition else {
+        return Ok(());
+    };
+    transition.take()?;
+    sync.send(&FromMachine::Labelled)
+        .doing("tell of the label")?;
+    await_verb(sync)
+}
+
+/// Waits until the verb has done its part.
+fn await_verb(sync: &SyncSocket) -> Result<(), SystemError> {
+    let proceed: Option<ToMachine> = sync.receive().doing("wait for the verb")?;
+    if proceed.is_none() {
+        // It has gone, and with it the wish for a container.
+        sys::exit_now(1);
+    }
+    Ok(())
+}
+
+/// What leads connections to localhost to the guest, in a namespace that others than this process's caller may enter.
+/// On a kernel without BPF a machine has all but that.
+fn localhost(network: &Network, log: &mut Log) -> Option<Localhost> {
+    let Network::Path(_) = network else {
+        return None;
+    };
+    let localhost = Localhost::new().inspect_err(|e| {
+        log.write(&format!(
+            "connections to localhost do not get to the guest: {}",
+            one_line(e)
+        ));
+    });
+    localhost.ok()
+}
+
 fn file_server(
     launch: &Launch<'_>,
     tree: jail::Tree,
     descriptors: usize,
-) -> Result<vmm_fs::Server, Error> {
-    let privileged_mount = match launch.isolation.volume_privileges {
-        true => None,
-        false => Some(share::root_mount(&launch.shares, &tree.root)?),
-    };
-    Ok(vmm_fs::Server::new(vmm_fs::Config {
+) -> Result<(Arc<vmm_fs::Server>, Exported), Error> {
+    let server = vmm_fs::Server::new(vmm_fs::Config {
         root: tree.root,
         proc_self_fd: tree.proc_self_fd,
         open_fd_limit: descriptors,
         held_fd_limit: descriptors,
         timeout: FS_TIMEOUT,
-        lasting_mounts: tree.lasting,
-        privileged_mount,
+        mounts: tree.served,
         maps: launch.isolation.dax,
-    })?)
+    })?;
+    let server = Arc::new(server);
+    let exported = Exported {
+        server: Arc::clone(&server),
+        mountinfo: tree.mountinfo,
+        privileges: launch.isolation.volume_privileges,
+    };
+    Ok((server, exported))
 }
 
 /// What each thread does first.
 fn enter(thread: Thread) -> io::Result<()> {
-    if let Thread::Fs(_) = thread {
+    if let Thread::Fs(_) | Thread::Vcpu(_) = thread {
         vmm_fs::enter_worker_thread().map_err(io::Error::other)?;
     }
     filter::set_of(&thread.to_string())
@@ -278,7 +333,7 @@ fn take_properties(launch: &Launch<'_>) -> Result<(), SystemError> {
 /// What the agent is told of the container.
 fn create(
     launch: Launch<'_>,
-    terminal: bool,
+    terminal: Option<&OwnedFd>,
     stdio: Stdio,
     extra: Vec<Extra>,
 ) -> Result<Create, SystemError> {
@@ -292,7 +347,9 @@ fn create(
     Ok(Create {
         cgroup: launch.guest_cgroup,
         own_pids: launch.own_pids,
-        terminal,
+        joins: Vec::new(),
+        terminal: terminal.is_some(),
+        plain_newlines: terminal.is_some_and(streams::plain_newlines),
         notify: launch.notify,
         stdio,
         extra,

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use nix::libc;
 use nix::sys::socket::SockType;
 use protocol::{
-    ContainerId, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network, RequestBody,
-    from_hex,
+    ContainerId, FIRST, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network,
+    RequestBody, from_hex,
 };
 use vmm::vsock::{self, Port};
 
@@ -30,7 +30,7 @@ impl Life {
                 ClientEvent::Steered(target, control) => self.steer(target, control)?,
                 ClientEvent::Left(Target { container, process }) => {
                     let known = self.containers.get_mut(&container);
-                    if known.is_some_and(|known| known.execs.client_gone(process)) {
+                    if known.is_some_and(|known| known.client_gone(process)) {
                         self.kill(container, process, libc::SIGKILL)?;
                     }
                 }
@@ -83,8 +83,10 @@ impl Life {
         };
         // When the guest takes no more requests the client hears that the connection ended.
         if !self.request(container, body, waiting)? {
-            if let Waiting::Exec(process) = waiting {
-                self.forget(Target { container, process });
+            match waiting {
+                Waiting::Exec(process) => drop(self.forget(Target { container, process })),
+                Waiting::Create => drop(self.discard(container)),
+                _ => {}
             }
             self.parts.clients.close(client);
         }
@@ -99,6 +101,14 @@ impl Life {
         control: Control,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Option<(RequestBody, Waiting)>, ControlReply> {
+        match control {
+            Control::Admit => return self.admit(client).map(|()| None),
+            Control::Create(create) => {
+                return self.create(client, id, *create, descriptors).map(Some);
+            }
+            Control::Remove => return self.remove(client, id).map(Some),
+            _ => {}
+        }
         let starting = self.waiting.values();
         let starting = starting
             .filter(|(container, _)| *container == id)
@@ -108,7 +118,9 @@ impl Life {
         };
         Ok(Some(match control {
             Control::Start(network) if container.phase == Phase::Created && !starting => {
-                self.parts.timeline.start = now();
+                if id == FIRST {
+                    self.parts.timeline.start = now();
+                }
                 match self.attach(network, descriptors) {
                     Ok(network) => (RequestBody::Start(network), Waiting::Start(client)),
                     Err(reply) => {
@@ -122,6 +134,9 @@ impl Life {
             Control::Start(_) => {
                 let text = "cannot start a container that has been started";
                 return Err(ControlReply::Failed(text.into()));
+            }
+            Control::Admit | Control::Create(_) | Control::Remove => {
+                return Err(ControlReply::NotRunning);
             }
             _ if !container.lives() => return Err(ControlReply::NotRunning),
             Control::Kill { signal, all } => {
@@ -197,8 +212,8 @@ impl Life {
         let Some(policy) = from_hex(&exec.policy) else {
             return Err(ControlReply::Failed("the policy has no bytes".into()));
         };
-        let passed = streams::passed(&exec, descriptors);
-        let (terminal, streams, beside) = passed.map_err(ControlReply::Failed)?;
+        let passed = streams::passed(&exec.passed, descriptors);
+        let arrived = passed.map_err(ControlReply::Failed)?;
         let Some(container) = self.containers.get_mut(&id) else {
             return Err(ControlReply::NotRunning);
         };
@@ -206,7 +221,7 @@ impl Life {
             let text = format!("{EXECS_MAX} processes are being executed already");
             return Err(ControlReply::Failed(text));
         };
-        let offered = streams::offer(streams, beside, |direction, stream| {
+        let offered = streams::offer(arrived.streams, arrived.extra, |direction, stream| {
             let ports = streams::offer_one(self.parts.machine.vsock(), stream)?;
             container.execs.offered(process, direction, ports.host);
             Ok(ports)
@@ -224,7 +239,8 @@ impl Life {
             process,
             config: exec.process.into_bytes(),
             policy,
-            terminal,
+            terminal: exec.passed.terminal,
+            plain_newlines: arrived.plain_newlines,
             cgroup: exec.cgroup,
             stdio,
             extra,
@@ -247,7 +263,7 @@ impl Life {
     }
 
     /// Closes streams that are of no use any more, whatever the guest does about them.
-    fn abandon(&mut self, ports: &[Port]) {
+    pub(super) fn abandon(&mut self, ports: &[Port]) {
         for port in ports {
             self.parts.machine.vsock().abandon(*port);
         }

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use protocol::HostMount;
-use rustix::fs::{AtFlags, CWD, StatxFlags, fstatfs, statx};
+use rustix::fs::{CWD, fstatfs};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use specification::mount::Change;
 
@@ -23,7 +23,8 @@ use crate::sys::{self, MountChange};
 /// One tree or file of the host that the guest sees.
 #[derive(Debug, Default)]
 pub(crate) struct Share {
-    /// Where it is in the exported tree: `rootfs` or `mnt/N`.
+    /// Where it is in the exported tree: `rootfs`, `mnt/N`, or `mapped/N` if the ids of its files are mapped as no other's
+    /// are.
     pub(crate) name: String,
     /// The host's path; for an overlay a name for messages.
     pub(crate) source: PathBuf,
@@ -145,31 +146,38 @@ impl Share {
         !changes && !is_overlay && !self.id_map.as_ref().is_some_and(differs_below)
     }
 
-    /// Attaches the share below the current directory.
-    pub(super) fn attach(&self, clone: Option<&OwnedFd>) -> Result<(), Error> {
-        let place = Path::new(&self.name);
+    /// Makes the mount point of the share below a directory.
+    pub(super) fn make_place(&self, clone: Option<&OwnedFd>, root: &OwnedFd) -> Result<(), Error> {
         let mode = Mode::from_bits_truncate(0o755);
+        let kind = match clone {
+            None => SFlag::S_IFDIR,
+            Some(clone) => SFlag::from_bits_truncate(self.step(fstat(clone))?.st_mode),
+        };
+        let kind = kind & SFlag::S_IFMT;
+        let name = self.name.as_str();
+        if kind == SFlag::S_IFDIR {
+            self.step(mkdirat(root, name, mode))
+        } else if kind == SFlag::S_IFREG {
+            self.step(mknodat(root, name, SFlag::S_IFREG, mode, 0))
+        } else {
+            let unsupported = io::Error::new(
+                io::ErrorKind::Unsupported,
+                "only directories and regular files can be shared with the guest",
+            );
+            self.step(Err(unsupported))
+        }
+    }
+
+    /// Mounts the share on its mount point below the current directory.
+    pub(super) fn mount(&self, clone: Option<&OwnedFd>) -> Result<(), Error> {
+        let place = Path::new(&self.name);
         let Some(clone) = clone else {
-            self.step(mkdirat(AT_FDCWD, place, mode))?;
             let (kind, data) = (Some("overlay"), self.overlay.as_deref());
             self.step(mount(kind, place, kind, MsFlags::empty(), data))?;
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let mounted = self.step(open(place, flags, Mode::empty()))?;
             return self.change(&mounted);
         };
-        let kind = SFlag::from_bits_truncate(self.step(fstat(clone))?.st_mode) & SFlag::S_IFMT;
-        if kind == SFlag::S_IFDIR {
-            self.step(mkdirat(AT_FDCWD, place, mode))?;
-        } else if kind == SFlag::S_IFREG {
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-            self.step(openat(AT_FDCWD, place, flags, mode))?;
-        } else {
-            let unsupported = io::Error::new(
-                io::ErrorKind::Unsupported,
-                "only directories and regular files can be shared with the guest",
-            );
-            return self.step(Err(unsupported));
-        }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         self.step(move_mount(clone.as_fd(), c"", CWD, place, flags))
     }
@@ -208,11 +216,12 @@ pub(super) fn for_the_guest(shares: &[Share], mounts: &[Mount]) -> Vec<HostMount
 }
 
 /// Clones of the mounts of all shares, and whom a process has to be to see their files' owners: one with shifted ids if
-/// all shares and the clone `bundle` can be mapped so. Its own id on the host is `own`.
+/// all shares and the clone `bundle` can be mapped so, and it `shifts`. Its own id on the host is `own`.
 pub(super) fn clone_mounts(
     shares: &[Share],
     bundle: &OwnedFd,
     own: u32,
+    shifts: bool,
 ) -> Result<(Vec<Option<OwnedFd>>, Users), Error> {
     let users = |map: &IdMap, own: u32| -> Result<Users, Error> {
         let namespace = id_map::user_namespace(map).doing("create a user namespace")?;
@@ -224,7 +233,8 @@ pub(super) fn clone_mounts(
     };
     let mut clones = clone()?;
     let mut each = shares.iter().zip(&clones);
-    if each.all(|(share, clone)| share.may_be_shifted(clone.as_ref()))
+    if shifts
+        && each.all(|(share, clone)| share.may_be_shifted(clone.as_ref()))
         && let Some(map) = IdMap::shifted(own)
     {
         let users = users(&map, id_map::OWN)?;
@@ -240,6 +250,31 @@ pub(super) fn clone_mounts(
             .map_or(Ok(()), |clone| share.map_ids(clone))?;
     }
     Ok((clones, users(&IdMap::identity(), own)?))
+}
+
+/// The same for a machine that there is: one whose ids are shifted as those of `shifted` are, or one that has the
+/// identity.
+pub(super) fn clone_mounts_for(
+    shares: &[Share],
+    shifted: Option<&OwnedFd>,
+) -> Result<Vec<Option<OwnedFd>>, Error> {
+    let clone = |share: &Share| {
+        let clone = share.clone_mount()?;
+        match (shifted, &clone) {
+            (Some(users), Some(mount)) if share.may_be_shifted(Some(mount)) => {
+                share.step(share.shift_ids(mount, users))?;
+            }
+            (Some(_), _) => {
+                let text =
+                    "its ids cannot be mapped as those of the other files of the machine are";
+                share.step(Err(io::Error::new(io::ErrorKind::Unsupported, text)))?;
+            }
+            (None, Some(mount)) => share.map_ids(mount)?,
+            (None, None) => {}
+        }
+        Ok(clone)
+    };
+    shares.iter().map(clone).collect()
 }
 
 /// Maps the ids of all; whether all can be. The bundle is the last, and mapped only then.
@@ -272,31 +307,25 @@ fn show_ids(mount: &OwnedFd, users: &OwnedFd, recursive: bool) -> io::Result<()>
     sys::mount_setattr(mount.as_fd(), &change, recursive)
 }
 
-/// The id of the root filesystem's mount in the exported tree `root`: that of the first share itself, and of none that is
-/// mounted below it.
-pub(super) fn root_mount(shares: &[Share], root: &OwnedFd) -> Result<u64, Error> {
-    let name = shares.first().map_or("", |share| &share.name);
-    let stat = statx(root, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
-        .map_err(io::Error::from)
-        .and_then(|stat| match stat.stx_mask & StatxFlags::MNT_ID.bits() {
-            0 => Err(io::ErrorKind::Unsupported.into()),
-            _ => Ok(stat.stx_mnt_id),
-        });
-    Ok(stat.doing("look at the root filesystem's mount")?)
-}
-
-/// Makes the share `name` of the machine process `pid` read-only. The machine itself has given up the right to; until
-/// now the guest has run nothing but the agent, which had mount points to make.
+/// Makes what is shared as `name` by the machine process `pid` read-only. The machine itself has given up the right to;
+/// until now the guest's agent alone had to do with it, which had mount points to make.
 pub(super) fn seal(pid: i32, name: &str) -> io::Result<()> {
+    let root = tree_of(pid)?;
     inside(pid, || {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let share = open(&*format!("/{name}"), flags, Mode::empty())?;
+        let share = openat(&root, name, flags, Mode::empty())?;
         let change = MountChange {
             set: libc::MOUNT_ATTR_RDONLY,
             ..MountChange::default()
         };
         sys::mount_setattr(share.as_fd(), &change, false)
     })
+}
+
+/// The root of the exported tree of the machine process `pid`, whatever is mounted on it.
+pub(super) fn tree_of(pid: i32) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(open(&*format!("/proc/{pid}/root"), flags, Mode::empty())?)
 }
 
 #[cfg(test)]
@@ -316,8 +345,11 @@ mod tests {
         let mount = |target: &str, attributes| Mount {
             id: 0,
             parent: 0,
+            device: (0, 0),
+            root: "/".into(),
             target: target.into(),
             attributes,
+            access_times: 0,
             id_mapped: false,
             follows: false,
         };

@@ -11,8 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::libc;
-use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use protocol::Exit;
 
@@ -20,9 +18,6 @@ use crate::sys;
 
 /// The files of a cgroup that have its limit of memory and what is in use.
 pub(crate) const FILES: [&str; 2] = ["memory.max", "memory.current"];
-
-/// What a shell says of a program that SIGKILL has ended.
-const KILLED: u8 = 128 + Signal::SIGKILL as u8;
 
 /// Bytes that are taken at a time.
 const STEP: usize = 16 << 20;
@@ -48,7 +43,7 @@ impl Limit {
     /// Takes memory until the host's kernel ends this process, if it is to end as if killed. Returns where there is no
     /// limit, where it is far away, and where the kernel does not kill.
     pub(super) fn meet(&self, exit: Exit) {
-        if !matches!(exit, Exit::Code(KILLED) | Exit::Signal(libc::SIGKILL)) {
+        if !exit.is_killed() {
             return;
         }
         let Some(left) = self.left().filter(|left| *left <= MOST) else {
@@ -86,6 +81,8 @@ fn read(mut file: &File) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use nix::libc;
+
     use super::*;
 
     #[test]
@@ -109,7 +106,7 @@ mod tests {
             assert_eq!(open().unwrap().left(), left);
         }
         // This process lives on.
-        open().unwrap().meet(Exit::Code(KILLED));
+        open().unwrap().meet(Exit::Code(137));
         write(["max\n", "4096\n"]);
         open().unwrap().meet(Exit::Signal(libc::SIGKILL));
         write(["67108864\n", "4096\n"]);

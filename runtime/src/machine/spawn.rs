@@ -1,5 +1,7 @@
 //! The start of a machine, seen from the verb.
 
+use std::{fs, io};
+
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -86,15 +88,22 @@ impl Spawned {
         let Some(sync) = &self.sync else {
             return Ok(());
         };
+        let proceed = || {
+            sync.send(&ToMachine::Proceed)
+                .doing("answer the machine process")
+        };
         loop {
             match sync
                 .receive::<FromMachine>()
                 .doing("hear from the machine process")?
             {
+                Some(FromMachine::Labelled) => {
+                    note_label(self.pid()).doing("look at the machine process")?;
+                    proceed()?;
+                }
                 Some(FromMachine::Entered) => {
                     namespaces_ready(self.pid()).map_err(Error::NamespacesReady)?;
-                    sync.send(&ToMachine::Proceed)
-                        .doing("answer the machine process")?;
+                    proceed()?;
                 }
                 Some(FromMachine::Created) => return Ok(()),
                 Some(FromMachine::Failed(text)) => return Err(Error::Refused(text)),
@@ -116,6 +125,13 @@ impl Spawned {
             }
         }
     }
+}
+
+/// Has the kernel note the label that a process has taken in what the machine process keeps of `/proc`
+/// ([`jail`](super::jail)): it does so when a file there is looked up, and that process has roots of mounts alone.
+fn note_label(pid: i32) -> io::Result<()> {
+    let look = |name| fs::metadata(format!("/proc/{pid}/{name}")).map(drop);
+    ["fd", "mountinfo"].into_iter().try_for_each(look)
 }
 
 impl Drop for Spawned {

@@ -4,19 +4,25 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::stat::{SFlag, fstat, makedev};
+use nix::sys::termios::{OutputFlags, tcgetattr};
 use protocol::{Ports, Stdio};
-use serde::Deserialize;
 use vmm::vsock::{self, HostStream, Sink, Source, Vsock};
 
-use crate::control::{Direction, ExecRequest, Stream};
+use crate::control::{Direction, Passed, Stream};
 
 /// Standard input, output and error; `None` stands for /dev/null.
 pub(super) type Streams = [Option<HostStream>; 3];
 
-/// The caller's standard streams, or the terminal in their place. The process keeps `null`, /dev/null, as its own.
-pub(super) fn of_launch(terminal: Option<OwnedFd>, null: OwnedFd) -> Result<Streams, vsock::Error> {
+/// The caller's standard streams, or the terminal in their place; none of a machine that is not the caller's own. The
+/// process keeps `null`, /dev/null, as its own.
+pub(super) fn of_launch(
+    own: bool,
+    terminal: Option<OwnedFd>,
+    null: OwnedFd,
+) -> Result<Streams, vsock::Error> {
     let streams = match terminal {
         Some(terminal) => of_terminal(terminal, false)?,
+        None if !own => Streams::default(),
         None => of_descriptors([
             Some((duplicate(io::stdin())?, false)),
             Some((duplicate(io::stdout())?, false)),
@@ -35,12 +41,11 @@ pub(super) struct Extra {
 
 /// The host's end of a descriptor that the caller has given to the container. `own` is as of [`Stream::Passed`].
 pub(super) fn extra(fd: OwnedFd, direction: Direction, own: bool) -> Result<Extra, vsock::Error> {
-    let source = if own { Source::reopened } else { Source::new };
     let sink = if own { Sink::reopened } else { Sink::new };
     let (source, sink) = match direction {
-        Direction::In => (Some(source(fd)?), None),
+        Direction::In => (Some(source(fd, own)?.on_demand()), None),
         Direction::Out => (None, Some(sink(fd)?)),
-        Direction::Both => (Some(source(duplicate(&fd)?)?), Some(sink(fd)?)),
+        Direction::Both => (Some(source(duplicate(&fd)?, own)?), Some(sink(fd)?)),
     };
     let sink = sink.map(Sink::given_away);
     let stream = HostStream { source, sink };
@@ -77,45 +82,55 @@ pub(super) fn offer_one(vsock: &mut Vsock, stream: HostStream) -> Result<Ports, 
     })
 }
 
-/// Whether an exec has a terminal, and its streams. An error is the client's answer.
-pub(super) fn passed(
-    exec: &ExecRequest,
-    descriptors: Vec<OwnedFd>,
-) -> Result<(bool, Streams, Vec<Extra>), String> {
-    #[derive(Deserialize)]
-    struct Terminal {
-        #[serde(default)]
-        terminal: bool,
-    }
-    let announced = exec.streams.iter().filter(|s| **s != Stream::None).count();
-    let announced = announced + exec.extra.len();
+/// What has come along with a request.
+pub(super) struct Arrived {
+    /// As of [`plain_newlines`].
+    pub(super) plain_newlines: bool,
+    pub(super) streams: Streams,
+    pub(super) extra: Vec<Extra>,
+}
+
+/// The streams that come along with a request. An error is the client's answer.
+pub(super) fn passed(passed: &Passed, descriptors: Vec<OwnedFd>) -> Result<Arrived, String> {
+    let announced = passed.streams.iter();
+    let announced = announced.filter(|s| **s != Stream::None).count();
+    let announced = announced + passed.extra.len();
     if announced != descriptors.len() {
         return Err(format!(
             "{announced} descriptors are announced, {} came",
             descriptors.len()
         ));
     }
-    let process: Terminal = serde_json::from_str(&exec.process).map_err(|e| e.to_string())?;
     let mut descriptors = descriptors.into_iter();
-    let standard = exec.streams.map(|stream| match stream {
+    let standard = passed.streams.map(|stream| match stream {
         Stream::None => None,
         Stream::Passed { own } => descriptors.next().map(|fd| (fd, own)),
     });
-    let streams = match (process.terminal, standard) {
-        (true, [Some((terminal, own)), None, None]) => of_terminal(terminal, own),
+    let mut plain = false;
+    let streams = match (passed.terminal, standard) {
+        (true, [Some((terminal, own)), None, None]) => {
+            plain = plain_newlines(&terminal);
+            of_terminal(terminal, own)
+        }
         (true, _) => return Err("a terminal is one descriptor, as standard input".into()),
         (false, streams) => of_descriptors(streams),
     };
-    let extra = exec.extra.iter().zip(descriptors);
+    let extra = passed.extra.iter().zip(descriptors);
     let extra = extra
         .map(|(wanted, fd)| self::extra(fd, wanted.direction, wanted.own))
         .collect::<Result<_, _>>();
     let text = |e: vsock::Error| e.to_string();
-    Ok((
-        process.terminal,
-        streams.map_err(text)?,
-        extra.map_err(text)?,
-    ))
+    Ok(Arrived {
+        plain_newlines: plain,
+        streams: streams.map_err(text)?,
+        extra: extra.map_err(text)?,
+    })
+}
+
+/// Whether the guest's terminal is to leave LF alone, as the host's says, which being raw does nothing about it itself:
+/// [`terminal::prepare`](crate::host::terminal::prepare).
+pub(super) fn plain_newlines(terminal: &OwnedFd) -> bool {
+    tcgetattr(terminal).is_ok_and(|found| !found.output_flags.contains(OutputFlags::ONLCR))
 }
 
 /// Descriptors, and whether they are of our own making ([`Stream::Passed`]).
@@ -134,7 +149,12 @@ fn of_descriptors(descriptors: [Option<(OwnedFd, bool)>; 3]) -> Result<Streams, 
 
 fn of_terminal(terminal: OwnedFd, own: bool) -> Result<Streams, vsock::Error> {
     let copy = duplicate(&terminal)?;
-    Ok([input(copy, own)?, output(terminal, own)?, None])
+    // A terminal's driver has to have what is typed, whether or not a program reads: it makes signals of it.
+    let input = HostStream {
+        source: Some(source(copy, own)?),
+        sink: None,
+    };
+    Ok([Some(input), output(terminal, own)?, None])
 }
 
 /// A descriptor that is not open for its direction (nohup opens standard input for writing only) is nothing to the
@@ -143,13 +163,20 @@ fn input(fd: OwnedFd, own: bool) -> Result<Option<HostStream>, vsock::Error> {
     if is_null_or_directory(&fd) {
         return Ok(None);
     }
-    let source = if own { Source::reopened } else { Source::new };
-    match source(fd) {
+    match source(fd, own) {
         Err(vsock::Error::NotReadable(_)) => Ok(None),
         source => Ok(Some(HostStream {
-            source: Some(source?),
+            source: Some(source?.on_demand()),
             sink: None,
         })),
+    }
+}
+
+fn source(fd: OwnedFd, own: bool) -> Result<Source, vsock::Error> {
+    if own {
+        Source::reopened(fd)
+    } else {
+        Source::new(fd)
     }
 }
 

@@ -12,6 +12,8 @@ use crate::sys;
 /// Machine process to verb.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromMachine {
+    /// It has taken its SELinux label, and waits for the verb to have that noted.
+    Labelled,
     /// It is in its namespaces.
     Entered,
     /// The guest has prepared the container.
@@ -23,7 +25,7 @@ pub(super) enum FromMachine {
 /// Verb to machine process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToMachine {
-    /// What is done in its namespaces, the hooks above all, is done.
+    /// The label is noted; or what is done in its namespaces, the hooks above all, is done.
     Proceed,
     /// The container is on record; live on without the verb.
     Commit,

@@ -49,7 +49,7 @@ const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags:
 
 /// Makes the view of the container in the machine process `pid`: `shares`, of which the first is the root filesystem,
 /// and the mounts in their order.
-pub(super) fn show(pid: i32, shares: &[Share], targets: &[Target]) -> Result<(), SystemError> {
+pub(crate) fn show(pid: i32, shares: &[Share], targets: &[Target]) -> Result<(), SystemError> {
     // From where the host has them, with the ids that the files have there.
     let clones = shares.iter().map(Share::clone_for_host);
     let clones = clones.collect::<Result<_, _>>().map_err(io::Error::other);
@@ -99,7 +99,7 @@ impl View<'_> {
         for target in self.targets {
             let mounted = match target.content {
                 Content::Share(index) => self.mount_of(index, tree)?,
-                _ => jail::tmpfs(c"64k")?,
+                _ => jail::tmpfs(c"64k", None)?,
             };
             let place = destination(root, &target.destination, is_file(&mounted)?, &own)?;
             attach(&mounted, &place)?;

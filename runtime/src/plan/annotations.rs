@@ -1,7 +1,7 @@
 //! Chiton's own annotations. The size of the machine is that of [`super::size`]; the others say what the machine shares
 //! with the rest of the host, and what stands for that which it cannot share. And those of callers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::ledger::Ledger;
 use crate::machine::{CORE_SCHEDULING, Isolation};
@@ -85,6 +85,31 @@ pub(super) fn said(annotations: &HashMap<String, String>, ledger: &mut Ledger) -
         }
     }
     said
+}
+
+/// The annotations that say what the machine is.
+const OF_MACHINE: [&str; 5] = [MEMORY, VCPUS, PRIVILEGES, DAX, CORE_SCHEDULING];
+
+/// Whether it is an annotation that says what the machine is.
+pub(super) fn is_of_machine(name: &str) -> bool {
+    OF_MACHINE.contains(&name)
+}
+
+/// Refuses what a member of the machine of `sandbox`, whose annotations are `of_machine`, says otherwise of that.
+pub(super) fn check_member(
+    annotations: &HashMap<String, String>,
+    of_machine: &BTreeMap<String, String>,
+    sandbox: &str,
+    ledger: &mut Ledger,
+) {
+    for name in OF_MACHINE {
+        let said = annotations.get(name);
+        if said.is_some() && said != of_machine.get(name) {
+            let problem =
+                format!("is not what container {sandbox} says, which the machine was made for");
+            ledger.refuse(format!("annotations[{name}]"), problem);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn each_property_has_a_line_and_elements_have_indexes() {
         let json = r#"{"mounts":[{"destination":"/"},{"colour":1,"options":[]}],"x":{},"linux":{},
-            "process":{"apparmorProfile":"p","selinuxLabel":"l","user":null},"root":{"path":"r"},"windows":{"a":[]}}"#;
+            "process":{"apparmorProfile":"p","commandLine":"l","user":null},"root":{"path":"r"},"windows":{"a":[]}}"#;
         let mut ledger = Ledger::of(&serde_json::from_str(json).unwrap());
         ledger.place("mounts[0].destination", Place::Both);
         ledger.place("mounts[1].options", Place::Both);
@@ -338,9 +338,8 @@ mod tests {
                 ("mounts[1].options", "nothing".into()),
                 ("process.apparmorProfile", "guest".into()),
                 (
-                    "process.selinuxLabel",
-                    "refused: the guest has no SELinux, and the machine process gets no label"
-                        .into()
+                    "process.commandLine",
+                    "refused: is for another platform".into()
                 ),
                 ("process.user", "nothing".into()),
                 ("root.path", "refused: is missing; [7].x: is strange".into()),
@@ -351,7 +350,7 @@ mod tests {
         );
         assert_eq!(
             ledger.refused().unwrap().to_string(),
-            "process.selinuxLabel: the guest has no SELinux, and the machine process gets no label; root.path: is missing; root.path[7].x: is strange; hostname: is absent"
+            "process.commandLine: is for another platform; root.path: is missing; root.path[7].x: is strange; hostname: is absent"
         );
         assert_eq!(
             ledger.warnings(),

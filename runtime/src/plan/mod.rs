@@ -11,15 +11,18 @@ mod ledger;
 mod memory_policy;
 mod mounts;
 mod namespaces;
+mod pins;
 mod process;
 mod properties;
 mod resources;
 pub(crate) mod seccomp;
+mod selinux;
 mod size;
 #[cfg(test)]
 mod tests;
 mod update;
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
@@ -31,7 +34,9 @@ pub(crate) use annotations::ANNOTATIONS;
 pub(crate) use apparmor::Policies;
 pub(crate) use ledger::{Entry, Ledger, Refused};
 pub(crate) use mounts::mount_options;
-pub(crate) use namespaces::Owner;
+pub(crate) use namespaces::{Member, Owner};
+pub(crate) use pins::{Holder, Pin};
+pub(crate) use selinux::Policy;
 pub(crate) use size::ROOM_MAX;
 pub(crate) use update::{MachineSize, update};
 
@@ -39,7 +44,7 @@ use crate::host::cgroup::Limit;
 use crate::host::cgroup::systemd::{self, Scope};
 use crate::host::network::NetDevice;
 use crate::machine::{BlockDevice, Isolation, Share, Target};
-use crate::state::Network;
+use crate::state::{Labels, Network};
 use crate::sys::MemoryPolicy;
 
 /// Name of the root filesystem's share.
@@ -59,7 +64,15 @@ pub(crate) enum FileKind {
     Character(Device),
     /// A block device.
     Block,
+    /// A file or directory of procfs or nsfs, which leads to processes and what they have.
+    Processes,
+    /// A file or directory of a FUSE file system that lets in nobody but the user who has mounted it.
+    Closed,
 }
+
+/// Why [`FileKind::Closed`] is refused.
+const CLOSED: &str =
+    "of a FUSE file system that lets in nobody but its user: mount it with allow_other";
 
 /// What a plan depends on beside the configuration.
 pub(crate) struct Facts<'a> {
@@ -77,8 +90,14 @@ pub(crate) struct Facts<'a> {
     pub(crate) resctrl: bool,
     /// The policies of this host's AppArmor, if that is active.
     pub(crate) policies: Option<&'a Policies<'a>>,
+    /// The labels that this host's SELinux knows, if that is enabled.
+    pub(crate) selinux: Option<&'a Policy<'a>>,
+    /// The labels of the container with this id; none if there is none.
+    pub(crate) labels: &'a dyn Fn(&str) -> Option<Labels>,
     /// Whose namespace of this type a path leads to, or why that is not known.
     pub(crate) namespace: &'a dyn Fn(&Path, LinuxNamespaceType) -> Result<Owner, String>,
+    /// The annotations of the container with this id; none if there is none.
+    pub(crate) annotations: &'a dyn Fn(&str) -> BTreeMap<String, String>,
 }
 
 /// What is to be done.
@@ -101,6 +120,10 @@ pub(crate) struct Plan {
     pub(crate) apparmor: bool,
     /// The compiled AppArmor policy of the init's profile; empty if it has none.
     pub(crate) policy: Vec<u8>,
+    /// What SELinux is to know.
+    pub(crate) labels: Labels,
+    /// The machine that it becomes a member of, if that is not one of its own.
+    pub(crate) member: Option<Member>,
     /// Network namespace of the machine process.
     pub(crate) network: Network,
     /// Network interfaces that move there.
@@ -148,7 +171,8 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     let no_annotations = Default::default();
     let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
     let said = annotations::said(annotations, &mut ledger);
-    namespaces::check(spec, &linux, facts, &mut ledger);
+    namespaces::check(spec, &linux, &mut ledger);
+    let member = member(&linux, annotations, facts, &mut ledger);
     if !said.guests_namespaces {
         namespaces::check_host(&linux, &mut ledger);
     }
@@ -166,12 +190,9 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
         }
         None => ledger.refuse("process", "must not be empty"),
     }
-    let mounts = mounts::mounts(
-        spec.mounts().as_deref().unwrap_or_default(),
-        &linux,
-        facts,
-        &mut ledger,
-    );
+    let labels = selinux::labels(spec, member.as_ref(), facts, &mut ledger);
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let mounts = mounts::mounts(mounts, &linux, facts, &mut ledger);
     let seccomp = compile_seccomp(&linux, &mut ledger);
     let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
     let guests_devices = devices::everything_is_allowed(spec);
@@ -207,9 +228,11 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
             // A process that is executed later may have a profile where the init has none.
             apparmor: facts.policies.is_some(),
             policy,
+            labels,
             disks,
-            network: namespaces::network(&linux),
+            network: namespaces::network(&linux, member.as_ref()),
             net_devices,
+            member,
             oom_score_adj: spec.process().as_ref().and_then(Process::oom_score_adj),
             cgroups_path: linux.cgroups_path().clone(),
             own_pids: namespaces::own_pids(&linux),
@@ -218,6 +241,23 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
         }),
     };
     Decision { ledger, plan }
+}
+
+/// The machine of another container that this one becomes a member of, if it does.
+fn member(
+    linux: &Linux,
+    annotations: &HashMap<String, String>,
+    facts: &Facts<'_>,
+    ledger: &mut Ledger,
+) -> Option<Member> {
+    let member = namespaces::member(linux, facts, ledger)?;
+    namespaces::check_member(linux, ledger);
+    // A machine that is to be made is made as this container says.
+    if member.machine.is_some() {
+        let of_machine = (facts.annotations)(&member.sandbox);
+        annotations::check_member(annotations, &of_machine, &member.sandbox, ledger);
+    }
+    Some(member)
 }
 
 /// The limits of the machine that slow it down. They hold from the container's first instruction on, not while the
@@ -241,22 +281,40 @@ pub(crate) struct Room<'a> {
     pub(crate) profile: Option<&'a str>,
     /// The policies of this host's AppArmor, if that is active.
     pub(crate) policies: Option<&'a Policies<'a>>,
+    /// The SELinux label that the container has.
+    pub(crate) label: Option<&'a str>,
+    /// The labels that this host's SELinux knows, if that is enabled.
+    pub(crate) selinux: Option<&'a Policy<'a>>,
 }
 
-/// Decides whether the process of an exec, given as the `process` of a configuration, can be had; the compiled AppArmor
-/// policy that the guest must be given for it, which may be empty, and what the caller should know.
+/// What a process of an exec needs.
+pub(crate) struct Needs {
+    /// The compiled AppArmor policy that the guest must be given for it, which may be empty.
+    pub(crate) policy: Vec<u8>,
+    /// The SELinux label of what stands for it.
+    pub(crate) label: Option<String>,
+    /// What the caller should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Decides whether the process of an exec, given as the `process` of a configuration, can be had.
 pub(crate) fn check_exec(
     config: &Value,
     process: &Process,
     room: &Room<'_>,
-) -> Result<(Vec<u8>, Vec<String>), Refused> {
+) -> Result<Needs, Refused> {
     let mut ledger = Ledger::of(config);
     process::check(process, room.vcpus, &mut ledger);
     let policy = apparmor::policy(process, room.profile, room.policies, &mut ledger);
+    let label = selinux::of_exec(process, room.label, room.selinux, &mut ledger);
     ledger.note_unknown(config, &json!({ "process": process }));
     match ledger.refused() {
         Some(refused) => Err(refused),
-        None => Ok((policy, ledger.warnings())),
+        None => Ok(Needs {
+            policy,
+            label,
+            warnings: ledger.warnings(),
+        }),
     }
 }
 
@@ -293,6 +351,14 @@ fn rootfs(spec: &Spec, facts: &Facts<'_>, ledger: &mut Ledger) -> Share {
     } else {
         match (facts.kind)(&source) {
             Ok(FileKind::Directory) => {}
+            Ok(FileKind::Processes) => ledger.refuse(
+                "root.path",
+                format!("invalid rootfs: {} is of procfs", source.display()),
+            ),
+            Ok(FileKind::Closed) => ledger.refuse(
+                "root.path",
+                format!("invalid rootfs: {} is {CLOSED}", source.display()),
+            ),
             Ok(_) => ledger.refuse(
                 "root.path",
                 format!("invalid rootfs: {} is not a directory", source.display()),

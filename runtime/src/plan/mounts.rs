@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | bind of a directory or file | a clone of the mount in the share | a bind mount of that |
 //! | bind of a character device that the guest has too | - | a bind mount of the guest's own |
+//! | bind of procfs or a namespace | refused: it leads to the machine process | - |
 //! | overlay, whose layers are the host's | mounts it in the share | a bind mount of that |
 //! | anything else of [`GUEST_TYPES`] | - | mounts it |
 
@@ -15,7 +16,7 @@ use specification::mount::{Change, Reach, is_bind, options};
 use specification::{MountOption, Place};
 
 use super::ledger::Ledger;
-use super::{Facts, FileKind, devices};
+use super::{CLOSED, Facts, FileKind, devices};
 use crate::machine::{Content, IdMap, IdRange, Share, Target};
 
 /// File systems that the guest mounts.
@@ -116,6 +117,11 @@ impl Mounts {
             FileKind::Socket => "a socket: its other end is on the host",
             FileKind::Fifo => "a FIFO: its other end is on the host",
             FileKind::Character(_) => "a device that the guest does not have",
+            FileKind::Closed => CLOSED,
+            FileKind::Processes => {
+                "of the host's procfs, by which files of the machine process can be reached: a mount of type proc has the \
+                 container's own processes; what is to see the host's needs another runtime"
+            }
             FileKind::Block => {
                 "a block device: the guest can have it by linux.devices, and not by a mount"
             }
@@ -124,7 +130,8 @@ impl Mounts {
     }
 
     fn share(&mut self, mount: &Mount, index: usize, source: PathBuf, id_map: Option<IdMap>) {
-        let name = self.name(index);
+        let directory = if id_map.is_some() { "mapped" } else { "mnt" };
+        let name = self.name(index, directory);
         let (own, below) = attributes(mount);
         self.shares.push(Share {
             name,
@@ -145,7 +152,7 @@ impl Mounts {
 
     /// An overlay file system whose layers are directories of the host: it is mounted there.
     fn overlay(&mut self, mount: &Mount, index: usize) -> Result<(), Problem> {
-        let name = self.name(index);
+        let name = self.name(index, "mnt");
         let mut data = Vec::new();
         for option in options(mount).filter(|option| MountOption::of(option).is_none()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
@@ -169,8 +176,8 @@ impl Mounts {
     }
 
     /// Names the share of a mount.
-    fn name(&mut self, index: usize) -> String {
-        let name = format!("mnt/{}", self.binds.len());
+    fn name(&mut self, index: usize, directory: &str) -> String {
+        let name = format!("{directory}/{}", self.binds.len());
         self.binds.push((index, name.clone()));
         name
     }

@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType as Kind, LinuxTimeOffset, Spec,
+    Linux, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType as Kind,
+    LinuxTimeOffset, Spec,
 };
+use protocol::{ContainerId, Joined};
 use specification::{Place, namespace, sysctl};
 
 use super::Facts;
 use super::annotations::HOST_NAMESPACES;
 use super::ledger::Ledger;
+use super::pins::{self, Pin};
 use crate::host::network::{self, NetDevice};
-use crate::state::Network;
+use crate::state::{Identity, Network, Pinned, Seat};
 
 /// Maximum number of lines of an id map (user_namespaces(7)).
 const MAPPINGS_MAX: usize = 340;
@@ -21,14 +24,179 @@ const NANOSECONDS: u32 = 1_000_000_000;
 /// Whose namespace a path leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The machine of the container with this id.
-    Container(String),
+    /// A container, which has this place.
+    Container(Seat),
+    /// Whoever has pinned it: it is not this host's own, and no process is named.
+    Pinned(Pin),
     /// This host, or something that runs on it.
     Host,
 }
 
+/// What makes a container a member of a machine that is not its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// The id of the container that the machine was made for, or the name of the pod.
+    pub(crate) sandbox: String,
+    /// The machine process. `None` while a pod has none.
+    pub(crate) machine: Option<Identity>,
+    /// The namespaces that it joins.
+    pub(crate) joins: Vec<Joined>,
+    /// What is pinned for its pod, if the machine is a pod's.
+    pub(crate) pinned: Option<Pinned>,
+}
+
+impl Member {
+    /// Whether it joins a namespace of a type.
+    fn joins(&self, kind: Kind) -> bool {
+        let flag = namespace::flag(kind);
+        let mut joins = self.joins.iter();
+        joins.any(|joined| joined.namespaces & flag != 0)
+    }
+
+    /// It joins one more namespace, of the container of this number.
+    pub(super) fn join(&mut self, container: ContainerId, kind: Kind) {
+        let namespaces = namespace::flag(kind);
+        let mut known = self.joins.iter_mut();
+        match known.find(|joined| joined.container == container) {
+            Some(joined) => joined.namespaces |= namespaces,
+            None => self.joins.push(Joined {
+                container,
+                namespaces,
+            }),
+        }
+    }
+}
+
+/// A namespace that a configuration names by a path.
+pub(super) struct Named<'a> {
+    pub(super) property: String,
+    pub(super) path: &'a Path,
+    pub(super) kind: Kind,
+    pub(super) owner: Result<Owner, String>,
+}
+
+/// The machine that the container becomes a member of, because a namespace of its configuration is that of a container
+/// in there or pinned for a pod; and refuses namespaces that it cannot have.
+pub(super) fn member(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) -> Option<Member> {
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    let named = namespaces.iter().enumerate();
+    let named = named.filter_map(|(index, namespace)| {
+        let (path, kind) = (path(namespace)?, namespace.typ());
+        Some(Named {
+            property: format!("linux.namespaces[{index}].path"),
+            path,
+            kind,
+            owner: (facts.namespace)(path, kind),
+        })
+    });
+    let named: Vec<_> = named.collect();
+    let mut found = match pins::member(&named) {
+        Ok(found) => found,
+        Err((property, problem)) => {
+            ledger.refuse(property, problem);
+            return None;
+        }
+    };
+    for each in named {
+        if let Some(problem) = problem(&each, found.as_ref()) {
+            ledger.refuse(each.property, problem);
+            continue;
+        }
+        match each.owner {
+            Ok(Owner::Container(seat)) => {
+                ledger.place(&each.property, Place::Guest);
+                let member = found.get_or_insert_with(|| Member {
+                    sandbox: seat.sandbox,
+                    machine: Some(seat.machine),
+                    joins: Vec::new(),
+                    pinned: None,
+                });
+                member.join(seat.number, each.kind);
+            }
+            Ok(Owner::Pinned(_)) if found.is_some() => ledger.place(&each.property, Place::Both),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Why a member of a machine, or of none so far, cannot have a namespace.
+fn problem(named: &Named<'_>, found: Option<&Member>) -> Option<String> {
+    let (shown, kind) = (named.path.display(), named.kind);
+    match &named.owner {
+        Ok(Owner::Container(seat)) if kind == Kind::Mount => Some(format!(
+            "{shown} belongs to container {}, and each container of a machine has mounts of its own",
+            seat.sandbox
+        )),
+        Ok(Owner::Container(seat)) => match found {
+            None if seat.is_of_pod() => Some(format!(
+                "{shown} is in the machine of a pod: name the ipc and uts namespace that are pinned for it, too"
+            )),
+            Some(other) if other.machine != Some(seat.machine) => Some(format!(
+                "{shown} is in the machine of container {}, and another one in that of {}: a container lives in one",
+                seat.sandbox, other.sandbox
+            )),
+            _ => None,
+        },
+        Ok(Owner::Pinned(_)) if found.is_some_and(|member| member.joins(kind)) => None,
+        // It is joined, whosever it is.
+        Ok(Owner::Host | Owner::Pinned(_)) if kind == Kind::Network => None,
+        Ok(Owner::Pinned(_)) => Some(format!(
+            "{shown} is a namespace of this host, and the container's processes run on another kernel: pinned ones are \
+             served where both the ipc and the uts namespace of a pod are"
+        )),
+        Ok(Owner::Host) => {
+            // CRI-O's pins, of a container whose processes another one is to see.
+            let instead = if kind == Kind::Pid && !named.path.starts_with("/proc") {
+                ": name a container's by its process, /proc/PID/ns/pid"
+            } else {
+                ""
+            };
+            Some(format!(
+                "{shown} belongs to this host's kernel, and the container's processes run on another{instead}"
+            ))
+        }
+        Err(problem) => Some(problem.clone()),
+    }
+}
+
+/// Refuses what belongs to the machine as a whole, and so to the container that it was made for.
+pub(super) fn check_member(linux: &Linux, ledger: &mut Ledger) {
+    let why = "belongs to the machine, which was made for another container";
+    let devices = linux.devices().as_deref().unwrap_or_default();
+    for (index, device) in devices.iter().enumerate() {
+        if device.typ() == LinuxDeviceType::B {
+            ledger.refuse(
+                format!("linux.devices[{index}]"),
+                format!("a block device {why}"),
+            );
+        }
+    }
+    for (property, is_there) in [
+        (
+            "linux.netDevices",
+            linux
+                .net_devices()
+                .as_ref()
+                .is_some_and(|all| !all.is_empty()),
+        ),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+    ] {
+        if is_there {
+            ledger.refuse(property, why);
+        }
+    }
+    for name in linux.sysctl().iter().flatten().map(|(name, _)| name) {
+        let path = sysctl::path(name);
+        if path.is_some_and(|path| sysctl::namespace(&path).is_none()) {
+            ledger.refuse(format!("linux.sysctl[{name}]"), why);
+        }
+    }
+}
+
 /// Refuses what cannot be, or belongs to a namespace that is not there.
-pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) {
+pub(super) fn check(spec: &Spec, linux: &Linux, ledger: &mut Ledger) {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     for (index, namespace) in namespaces.iter().enumerate() {
         let (kind, property) = (namespace.typ(), format!("linux.namespaces[{index}]"));
@@ -38,12 +206,6 @@ pub(super) fn check(spec: &Spec, linux: &Linux, facts: &Facts<'_>, ledger: &mut 
         }
         if kind == Kind::Network {
             ledger.place(&format!("{property}.type"), Place::Both);
-            // It is joined, whosever it is.
-            if let Some(Err(problem)) = path(namespace).map(|path| (facts.namespace)(path, kind)) {
-                ledger.refuse(format!("{property}.path"), problem);
-            }
-        } else if let Some(path) = path(namespace) {
-            ledger.refuse(format!("{property}.path"), unreachable(path, kind, facts));
         }
     }
     let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
@@ -93,13 +255,18 @@ pub(super) fn check_host(linux: &Linux, ledger: &mut Ledger) {
 /// Whether the container has a pid namespace of its own.
 pub(super) fn own_pids(linux: &Linux) -> bool {
     let mut namespaces = linux.namespaces().iter().flatten();
-    namespaces.any(|namespace| namespace.typ() == Kind::Pid)
+    namespaces.any(|namespace| namespace.typ() == Kind::Pid && path(namespace).is_none())
 }
 
 /// The machine process never lives in the host's own network namespace. Without a network namespace in the
 /// configuration the container shares that of the guest, where there is nothing but a loopback interface
 /// ([`HOST_NAMESPACES`]).
-pub(super) fn network(linux: &Linux) -> Network {
+///
+/// A member that joins the network of another container of the machine has none of its own on this host.
+pub(super) fn network(linux: &Linux, member: Option<&Member>) -> Network {
+    if member.is_some_and(|member| member.joins(Kind::Network)) {
+        return Network::Guests;
+    }
     let mut namespaces = linux.namespaces().iter().flatten();
     let network = namespaces.find(|namespace| namespace.typ() == Kind::Network);
     match network.map(path) {
@@ -123,7 +290,7 @@ pub(super) fn net_devices(linux: &Linux, ledger: &mut Ledger) -> Vec<NetDevice> 
         })
         .collect();
     devices.sort_by(|a, b| a.name.cmp(&b.name));
-    let slots = network(linux).slots();
+    let slots = network(linux, None).slots();
     if slots == 0 && !devices.is_empty() {
         ledger.refuse("linux.netDevices", "needs a network namespace");
     } else if devices.len() > slots {
@@ -161,20 +328,6 @@ fn path(namespace: &LinuxNamespace) -> Option<&Path> {
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Why the namespace of a path cannot be joined.
-fn unreachable(path: &Path, kind: Kind, facts: &Facts<'_>) -> String {
-    let shown = path.display();
-    match (facts.namespace)(path, kind) {
-        Ok(Owner::Container(id)) => {
-            format!("pods are not supported yet: {shown} belongs to container {id}")
-        }
-        Ok(Owner::Host) => format!(
-            "{shown} belongs to this host's kernel, and the container's processes run on another"
-        ),
-        Err(problem) => problem,
-    }
-}
-
 /// A name belongs to a UTS namespace.
 fn names(spec: &Spec, uts: bool, ledger: &mut Ledger) {
     for (property, name) in [
@@ -194,7 +347,7 @@ fn names(spec: &Spec, uts: bool, ledger: &mut Ledger) {
     }
 }
 
-/// A user namespace that is joined has its mappings already.
+/// A user namespace that is joined has its mappings already, and what is said of them is not looked at, as with runc.
 fn mappings(linux: &Linux, user: Option<&LinuxNamespace>, ledger: &mut Ledger) {
     let joins = user.is_some_and(|namespace| path(namespace).is_some());
     for (property, mappings) in [
@@ -204,8 +357,8 @@ fn mappings(linux: &Linux, user: Option<&LinuxNamespace>, ledger: &mut Ledger) {
         let mappings = mappings.as_deref().unwrap_or_default();
         if user.is_some() && !joins && mappings.is_empty() {
             ledger.refuse(property, "must not be empty with a user namespace");
-        } else if (user.is_none() || joins) && !mappings.is_empty() {
-            ledger.refuse(property, "needs a new user namespace");
+        } else if user.is_none() && !mappings.is_empty() {
+            ledger.refuse(property, "needs a user namespace");
         }
         if mappings.len() > MAPPINGS_MAX {
             ledger.refuse(property, format!("has more than {MAPPINGS_MAX} mappings"));

@@ -27,7 +27,6 @@ const HOST: Rule = At(Place::Host);
 const BOTH: Rule = At(Place::Both);
 
 const PLATFORM: Rule = Refused("is for another platform");
-const SELINUX: Rule = Refused("the guest has no SELinux, and the machine process gets no label");
 const NO_RT: &str = "cgroup v2 has no limits of real-time scheduling";
 const KERNEL_MEMORY: &str = "cgroup v2 has no limit of the kernel's memory alone";
 const NET_CGROUP: &str = "cgroup v2 has no classes and priorities of network packets";
@@ -54,7 +53,7 @@ const PROPERTIES: [(&str, Rule); 104] = [
     ("linux.intelRdt", HOST),
     ("linux.maskedPaths", GUEST),
     ("linux.memoryPolicy", HOST),
-    ("linux.mountLabel", SELINUX),
+    ("linux.mountLabel", HOST),
     ("linux.namespaces", Inner),
     ("linux.namespaces.path", HOST),
     ("linux.namespaces.type", GUEST),
@@ -119,7 +118,7 @@ const PROPERTIES: [(&str, Rule); 104] = [
     ("process.oomScoreAdj", BOTH),
     ("process.rlimits", GUEST),
     ("process.scheduler", GUEST),
-    ("process.selinuxLabel", SELINUX),
+    ("process.selinuxLabel", HOST),
     ("process.terminal", BOTH),
     ("process.user", Inner),
     ("process.user.additionalGids", GUEST),

@@ -34,8 +34,8 @@ const PAGES_PER_DESCRIPTOR: u64 = 4 * KIB / 64;
 /// Least guest RAM that a machine is given.
 const MACHINE_MIN: u64 = 64 * MIB;
 
-/// Least memory limit of a container.
-const LIMIT_MIN: u64 = 16 * MIB;
+/// Least memory limit of a container, that of docker.
+const LIMIT_MIN: u64 = 6 * MIB;
 
 /// Host memory of a machine beside guest RAM and what is reckoned by its size: the process itself, kernel memory on its
 /// behalf, room for page cache of shared files.

@@ -3,6 +3,7 @@
 mod apparmor;
 mod namespaces;
 mod random;
+mod selinux;
 
 use super::ledger::Fate;
 use super::*;
@@ -51,8 +52,7 @@ const TABLE: &[Line] = &[
     Line("linux.memoryPolicy", r#"{"mode":"MPOL_LOCAL","nodes":"0"}"#, "refused"),
     Line("linux.memoryPolicy", r#"{"mode":"MPOL_INTERLEAVE","nodes":"0-9999"}"#, "refused"),
     Line("linux.memoryPolicy", r#"{"mode":"MPOL_PREFERRED","flags":["MPOL_F_STATIC_NODES"],"nodes":"0"}"#, "host"),
-    Line("linux.mountLabel", r#""system_u:object_r:container_file_t:s0""#, "refused"),
-    Line("linux.mountLabel", r#""""#, "nothing"),
+    Line("linux.mountLabel", r#""u:object_r:file_t:s0""#, "host"),
     Line("linux.namespaces.type", r#"[{"type":"pid"},{"type":"mount"}]"#, "guest"),
     Line("linux.namespaces.type", r#"[{"type":"network"}]"#, "both"),
     Line("linux.namespaces.type", r#"[{"type":"ipc"},{"type":"uts"},{"type":"cgroup"}]"#, "guest"),
@@ -67,7 +67,7 @@ const TABLE: &[Line] = &[
     Line("linux.namespaces.path", r#"[{"type":"user","path":"/proc/1/ns/user"}]"#, "refused"),
     Line("linux.namespaces.path", r#"[{"type":"time","path":"/proc/1/ns/time"}]"#, "refused"),
     Line("linux.namespaces.path", r#"[{"type":"cgroup","path":"/proc/1/ns/cgroup"}]"#, "refused"),
-    Line("linux.namespaces.path", r#"[{"type":"ipc","path":"/proc/7/ns/ipc"}]"#, "refused"),
+    Line("linux.namespaces.path", r#"[{"type":"ipc","path":"/proc/7/ns/ipc"}]"#, "guest"),
     Line("linux.namespaces.path", r#"[{"type":"network","path":"/missing"}]"#, "refused"),
     Line("linux.netDevices", r#"{"eth0":{"name":"e"},"eth1":{},"e":{"name":"eth0"}}"#, "both"),
     Line("linux.netDevices", r#"{"eth0":{"name":"e"},"e":{}}"#, "refused"),
@@ -181,6 +181,8 @@ const TABLE: &[Line] = &[
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dev/null"}]"#, "both"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dev/mem"}]"#, "refused"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/dev/sda"}]"#, "refused"),
+    Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/proc"}]"#, "refused"),
+    Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/closed"}]"#, "refused"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind","source":"/missing"}]"#, "refused"),
     Line("mounts.source", r#"[{"destination":"/m","type":"bind"}]"#, "refused"),
     Line("mounts.options", r#"[{"destination":"/m","source":"/dir","options":["rbind","rro","nosuid"]}]"#, "both"),
@@ -236,8 +238,7 @@ const TABLE: &[Line] = &[
     Line("process.scheduler", r#"{"policy":"SCHED_DEADLINE","runtime":5000,"deadline":4096}"#, "refused"),
     Line("process.scheduler", r#"{"policy":"SCHED_BATCH","runtime":1}"#, "refused"),
     Line("process.scheduler", r#"{"policy":"SCHED_ISO"}"#, "refused"),
-    Line("process.selinuxLabel", r#""system_u:system_r:container_t:s0""#, "refused"),
-    Line("process.selinuxLabel", r#""""#, "nothing"),
+    Line("process.selinuxLabel", r#""u:r:machine_t:s0:c1,c2""#, "host"),
     Line("process.terminal", "true", "both"),
     Line("process.user.uid", "7", "guest"),
     Line("process.user.uid", "4294967295", "refused"),
@@ -251,6 +252,7 @@ const TABLE: &[Line] = &[
     Line("root.path", r#""""#, "refused"),
     Line("root.path", r#""/missing""#, "refused"),
     Line("root.path", r#""/file""#, "refused"),
+    Line("root.path", r#""/proc""#, "refused"),
     Line("root.readonly", "true", "both"),
     Line("solaris", r#"{"milestone":"x"}"#, "refused"),
     Line("vm.hwConfig.memory", "134217728", "host"),
@@ -273,17 +275,17 @@ fn kind(path: &Path) -> Result<FileKind, String> {
         Some("/dev/null") => Ok(FileKind::Character(Device { major: 1, minor: 3 })),
         Some("/dev/mem") => Ok(FileKind::Character(Device { major: 1, minor: 1 })),
         Some("/dev/sda") => Ok(FileKind::Block),
+        Some("/proc") => Ok(FileKind::Processes),
+        Some("/closed") => Ok(FileKind::Closed),
         Some("/missing") => Err("stat /missing: No such file or directory".into()),
         _ => Ok(FileKind::Directory),
     }
 }
 
-/// Process 7 is the machine of the container `pod`.
 fn namespace(path: &Path, _: LinuxNamespaceType) -> Result<Owner, String> {
     match path {
         path if path.starts_with("/missing") => Err("open /missing: No such file".into()),
-        path if path.starts_with("/proc/7") => Ok(Owner::Container("pod".into())),
-        _ => Ok(Owner::Host),
+        path => Ok(namespaces::owner(path)),
     }
 }
 
@@ -304,7 +306,10 @@ pub(super) fn facts() -> Facts<'static> {
         systemd: false,
         resctrl: true,
         policies: Some(&policy),
+        selinux: Some(&selinux::label),
+        labels: &selinux::labels_of,
         namespace: &namespace,
+        annotations: &namespaces::annotations_of,
     }
 }
 

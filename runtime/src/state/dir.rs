@@ -16,6 +16,7 @@ use super::journal::{JOURNAL, read_journal};
 use super::record::Record;
 use super::status::Status;
 use crate::config::CONFIG;
+use crate::control::Address;
 use crate::error::Doing;
 
 const RECORD: &str = "state.json";
@@ -88,6 +89,18 @@ impl StateDir {
 
     /// Every directory below `root` whose name is an id, by name.
     pub(crate) fn all(root: &Path) -> Result<Vec<StateDir>, Error> {
+        StateDir::named(root, |name| name.parse().ok())
+    }
+
+    /// Every directory below `root` that is a pod's.
+    pub(crate) fn pods(root: &Path) -> Result<Vec<StateDir>, Error> {
+        StateDir::named(root, ContainerId::of_pod_named)
+    }
+
+    fn named(
+        root: &Path,
+        id: impl Fn(&str) -> Option<ContainerId>,
+    ) -> Result<Vec<StateDir>, Error> {
         let entries = match fs::read_dir(root) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.doing_to("read", root)?,
@@ -95,11 +108,7 @@ impl StateDir {
         let mut found = Vec::new();
         for entry in entries {
             let entry = entry.doing_to("read", root)?;
-            let Some(id) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
+            let Some(id) = entry.file_name().to_str().and_then(&id) else {
                 continue;
             };
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -117,6 +126,11 @@ impl StateDir {
 
     pub(crate) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The directory that it is in.
+    pub(crate) fn root(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -191,12 +205,12 @@ impl StateDir {
         })
     }
 
-    /// The status, from the record and what there is of the machine.
+    /// The status, from the record and what there is of its process.
     pub(crate) fn status(&self, record: Option<&Record>) -> Result<Status, Error> {
         let alive = record
-            .and_then(|record| record.machine)
-            .map(|machine| machine.is_alive());
-        // Only a machine that runs has something to tell: the others' status is known.
+            .and_then(|record| record.process)
+            .map(|process| process.is_alive());
+        // Only a process that runs has something to tell: the others' status is known.
         let journal = if alive == Some(true) {
             let journal = read_journal(&self.path);
             journal.doing_to("read", self.path.join(JOURNAL))?
@@ -204,6 +218,18 @@ impl StateDir {
             Vec::new()
         };
         Ok(Status::observed(alive, journal.last()))
+    }
+
+    /// Where requests about the container go.
+    pub(crate) fn address(&self, record: Option<&Record>) -> Address {
+        match record.and_then(|record| record.member.as_ref()) {
+            None => Address::of_first(&self.path),
+            Some(seat) => Address {
+                directory: self.path.with_file_name(&seat.sandbox),
+                container: seat.number,
+                machine: Some(seat.machine.pid),
+            },
+        }
     }
 
     /// Removes the directory; what is already gone is fine.
@@ -315,14 +341,14 @@ mod tests {
         dir.write_record(&record).unwrap();
         assert_eq!(status(), Status::Creating);
         let me = Identity::of(std::process::id().cast_signed()).unwrap();
-        record.machine = Some(me);
+        record.process = Some(me);
         dir.write_record(&record).unwrap();
         assert_eq!(status(), Status::Created);
         fs::write(dir.path().join(JOURNAL), "\"started\"\n").unwrap();
         assert_eq!(status(), Status::Running);
         fs::write(dir.path().join(JOURNAL), "\"started\"\n\"paused\"\n").unwrap();
         assert_eq!(status(), Status::Paused);
-        record.machine = Some(Identity {
+        record.process = Some(Identity {
             start_time: me.start_time + 1,
             ..me
         });

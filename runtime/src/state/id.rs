@@ -12,9 +12,28 @@ const LENGTH_MAX: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ContainerId(String);
 
+/// How the name of a pod's state directory begins; the colon keeps it from being the id of a container.
+const POD: &str = "ns:";
+
 impl ContainerId {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name of the pod whose UTS namespace has this number. No caller can say it.
+    pub(crate) fn of_pod(uts: u64) -> ContainerId {
+        ContainerId(format!("{POD}{uts}"))
+    }
+
+    /// The pod whose directory has this name.
+    pub(crate) fn of_pod_named(name: &str) -> Option<ContainerId> {
+        let uts = name.strip_prefix(POD)?.parse();
+        uts.ok().map(ContainerId::of_pod)
+    }
+
+    /// Whose machine it is, as a record names it: a container or a pod.
+    pub(crate) fn of_sandbox(name: &str) -> Result<ContainerId, Error> {
+        ContainerId::of_pod_named(name).map_or_else(|| name.parse(), Ok)
     }
 }
 

@@ -10,7 +10,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, openat};
@@ -69,6 +69,14 @@ impl Journal {
             file: file.into(),
             before_pause: None,
         })
+    }
+
+    /// One that another process has made, which has written nothing to it.
+    pub(crate) fn made(file: OwnedFd) -> Journal {
+        Journal {
+            file: file.into(),
+            before_pause: None,
+        }
     }
 
     /// Appends one entry, in place of `Paused` if that is the last one.

@@ -9,11 +9,15 @@
 //! | `control.sock` | see [`crate::control`] | the machine process |
 //! | `log` | what goes wrong in the machine process, rate-limited | the machine process |
 //!
+//! Of a pod there is a directory likewise, whose name is no id ([`index`]), with `members/`: an empty file for each
+//! container that belongs to it, written by create and delete under its lock.
+//!
 //! Making the directory is what makes an id unique. Readers take no lock: every file is whole or absent.
 
 mod dir;
 mod error;
 mod id;
+pub(crate) mod index;
 mod journal;
 pub(crate) mod process;
 mod record;
@@ -27,9 +31,9 @@ use std::path::{Path, PathBuf};
 pub(crate) use dir::{Lock, StateDir, write_atomically};
 pub(crate) use error::Error;
 pub(crate) use id::ContainerId;
-pub(crate) use journal::{Entry, Journal, read_journal};
+pub(crate) use journal::{Entry, JOURNAL, Journal, read_journal};
 pub(crate) use process::Identity;
-pub(crate) use record::{Groups, Network, Record};
+pub(crate) use record::{Groups, Labels, Network, Pinned, Pins, Record, Seat};
 pub(crate) use status::Status;
 pub(crate) use verb::Verb;
 

@@ -11,31 +11,55 @@ use crate::audit::{self, Finding, Subject, Verdict};
 use crate::cli::{self, AuditFormat};
 use crate::config::Config;
 use crate::host::cgroup::Cgroup;
-use crate::state::{Identity, StateDir, Status};
+use crate::host::selinux;
+use crate::state::{ContainerId, Record, StateDir, Status};
 
 /// What is found, as text, and whether any of it is a failure.
 pub(crate) fn audit(root: &Path, args: &cli::Audit) -> Result<(String, bool), Error> {
     let dir = open(root, &args.id)?;
     let record = dir.record()?.ok_or(Error::NotRunning)?;
-    let machine = record.machine.filter(Identity::is_alive);
-    let machine = machine.ok_or(Error::NotRunning)?;
     if dir.status(Some(&record))? == Status::Stopped {
         return Err(Error::NotRunning);
     }
-    let processes = match &record.cgroup {
-        Some(path) => Cgroup::existing(path.clone()).processes()?,
-        None => Vec::new(),
+    // All containers of a machine are looked at with any of them.
+    let seat = record.seat().ok_or(Error::NotRunning)?;
+    let machine = seat.machine;
+    let first = StateDir::open(root, &ContainerId::of_sandbox(&seat.sandbox)?)?;
+    let (cgroup, label) = match first.record()? {
+        Some(record) => (record.cgroup, record.labels.process),
+        None => (None, None),
     };
-    let found = audit::audit(Subject {
+    let mut subject = Subject {
         machine: machine.pid,
-        execs: processes
-            .into_iter()
-            .filter(|pid| *pid != machine.pid)
-            .collect(),
-        cgroup: record.cgroup,
-        state: dir.path().to_owned(),
-        disks: disks(&dir)?,
-    });
+        stubs: Vec::new(),
+        cgroup,
+        members: Vec::new(),
+        states: vec![first.path().to_owned()],
+        disks: disks(&first)?,
+        labels: selinux::is_enabled().then(|| vec![label]),
+    };
+    for dir in StateDir::all(root)? {
+        let record = dir.record().ok().flatten();
+        let is_of =
+            |record: &Record| record.member.as_ref().map(|seat| seat.machine) == Some(machine);
+        if let Some(record) = record.filter(is_of) {
+            subject.members.extend(record.cgroup);
+            subject
+                .labels
+                .iter_mut()
+                .for_each(|labels| labels.push(record.labels.process.clone()));
+            subject.states.push(dir.path().to_owned());
+        }
+    }
+    for cgroup in subject.cgroup.iter().chain(&subject.members) {
+        // That of one that is being deleted may be gone.
+        let processes = Cgroup::existing(cgroup.clone())
+            .processes()
+            .unwrap_or_default();
+        let stubs = processes.into_iter().filter(|pid| *pid != machine.pid);
+        subject.stubs.extend(stubs);
+    }
+    let found = audit::audit(subject);
     // What was looked at may have been another process.
     if !machine.is_alive() {
         return Err(Error::NotRunning);
@@ -70,10 +94,10 @@ fn as_text(findings: &[Finding]) -> String {
             Verdict::Fail => "FAIL",
             Verdict::Note => "note",
         };
-        let exec = found.exec.map(|pid| format!("exec {pid}: "));
-        let exec = exec.unwrap_or_default();
+        let stub = found.stub.map(|pid| format!("stub {pid}: "));
+        let stub = stub.unwrap_or_default();
         // Writing to a string does not fail.
-        let _ = writeln!(text, "{word} {exec}{}: {}", found.point, found.text);
+        let _ = writeln!(text, "{word} {stub}{}: {}", found.point, found.text);
         text
     })
 }
@@ -84,9 +108,9 @@ mod tests {
 
     #[test]
     fn one_line_each() {
-        let finding = |verdict, exec, text: &str| Finding {
+        let finding = |verdict, stub, text: &str| Finding {
             verdict,
-            exec,
+            stub,
             point: "ids",
             text: text.into(),
         };
@@ -97,12 +121,12 @@ mod tests {
         ];
         let text = "ok   ids: uid 7, gid 7\n\
                     FAIL ids: root's uid or gid in main\n\
-                    note exec 9: ids: root's uid, without capabilities\n";
+                    note stub 9: ids: root's uid, without capabilities\n";
         assert_eq!(as_text(&findings), text);
         let json = serde_json::to_value(&findings[1..]).unwrap();
         let expected = serde_json::json!([
             {"verdict": "fail", "point": "ids", "text": "root's uid or gid in main"},
-            {"verdict": "note", "exec": 9, "point": "ids", "text": "root's uid, without capabilities"},
+            {"verdict": "note", "stub": 9, "point": "ids", "text": "root's uid, without capabilities"},
         ]);
         assert_eq!(json, expected);
     }

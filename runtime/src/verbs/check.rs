@@ -10,7 +10,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::one_line;
 use crate::host::cgroup::{self, Layout};
-use crate::host::{apparmor, network};
+use crate::host::{apparmor, network, selinux};
 use crate::sys::landlock_version;
 
 /// Oldest kernel whose interfaces suffice: clone3 into a cgroup (5.7), mount_setattr (5.12), cgroup.kill (5.14).
@@ -31,7 +31,9 @@ pub(crate) fn check() -> Vec<String> {
     note(landlock(landlock_version()));
     missing.extend(probe::kvm());
     missing.extend(networks());
+    missing.extend(localhost());
     missing.extend(apparmor());
+    missing.extend(selinux::check());
     missing
 }
 
@@ -102,6 +104,17 @@ fn networks() -> Option<String> {
     let error = network::check().err()?;
     Some(format!(
         "containers have no networks here: {:#}",
+        anyhow::Error::from(error)
+    ))
+}
+
+fn localhost() -> Option<String> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    let error = network::check_localhost().err()?;
+    Some(format!(
+        "kubectl port-forward and others who connect to localhost in a container's network namespace find nobody: {:#}",
         anyhow::Error::from(error)
     ))
 }

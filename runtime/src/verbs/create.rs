@@ -1,17 +1,22 @@
 //! `create`: all or nothing. Each step that makes something is undone when a later one fails ([`Attempt`]).
 //!
 //! prepare (nothing is made) ──> record ──> confine (cgroup, resctrl) ──> launch (the machine, hooks) ──> commit
+//!                                                                   └──> join (that of another, hooks) ──┘
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
+use super::ask;
 use super::attempt::Attempt;
 use super::context::Context;
 use super::error::Error;
 use super::facts;
+use super::join::{Joined, join};
+use super::pod;
 use crate::cli;
 use crate::clock::{self, Precision};
 use crate::config::Config;
@@ -27,15 +32,17 @@ use crate::host::resctrl;
 use crate::host::surroundings;
 use crate::host::terminal::{self, DescriptorSocket};
 use crate::ids::Ids;
-use crate::machine::{self, Launch, Spawned};
+use crate::machine::{self, Admitted, Launch, Spawned};
 use crate::plan::{self, Plan};
-use crate::state::{ContainerId, Groups, Identity, Lock, Record, StateDir, write_atomically};
+use crate::state::{
+    ContainerId, Groups, Identity, Lock, Pinned, Pins, Record, StateDir, index, write_atomically,
+};
 
 /// A container that has been created, still locked.
 pub(super) struct Created {
     pub(super) dir: StateDir,
     pub(super) record: Record,
-    pub(super) machine: Identity,
+    pub(super) process: Identity,
     pub(super) lock: Lock,
     /// The master of its terminal, for a verb that stays.
     pub(super) master: Option<OwnedFd>,
@@ -60,38 +67,75 @@ pub(super) fn create_locked(
     detached: bool,
 ) -> Result<Created, Error> {
     let (prepared, caller) = prepare(context, args, detached)?;
-    let mut attempt = Attempt::begin(context.root, &prepared.id)?;
+    let mut attempt = Attempt::begin(context.root, &prepared.id, context.report)?;
     attempt
         .dir()?
         .write_config(prepared.config.text.as_bytes())?;
     let root = cgroup_root(context, &prepared.plan)?;
-    let record = record(&prepared, root.as_deref())?;
+    let mut record = record(&prepared, root.as_deref())?;
+    let admitted = admit(context, &mut attempt, &prepared, &mut record)?;
     // From here on a create that is killed leaves enough for delete to find everything.
+    attempt.dir()?.write_record(&record)?;
+    let placeholder = confine(context, &mut attempt, &prepared, &record, root.as_deref())?;
+    let launched = match admitted {
+        None => launch(context, &mut attempt, prepared, &record)?,
+        Some(admitted) => {
+            let (dir, cgroup) = (attempt.dir()?, attempt.cgroup.as_ref());
+            if let Some(mut timeline) = prepared.timeline.as_ref() {
+                // Nothing boots. The container runs whether or not the caller's file takes that.
+                let _ = timeline.write_all(b"[]\n");
+            }
+            let joined = join(context, dir, cgroup, (prepared, admitted), &record)?;
+            Launched {
+                process: Process::Stub(joined),
+                moved: None,
+            }
+        }
+    };
+    drop(placeholder);
+    let pid_file = args.pid_file.as_deref();
+    commit(context, pid_file, attempt, launched, record, caller)
+}
+
+/// Creates the container of a pod's own, number 0 of the machine that is made for the pod, in a directory that is
+/// locked.
+pub(super) fn create_pod(
+    context: &Context<'_>,
+    mut attempt: Attempt<'_>,
+    prepared: Prepared,
+    pins: Pins,
+) -> Result<Created, Error> {
+    let root = cgroup_root(context, &prepared.plan)?;
+    let mut record = record(&prepared, root.as_deref())?;
+    record.pins = Some(pins);
     attempt.dir()?.write_record(&record)?;
     let placeholder = confine(context, &mut attempt, &prepared, &record, root.as_deref())?;
     let launched = launch(context, &mut attempt, prepared, &record)?;
     drop(placeholder);
-    commit(context, args, attempt, launched, record, caller)
+    commit(context, None, attempt, launched, record, Caller::default())
 }
 
-/// A container that can be had, and all that its machine is made from.
-struct Prepared {
-    id: ContainerId,
+/// A container that can be had, and all that it is made from.
+pub(super) struct Prepared {
+    pub(super) id: ContainerId,
     /// Absolute path.
-    bundle: PathBuf,
-    config: Config,
-    plan: Plan,
+    pub(super) bundle: PathBuf,
+    pub(super) config: Config,
+    pub(super) plan: Plan,
     /// For a cgroup that systemd makes.
-    scope: Option<Scope>,
-    timeline: Option<File>,
+    pub(super) scope: Option<Scope>,
+    pub(super) timeline: Option<File>,
     /// The slave of its terminal.
-    slave: Option<OwnedFd>,
-    preserved: Vec<Preserved>,
+    pub(super) slave: Option<OwnedFd>,
+    pub(super) preserved: Vec<Preserved>,
     /// Somebody is to be told when the container is ready.
-    notify: bool,
+    pub(super) notify: bool,
+    /// What is pinned for the pod that it is.
+    pub(super) pinned: Option<Pinned>,
 }
 
 /// What is left for the caller.
+#[derive(Default)]
 struct Caller {
     pidfd_socket: Option<DescriptorSocket>,
     /// The master of its terminal, for a verb that stays.
@@ -127,13 +171,7 @@ fn prepare(
     }
     plan.overlay.limits = surroundings::limits().doing("read the resource limits")?;
     plan.overlay.parameters = surroundings::parameters().doing("read the kernel's parameters")?;
-    let scope = if context.systemd_cgroup {
-        let annotations = config.spec.annotations().iter().flatten();
-        let scope = Scope::parse(plan.cgroups_path.as_deref(), id.as_str(), annotations);
-        Some(scope.map_err(cgroup::Error::from)?)
-    } else {
-        None
-    };
+    let scope = scope(context, &plan, &id, &config)?;
     let timeline = context
         .timeline
         .map(|path| File::create(path).doing_to("create", path))
@@ -158,6 +196,7 @@ fn prepare(
         slave,
         preserved,
         notify: notify.is_some(),
+        pinned: None,
     };
     let caller = Caller {
         pidfd_socket,
@@ -165,6 +204,21 @@ fn prepare(
         notify,
     };
     Ok((prepared, caller))
+}
+
+/// The scope that systemd makes the cgroup as, if it does; with the properties that a configuration names.
+pub(super) fn scope(
+    context: &Context<'_>,
+    plan: &Plan,
+    id: &ContainerId,
+    config: &Config,
+) -> Result<Option<Scope>, Error> {
+    if !context.systemd_cgroup {
+        return Ok(None);
+    }
+    let annotations = config.spec.annotations().iter().flatten();
+    let scope = Scope::parse(plan.cgroups_path.as_deref(), id.as_str(), annotations);
+    Ok(Some(scope.map_err(cgroup::Error::from)?))
 }
 
 /// What the later verbs need, but for the machine. `root` is that of the cgroup v2 hierarchy.
@@ -179,6 +233,7 @@ fn record(prepared: &Prepared, root: Option<&Path>) -> Result<Record, Error> {
     record.created = clock::now(Precision::Nanoseconds);
     record.owner = geteuid().as_raw();
     record.notify = prepared.notify;
+    record.labels = plan.labels.clone();
     (record.memory, record.vcpus) = (plan.memory, plan.vcpus);
     record.network = plan.network.clone();
     let devices = plan.net_devices.iter();
@@ -199,11 +254,47 @@ fn record(prepared: &Prepared, root: Option<&Path>) -> Result<Record, Error> {
     Ok(record)
 }
 
+/// Has the machine of another container or of its pod admit this one, if it is to be a member of that.
+fn admit(
+    context: &Context<'_>,
+    attempt: &mut Attempt<'_>,
+    prepared: &Prepared,
+    record: &mut Record,
+) -> Result<Option<Admitted>, Error> {
+    let Some(member) = &prepared.plan.member else {
+        return Ok(None);
+    };
+    // The lock of a pod is held until its machine knows of this container.
+    let (sandbox, first, _lock) = match &member.pinned {
+        Some(pinned) => {
+            record.pins = Some(pinned.pins);
+            attempt.dir()?.write_record(record)?;
+            attempt.joined = Some(pinned.pins);
+            let (dir, pod, lock) = pod::enter(context, prepared, pinned)?;
+            (dir, pod, Some(lock))
+        }
+        None => {
+            let dir = ask::open(context.root, &member.sandbox)?;
+            let first = dir.record()?.ok_or(Error::NotRunning)?;
+            (dir, first, None)
+        }
+    };
+    (record.memory, record.vcpus) = (first.memory, first.vcpus);
+    let machine = first.process.ok_or(Error::NotRunning)?;
+    if member.machine.is_some_and(|planned| planned != machine) {
+        // With it the container whose namespaces are joined has ended.
+        return Err(Error::NotRunning);
+    }
+    let admitted = machine::admit(sandbox.path(), &member.sandbox, machine)?;
+    record.member = Some(admitted.seat.clone());
+    Ok(Some(admitted))
+}
+
 /// Makes the groups of resctrl and the cgroup. A scope's cgroup exists while there is a process in it: until the
 /// machine is, the placeholder.
 fn confine(
     context: &Context<'_>,
-    attempt: &mut Attempt,
+    attempt: &mut Attempt<'_>,
     prepared: &Prepared,
     record: &Record,
     root: Option<&Path>,
@@ -229,17 +320,39 @@ fn confine(
     Ok(placeholder)
 }
 
-/// A machine whose container is created, and the network devices that have moved to it.
+/// A container that is created, and the network devices that have moved to its machine.
 struct Launched {
-    spawned: Spawned,
+    process: Process,
     moved: Option<Moved>,
+}
+
+/// What stands for a container that is created, and ends with this value unless it is committed.
+enum Process {
+    Machine(Spawned),
+    Stub(Joined),
+}
+
+impl Process {
+    fn pid(&self) -> i32 {
+        match self {
+            Process::Machine(spawned) => spawned.pid(),
+            Process::Stub(joined) => joined.pid(),
+        }
+    }
+
+    fn commit(self) -> Result<(), Error> {
+        match self {
+            Process::Machine(spawned) => Ok(spawned.commit()?),
+            Process::Stub(joined) => joined.commit(),
+        }
+    }
 }
 
 /// Starts the machine, and runs the hooks while it waits. On an error all of the attempt is undone, and the hooks for
 /// that have run.
 fn launch(
     context: &Context<'_>,
-    attempt: &mut Attempt,
+    attempt: &mut Attempt<'_>,
     prepared: Prepared,
     record: &Record,
 ) -> Result<Launched, Error> {
@@ -252,6 +365,7 @@ fn launch(
         overlay: plan.overlay,
         apparmor: plan.apparmor,
         policy: plan.policy,
+        labels: plan.labels,
         guest_cgroup: plan::guest_cgroup(plan.cgroups_path.as_deref(), prepared.id.as_str()),
         own_pids: plan.own_pids,
         notify: prepared.notify,
@@ -262,6 +376,7 @@ fn launch(
         view: plan.view,
         disks: plan.disks,
         network: plan.network,
+        pinned: prepared.pinned.as_ref(),
         memory_policy: plan.memory_policy,
         oom_score_adj: plan.oom_score_adj,
         ids: Ids::of_host()?,
@@ -289,7 +404,10 @@ fn launch(
         Ok(hooks.run(Kind::CreateContainer, pid)?)
     };
     match machine::spawn(launch, &mut ready) {
-        Ok(spawned) => Ok(Launched { spawned, moved }),
+        Ok(spawned) => Ok(Launched {
+            process: Process::Machine(spawned),
+            moved,
+        }),
         Err(e) => {
             drop(moved);
             attempt.undo();
@@ -300,32 +418,34 @@ fn launch(
     }
 }
 
-/// Puts the machine on record, tells the caller of it, and lets it live.
+/// Puts the process on record, tells the caller of it, and lets it live.
 fn commit(
     context: &Context<'_>,
-    args: &cli::Create,
-    mut attempt: Attempt,
+    pid_file: Option<&Path>,
+    mut attempt: Attempt<'_>,
     launched: Launched,
     mut record: Record,
     caller: Caller,
 ) -> Result<Created, Error> {
-    // On an error they are dropped in reverse: the machine ends, then the devices move back.
-    let Launched { moved, spawned } = launched;
-    let machine = Identity::of(spawned.pid()).ok_or(Error::NotRunning)?;
-    let prepared = format!("container prepared in machine {}", machine.pid);
+    // On an error they are dropped in reverse: the process ends, then the devices move back.
+    let Launched { moved, process } = launched;
+    let identity = Identity::of(process.pid()).ok_or(Error::NotRunning)?;
+    let prepared = format!("container prepared, process {}", identity.pid);
     context.report.debug(&prepared);
-    record.machine = Some(machine);
+    record.process = Some(identity);
     attempt.dir()?.write_record(&record)?;
+    index::note(context.root, identity.pid, &record.id).doing("note the container's process")?;
+    attempt.noted = Some(identity.pid);
     context.report.debug("container on record");
-    if let Some(path) = &args.pid_file {
-        write_atomically(path, machine.pid.to_string().as_bytes()).doing_to("write", path)?;
-        attempt.pid_file = Some(path.clone());
+    if let Some(path) = pid_file {
+        write_atomically(path, identity.pid.to_string().as_bytes()).doing_to("write", path)?;
+        attempt.pid_file = Some(path.to_owned());
     }
     if let Some(socket) = caller.pidfd_socket {
-        let pidfd = machine.open().doing("open the machine process")?;
+        let pidfd = identity.open().doing("open the container's process")?;
         socket.send(pidfd.ok_or(Error::NotRunning)?, PIDFD_TEXT)?;
     }
-    spawned.commit()?;
+    process.commit()?;
     if let Some(moved) = moved {
         moved.keep();
     }
@@ -333,7 +453,7 @@ fn commit(
     Ok(Created {
         dir,
         record,
-        machine,
+        process: identity,
         lock,
         master: caller.master,
         notify: caller.notify,

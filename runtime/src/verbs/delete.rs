@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::ask::open;
 use super::error::Error;
+use super::pod;
 use crate::cli;
 use crate::config::{self, Config};
 use crate::control;
@@ -13,8 +14,9 @@ use crate::error::Doing;
 use crate::host::cgroup::{self, Cgroup};
 use crate::host::hooks::Hooks;
 use crate::host::network;
+use crate::machine;
 use crate::report::Report;
-use crate::state::{self, Identity, Lock, Network, Record, StateDir, Verb, process};
+use crate::state::{self, Identity, Lock, Network, Record, StateDir, Verb, index, process};
 
 /// How long the kernel may take to end a process after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,7 +39,10 @@ fn delete_as(verb: Verb, root: &Path, args: &cli::Delete, report: &Report) -> Re
     let lock = lock(&dir, verb)?;
     let force = verb == Verb::DeleteForce;
     let record = match dir.record() {
-        Err(state::Error::Damaged { .. }) if force => return destroy_unrecorded(&dir, lock),
+        Err(state::Error::Damaged { .. }) if force => {
+            pod::leave_any(root, dir.id(), report)?;
+            return destroy_unrecorded(&dir, lock);
+        }
         record => record?,
     };
     match dir.status(record.as_ref()) {
@@ -58,13 +63,16 @@ fn lock(dir: &StateDir, verb: Verb) -> Result<Lock, Error> {
     } else {
         None
     };
+    if let Some(pins) = record.as_ref().and_then(Record::pod) {
+        pod::interrupt(dir.root(), pins, dir.id())?;
+    }
     if let Some(path) = record.and_then(|record| record.cgroup) {
         Cgroup::existing(path).kill()?;
     }
     Ok(dir.lock()?)
 }
 
-/// Ends the machine, removes all that is left of the container, and runs the hooks for that.
+/// Ends the container's process, removes all that is left of the container, and runs the hooks for that.
 pub(super) fn destroy(
     dir: &StateDir,
     record: Option<&Record>,
@@ -75,8 +83,15 @@ pub(super) fn destroy(
         let stored = Config::load(dir.path())?;
         Ok::<_, config::Error>(Hooks::of(&stored.spec, record))
     });
-    if let Some(machine) = record.and_then(|record| record.machine) {
-        end(machine)?;
+    if let Some(record) = record
+        && let Some(process) = record.process
+    {
+        let_end(record);
+        end(process)?;
+        index::forget(dir.root(), process.pid, dir.id());
+    }
+    if let Some(seat) = record.and_then(|record| record.member.as_ref()) {
+        machine::leave(&dir.address(record), seat)?;
     }
     if let Some(groups) = record.and_then(|record| record.resctrl.as_ref()) {
         groups.remove()?;
@@ -95,6 +110,9 @@ pub(super) fn destroy(
             .of_unit(record.scope.clone())
             .remove()?;
     }
+    if let Some(pins) = record.and_then(Record::pod) {
+        pod::leave(dir.root(), pins, dir.id(), report)?;
+    }
     dir.remove()?;
     match hooks {
         Some(Ok(hooks)) => hooks.run_poststop(report),
@@ -108,7 +126,7 @@ pub(super) fn destroy(
 
 /// The same without a record. The machine is the process that listens on the control socket; its cgroup is removed if
 /// it is empty then, for it may be one that the container shares with others.
-fn destroy_unrecorded(dir: &StateDir, _lock: Lock) -> Result<(), Error> {
+pub(super) fn destroy_unrecorded(dir: &StateDir, _lock: Lock) -> Result<(), Error> {
     if let Some(pid) = control::listener(dir.as_fd())
         && let Some(machine) = Identity::of(pid)
     {
@@ -119,15 +137,22 @@ fn destroy_unrecorded(dir: &StateDir, _lock: Lock) -> Result<(), Error> {
     Ok(dir.remove()?)
 }
 
-/// Kills a machine and waits until it has ended.
-fn end(machine: Identity) -> Result<(), Error> {
-    let Some(pidfd) = machine.open().doing("open the machine process")? else {
+/// Lets a machine that is to end take its time of the processor.
+pub(super) fn let_end(record: &Record) {
+    if let Some(path) = &record.cgroup {
+        Cgroup::existing(path.clone()).let_end();
+    }
+}
+
+/// Kills the process that stands for a container and waits until it has ended.
+fn end(identity: Identity) -> Result<(), Error> {
+    let Some(pidfd) = identity.open().doing("open the container's process")? else {
         return Ok(());
     };
-    process::kill(&pidfd).doing("kill the machine process")?;
-    if process::ends_within(&pidfd, KILL_TIMEOUT).doing("wait for the machine process")? {
+    process::kill(&pidfd).doing("kill the container's process")?;
+    if process::ends_within(&pidfd, KILL_TIMEOUT).doing("wait for the container's process")? {
         Ok(())
     } else {
-        Err(Error::Unkillable(machine.pid))
+        Err(Error::Unkillable(identity.pid))
     }
 }

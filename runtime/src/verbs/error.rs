@@ -87,6 +87,12 @@ pub(crate) enum Error {
     Audit(#[from] audit::Error),
     #[error("File config.json exists. Remove it first")]
     SpecExists,
+    /// Another pod has this namespace.
+    #[error(
+        "{} is that of a pod with other pinned namespaces than the configuration names, and a container lives in one \
+         machine", .0.display()
+    )]
+    OtherPins(PathBuf),
     #[error(transparent)]
     System(#[from] SystemError),
 }

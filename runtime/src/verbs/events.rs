@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::ask::{invalid_reply, open};
 use super::error::Error;
 use crate::cli;
-use crate::control::{self, Connection, Control, ControlReply};
+use crate::control::{self, Address, Connection, Control, ControlReply};
 use crate::error::Doing;
 use crate::report::Report;
 use crate::state::{self, Record, StateDir, Verb, process};
@@ -43,7 +43,7 @@ pub(crate) fn events(root: &Path, args: &cli::Events, report: &Report) -> Result
         dir: &dir,
     };
     let result = if args.stats {
-        watched.print(control::control(dir.path(), &Control::Statistics)?)
+        watched.print(control::control(&watched.address(), &Control::Statistics)?)
     } else {
         watched.follow(args.interval.min(INTERVAL_MAX), report)
     };
@@ -62,7 +62,7 @@ struct Watched<'a> {
 impl Watched<'_> {
     /// Until the container ends.
     fn follow(&self, interval: Duration, report: &Report) -> Result<(), Error> {
-        let kills = Connection::open(self.dir.path())?;
+        let kills = Connection::open(&self.address())?;
         kills.ask(&Control::Events)?;
         let mut asked: Option<Connection> = None;
         let mut next = Instant::now() + interval;
@@ -100,9 +100,13 @@ impl Watched<'_> {
         }
     }
 
+    fn address(&self) -> Address {
+        self.dir.address(Some(self.record))
+    }
+
     /// A request for statistics; `None` at the container's end.
     fn asked(&self) -> Result<Option<Connection>, Error> {
-        let sent = Connection::open(self.dir.path()).and_then(|connection| {
+        let sent = Connection::open(&self.address()).and_then(|connection| {
             connection.ask(&Control::Statistics)?;
             Ok(connection)
         });
@@ -138,7 +142,7 @@ impl Watched<'_> {
 
     /// Whether the machine has ended, which is why it does not speak any more.
     fn ended(&self) -> Result<(), Error> {
-        let Some(machine) = self.record.machine else {
+        let Some(machine) = self.record.process else {
             return Ok(());
         };
         let doing = "wait for the machine process";

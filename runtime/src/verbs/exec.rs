@@ -4,34 +4,32 @@ mod process;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use protocol::{Exit, to_hex};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
-use vmm::vsock::reopen;
 
 use super::ask::open;
 use super::context::Context;
 use super::error::Error;
 use super::facts;
+use super::streams::Streams;
 use crate::cli;
 use crate::config::{self, CONFIG, Config, keys};
-use crate::control::{
-    self, Connection, ControlReply, ExecRequest, ExtraDescriptor, Preserved, Stream,
-};
+use crate::control::{self, Address, Connection, ControlReply, ExecRequest};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
 use crate::host::preserved::Inherited;
 use crate::host::relay::Relay;
 use crate::host::signals;
-use crate::host::stub::{self, Place, Stub};
+use crate::host::stub::{self, InNetwork, Place, Stub};
 use crate::host::surroundings;
 use crate::host::terminal::{self, DescriptorSocket, Terminal};
 use crate::ids::Ids;
-use crate::state::{self, StateDir, Verb, write_atomically};
+use crate::plan::Room;
+use crate::state::{self, Record, StateDir, Verb, write_atomically};
 use process::{Wanted, sub_cgroup, wanted};
 
 /// Largest file of `--process` in bytes: as JSON in JSON it fits into a request, unless most of it are quotes.
@@ -58,9 +56,10 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     let Wanted {
         json,
         policy,
+        label,
         process,
         warnings,
-    } = load(&dir, args, record.as_ref().map_or(0, |record| record.vcpus))?;
+    } = load(&dir, args, record.as_ref())?;
     let oom_score_adj = process.oom_score_adj();
     for warning in &warnings {
         context.report.warn(warning);
@@ -73,14 +72,10 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
     let pidfd_socket = pidfd_socket.map(DescriptorSocket::connect).transpose()?;
     let terminal = terminal::prepare(&process, args.detach, args.console_socket.as_deref())?;
 
-    let mut streams = match &terminal {
-        Some(terminal) => Streams::terminal(terminal)?,
-        None => Streams::standard()?,
-    };
-    for preserved in preserved {
-        streams.preserve(preserved)?;
-    }
-    let connection = request(&dir, (json, policy), cgroup, streams)?;
+    let slave = terminal.as_ref().map(|terminal| terminal.slave.as_fd());
+    let streams = Streams::of(slave, preserved)?;
+    let address = dir.address(record.as_ref());
+    let connection = request(&address, (json, policy), cgroup, streams)?;
     context
         .report
         .debug(&format!("process executed in container {}", args.id));
@@ -94,27 +89,41 @@ fn exec_process(context: &Context<'_>, args: &cli::Exec) -> Result<u8, Error> {
         return process.attend();
     }
     let record = record.ok_or(Error::NotRunning)?;
-    let machine = record.machine.ok_or(Error::NotRunning)?;
-    let machine = machine.open().doing("open the machine process")?;
+    let machine = record.process.ok_or(Error::NotRunning)?;
+    let machine = machine.open().doing("open the container's process")?;
     let machine = machine.ok_or(Error::NotRunning)?;
     let cgroup = record
         .cgroup
         .map(|path| Cgroup::existing(path).open())
         .transpose()?;
     let cgroup = cgroup.as_ref().map(AsFd::as_fd);
-    process.detach(machine.as_fd(), cgroup, oom_score_adj)
+    let place = Place {
+        network: InNetwork::Of(machine.as_fd()),
+        cgroup,
+        oom_score_adj,
+        ids: Ids::of_host()?,
+        label: label.as_deref(),
+        init: None,
+    };
+    process.detach(&place)
 }
 
 /// The process that the arguments ask for.
-fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
+fn load(dir: &StateDir, args: &cli::Exec, record: Option<&Record>) -> Result<Wanted, Error> {
     let config = Config::load(dir.path())?;
     let own = &config.value["process"];
-    let policies = facts::policies();
+    let room = Room {
+        vcpus: record.map_or(0, |record| record.vcpus),
+        profile: own["apparmorProfile"].as_str(),
+        policies: facts::policies(),
+        label: record.and_then(|record| record.labels.process.as_deref()),
+        selinux: facts::selinux(),
+    };
     let limits = surroundings::limits().doing("read the resource limits")?;
     let limits = Some(&limits[..]);
     let Some(path) = &args.process else {
         let path = dir.path().join(CONFIG);
-        return wanted(args, None, own, &path, vcpus, policies, limits);
+        return wanted(args, None, own, &path, &room, limits);
     };
     let mut text = String::new();
     let file = File::open(path).doing_to("open", path)?;
@@ -135,77 +144,12 @@ fn load(dir: &StateDir, args: &cli::Exec, vcpus: u8) -> Result<Wanted, Error> {
         path: path.clone(),
         source,
     })?;
-    wanted(args, Some(file), own, path, vcpus, policies, limits)
+    wanted(args, Some(file), own, path, &room, limits)
 }
 
-/// The descriptors that go along, and what they are.
-struct Streams {
-    streams: [Stream; 3],
-    extra: Vec<ExtraDescriptor>,
-    descriptors: Vec<OwnedFd>,
-}
-
-impl Streams {
-    /// The terminal in place of all three.
-    fn terminal(terminal: &Terminal) -> Result<Streams, Error> {
-        let mut streams = Streams::none();
-        streams.push(0, terminal.slave.as_fd())?;
-        Ok(streams)
-    }
-
-    /// The verb's own. One that is not open for its direction (nohup opens standard input for writing only) is nothing
-    /// to the process.
-    fn standard() -> Result<Streams, Error> {
-        let mut streams = Streams::none();
-        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-        for (index, fd, direction) in [
-            (0, stdin.as_fd(), OFlag::O_RDONLY),
-            (1, stdout.as_fd(), OFlag::O_WRONLY),
-            (2, stderr.as_fd(), OFlag::O_WRONLY),
-        ] {
-            let flags = fcntl(fd, FcntlArg::F_GETFL).doing("inspect a standard stream")?;
-            let flags = OFlag::from_bits_retain(flags);
-            let mode = flags & OFlag::O_ACCMODE;
-            if !flags.contains(OFlag::O_PATH) && (mode == direction || mode == OFlag::O_RDWR) {
-                streams.push(index, fd)?;
-            }
-        }
-        Ok(streams)
-    }
-
-    fn none() -> Streams {
-        Streams {
-            streams: [Stream::None; 3],
-            extra: Vec::new(),
-            descriptors: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, index: usize, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        let fd = fd.try_clone_to_owned();
-        let fd = fd.doing("duplicate a standard stream")?;
-        // The machine process, in its jail, could not.
-        let (fd, own) = reopen(fd).map_err(Error::Stream)?;
-        self.streams[index] = Stream::Passed { own };
-        self.descriptors.push(fd);
-        Ok(())
-    }
-
-    /// Adds one besides the standard streams, when all of those are there.
-    fn preserve(&mut self, preserved: Preserved) -> Result<(), Error> {
-        let (fd, own) = reopen(preserved.fd).map_err(Error::Stream)?;
-        self.extra.push(ExtraDescriptor {
-            direction: preserved.direction,
-            own,
-        });
-        self.descriptors.push(fd);
-        Ok(())
-    }
-}
-
-/// Has the process executed; from now on the connection stands for it.
+/// Has the process executed; from now on the connection stands for it, and the streams are the machine's alone.
 fn request(
-    dir: &StateDir,
+    address: &Address,
     (process, policy): (String, Vec<u8>),
     cgroup: String,
     streams: Streams,
@@ -214,11 +158,10 @@ fn request(
         process,
         policy: to_hex(policy),
         cgroup,
-        streams: streams.streams,
-        extra: streams.extra,
+        passed: streams.passed(),
     };
-    let descriptors: Vec<_> = streams.descriptors.iter().map(AsFd::as_fd).collect();
-    let (connection, answer) = control::exec(dir.path(), &request, &descriptors)?;
+    let descriptors = streams.descriptors();
+    let (connection, answer) = control::exec(address, request, &descriptors)?;
     match answer {
         ControlReply::Executed => Ok(connection),
         ControlReply::Paused => Err(state::Error::ExecPaused.into()),
@@ -250,8 +193,8 @@ impl Executed<'_> {
         let relay = relay.doing("lend the terminal")?;
         let resize = || relay.as_ref().and_then(Relay::resize);
         let resized = relay.is_some().then_some(&resize as &dyn Fn() -> _);
-        let exit = stub::attend(&self.connection, &signals, resized, signals::is_passed_on);
-        let exit = exit.doing("wait for the process")?;
+        let ended = stub::attend(&self.connection, &signals, resized, signals::is_passed_on);
+        let exit = ended.doing("wait for the process")?.exit;
         if let Some(relay) = relay {
             relay.finish();
         }
@@ -263,20 +206,10 @@ impl Executed<'_> {
     }
 
     /// Leaves the process to a stub.
-    fn detach(
-        self,
-        machine: BorrowedFd<'_>,
-        cgroup: Option<BorrowedFd<'_>>,
-        oom_score_adj: Option<i32>,
-    ) -> Result<u8, Error> {
+    fn detach(self, place: &Place<'_>) -> Result<u8, Error> {
         let slave = self.terminal.map(|terminal| terminal.slave);
-        let place = Place {
-            machine,
-            cgroup,
-            oom_score_adj,
-            ids: Ids::of_host()?,
-        };
-        let stub = Stub::new(self.connection, slave, &place);
+        let slave = slave.as_ref();
+        let stub = Stub::new(&self.connection, slave, place);
         let stub = stub.doing("start the process that stands for it")?;
         let pid_file = publish(stub.pid(), self.pidfd_socket, self.pid_file)?;
         stub.commit()

@@ -2,23 +2,27 @@
 //! `explain` prints.
 
 use std::arch::x86_64::__cpuid;
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::stat::{major, minor};
-use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 use protocol::Device;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use specification::namespace;
 
 use super::context::Context;
 use super::error::Error;
 use crate::config::Config;
 use crate::error::{Doing, one_line};
-use crate::host::{apparmor, resctrl};
-use crate::plan::{self, Decision, Facts, FileKind, Owner, Policies};
-use crate::state::{Identity, StateDir};
+use crate::host::{apparmor, resctrl, selinux};
+use crate::plan::{self, Decision, Facts, FileKind, Owner, Pin, Policies, Policy};
+use crate::state::{ContainerId, Record, StateDir, index};
+use crate::sys;
 
 /// Decides about the configuration of a bundle.
 pub(super) fn decide(
@@ -35,7 +39,10 @@ pub(super) fn decide(
         systemd: context.systemd_cgroup,
         resctrl: resctrl::is_mounted(),
         policies: policies(),
+        selinux: selinux(),
+        labels: &|id| Some(record(context.root, id)?.labels),
         namespace: &|path, kind| owner(context.root, path, kind),
+        annotations: &|id| annotations(context.root, id),
     };
     Ok(plan::decide(&config.spec, &config.value, &facts))
 }
@@ -73,10 +80,19 @@ pub(super) fn policies() -> Option<&'static Policies<'static>> {
     apparmor::is_enabled().then_some(&|profile| apparmor::policy(profile).map_err(|e| one_line(&e)))
 }
 
+/// The labels that this host's SELinux knows, if that is enabled.
+pub(super) fn selinux() -> Option<&'static Policy<'static>> {
+    selinux::is_enabled()
+        .then_some(&|what, label| selinux::label(what, label).map_err(|e| one_line(&e)))
+}
+
 /// What a path is; symbolic links are followed.
 fn kind_of(path: &Path) -> Result<FileKind, String> {
     let metadata = fs::metadata(path).map_err(|e| format!("stat {}: {e}", path.display()))?;
     let kind = metadata.file_type();
+    if let Some(kind) = refused_for_its_mount(path).filter(|_| kind.is_dir() || kind.is_file()) {
+        return Ok(kind);
+    }
     Ok(if kind.is_dir() {
         FileKind::Directory
     } else if kind.is_socket() {
@@ -97,46 +113,117 @@ fn kind_of(path: &Path) -> Result<FileKind, String> {
     })
 }
 
-/// Whose namespace a path leads to. A machine process shares some namespaces with this host; who names one of them by
-/// that process nevertheless means the container.
+/// What a file or directory is of which the file system decides.
+fn refused_for_its_mount(path: &Path) -> Option<FileKind> {
+    match statfs(path).ok()?.filesystem_type() {
+        PROC_SUPER_MAGIC | NSFS_MAGIC => Some(FileKind::Processes),
+        FUSE_SUPER_MAGIC => {
+            let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+            let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+            is_closed(&mounts, mount.stx_mnt_id).then_some(FileKind::Closed)
+        }
+        _ => None,
+    }
+}
+
+/// Whether this mount of the table (proc_pid_mountinfo(5)) is of a FUSE file system that only its user may enter.
+/// Virtiofs, which says nothing of users, lets in all.
+fn is_closed(mounts: &str, id: u64) -> bool {
+    let id = id.to_string();
+    let is_it = |line: &&str| line.trim_start().split(' ').next() == Some(&id);
+    let line = mounts.lines().find(is_it);
+    let options = line.and_then(|line| Some(line.split_once(" - ")?.1.rsplit_once(' ')?.1));
+    let has = |like: &str| {
+        let mut options = options.into_iter().flat_map(|options| options.split(','));
+        options.any(|option| option.starts_with(like))
+    };
+    has("user_id=") && !has("allow_other")
+}
+
+/// Whose namespace a path leads to. Who names one by a container's process means the container's, although that process
+/// has it on this host.
 fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
     let problem = |e: &dyn std::fmt::Display| format!("open {}: {e}", path.display());
-    let found = fs::metadata(path).map_err(|e| problem(&e))?;
-    if statfs(path).map_err(|e| problem(&e))?.filesystem_type() != NSFS_MAGIC {
+    // Without opening it first: what is no namespace may be a pipe or a device.
+    let found = statfs(path).map_err(|e| problem(&io::Error::from(e)))?;
+    if found.filesystem_type() != NSFS_MAGIC {
         return Err(format!("{} is not a namespace", path.display()));
     }
-    if kind == Kind::Network {
-        // It is joined, whosever it is.
+    let file = File::open(path).map_err(|e| problem(&e))?;
+    let found = sys::namespace_type(&file).map_err(|e| problem(&e))?;
+    if found != namespace::flag(kind) {
+        let is = namespace::ALL.into_iter();
+        let is = is.filter(|kind| namespace::flag(*kind) == found);
+        let is = is.map(namespace::name).next().unwrap_or("unknown");
+        return Err(format!(
+            "{} is a namespace of the type {is}, not {}",
+            path.display(),
+            namespace::name(kind)
+        ));
+    }
+    if path.starts_with("/proc") {
+        let found = process_of(path, kind).and_then(|pid| index::find(root, pid));
+        let seat = found.and_then(|(_, record)| record.seat());
+        return Ok(seat.map_or(Owner::Host, Owner::Container));
+    }
+    let own = format!("/proc/self/ns/{}", namespace::file(kind));
+    let own = fs::metadata(&own).map_err(|e| problem(&e))?.ino();
+    let inode = file.metadata().map_err(|e| problem(&e))?.ino();
+    if inode == own || !matches!(kind, Kind::Ipc | Kind::Network | Kind::User | Kind::Uts) {
         return Ok(Owner::Host);
     }
-    let identity = |path: &Path| {
-        fs::metadata(path)
-            .map(|found| (found.dev(), found.ino()))
-            .ok()
+    let pod = match kind {
+        Kind::Uts => index::find_pod(root, inode),
+        _ => None,
     };
-    let of = |process: &str| PathBuf::from(format!("/proc/{process}/ns/{}", namespace::file(kind)));
-    let found = Some((found.dev(), found.ino()));
-    let hosts = identity(&of("self")) == found;
-    for dir in StateDir::all(root).map_err(|e| e.to_string())? {
-        let machine = dir
-            .record()
-            .ok()
-            .flatten()
-            .and_then(|record| record.machine);
-        let Some(machine) = machine.filter(Identity::is_alive) else {
-            continue;
-        };
-        let own = of(&machine.pid.to_string());
-        if path == own || !hosts && identity(&own) == found {
-            return Ok(Owner::Container(dir.id().to_owned()));
-        }
-    }
-    Ok(Owner::Host)
+    let pod = pod.and_then(|pod| pod.process.zip(pod.pins));
+    Ok(Owner::Pinned(Pin { inode, pod }))
+}
+
+/// The process whose namespace a path names: `/proc/<pid>/ns/<kind>`.
+fn process_of(path: &Path, kind: Kind) -> Option<i32> {
+    let mut names = path.strip_prefix("/proc").ok()?.iter();
+    let pid = names.next()?.to_str()?.parse().ok()?;
+    let rest = names.as_path();
+    (rest == Path::new("ns").join(namespace::file(kind))).then_some(pid)
+}
+
+/// The annotations of the container or pod with this name; none if there is none.
+fn annotations(root: &Path, id: &str) -> BTreeMap<String, String> {
+    let record = record(root, id);
+    record.map(|record| record.annotations).unwrap_or_default()
+}
+
+/// The record of the container with this id, if there is one.
+fn record(root: &Path, id: &str) -> Option<Record> {
+    let id = ContainerId::of_sandbox(id).ok()?;
+    StateDir::open(root, &id).ok()?.record().ok()?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_leads_to_processes_is_known() {
+        for path in ["/proc", "/proc/self/ns/net", "/proc/version"] {
+            assert_eq!(kind_of(Path::new(path)), Ok(FileKind::Processes), "{path}");
+        }
+        assert_eq!(kind_of(Path::new("/sys")), Ok(FileKind::Directory));
+        assert_eq!(kind_of(Path::new("/etc/passwd")), Ok(FileKind::File));
+    }
+
+    #[test]
+    fn a_file_system_of_one_user_is_known_by_its_options() {
+        let mounts = "\
+            30 1 0:30 / /one rw,nosuid - fuse.sshfs me@there: rw,user_id=0,group_id=0\n\
+            31 1 0:31 / /all rw - fuse bugs rw,user_id=0,group_id=0,allow_other\n\
+            32 1 0:32 / /share rw shared:1 - virtiofs share rw\n";
+        assert_eq!(
+            [30, 31, 32, 3].map(|id| is_closed(mounts, id)),
+            [true, false, false, false]
+        );
+    }
 
     #[test]
     fn namespaces_of_this_host_are_no_containers() {
@@ -154,6 +241,11 @@ mod tests {
             owner("/proc/self/status", Kind::Ipc)
                 .unwrap_err()
                 .contains("is not a namespace")
+        );
+        let other = owner("/proc/self/ns/uts", Kind::Ipc).unwrap_err();
+        assert!(
+            other.ends_with("is a namespace of the type uts, not ipc"),
+            "{other}"
         );
         assert!(
             owner("/no/such", Kind::Ipc)

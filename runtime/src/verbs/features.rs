@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 use specification::{CAPABILITIES, HookKind, namespace};
 
 use crate::config::SPEC_VERSION;
-use crate::host::apparmor;
+use crate::host::{apparmor, selinux};
 use crate::plan::{ANNOTATIONS, mount_options, seccomp};
 
 /// The lowest version of the specification whose configurations are accepted.
@@ -136,7 +136,7 @@ fn linux() -> LinuxFeature {
     let mut apparmor = Apparmor::default();
     apparmor.set_enabled(Some(apparmor::is_enabled() && apparmor::check().is_ok()));
     let mut selinux = Selinux::default();
-    selinux.set_enabled(Some(false));
+    selinux.set_enabled(Some(selinux::is_enabled()));
     let mut intel_rdt = IntelRdt::default();
     intel_rdt
         .set_enabled(Some(true))
@@ -220,7 +220,10 @@ mod tests {
             systemd: false,
             resctrl: false,
             policies: None,
+            selinux: None,
+            labels: &|_| None,
             namespace: &|_, _| Ok(Owner::Host),
+            annotations: &|_| BTreeMap::new(),
         };
         let spec = serde_json::from_value(config.clone()).unwrap();
         decide(&spec, &config, &facts).plan.is_err()

@@ -7,11 +7,12 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::ask::{done, open};
+use super::delete::let_end;
 use super::error::Error;
 use crate::cli;
-use crate::control::{Control, ControlReply, control, control_within};
+use crate::control::{Address, Control, ControlReply, control, control_within};
 use crate::error::Doing;
-use crate::state::{Identity, StateDir, Verb, process};
+use crate::state::{Identity, Verb, process};
 
 /// How long a guest may take to obey SIGKILL before its machine is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -25,15 +26,19 @@ pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
     let signal = parse(&args.signal).ok_or_else(|| Error::UnknownSignal(args.signal.clone()))?;
     let record = dir.record()?;
     let allowed = dir.status(record.as_ref())?.allows(Verb::Kill, dir.id());
-    let machine = record.and_then(|record| record.machine);
-    let result = match (allowed, machine) {
+    let address = dir.address(record.as_ref());
+    let process = record.as_ref().and_then(|record| record.process);
+    if let (Ok(()), Some(record), libc::SIGKILL) = (&allowed, &record, signal) {
+        let_end(record);
+    }
+    let result = match (allowed, process) {
         (Err(e), _) => Err(e.into()),
         (Ok(()), None) => Err(Error::NotRunning),
         (Ok(()), Some(_)) if signal == 0 => Ok(()),
-        (Ok(()), Some(machine)) if signal == libc::SIGKILL => end(&dir, machine, args.all),
+        (Ok(()), Some(process)) if signal == libc::SIGKILL => end(&address, process, args.all),
         (Ok(()), Some(_)) => {
             let all = args.all;
-            let reply = control(dir.path(), &Control::Kill { signal, all });
+            let reply = control(&address, &Control::Kill { signal, all });
             reply.map_err(Error::from).and_then(done)
         }
     };
@@ -44,20 +49,20 @@ pub(crate) fn kill(root: &Path, args: &cli::Kill) -> Result<(), Error> {
     }
 }
 
-/// SIGKILL: the guest may deliver it, so that output and exit code are the program's; a guest that does not loses its
-/// machine.
-fn end(dir: &StateDir, machine: Identity, all: bool) -> Result<(), Error> {
-    let Some(pidfd) = machine.open().doing("open the machine process")? else {
+/// SIGKILL: the guest may deliver it, so that output and exit code are the program's; a guest that does not loses the
+/// process that stands for the container: its machine or, where it is a member of one, its stub.
+fn end(address: &Address, identity: Identity, all: bool) -> Result<(), Error> {
+    let Some(pidfd) = identity.open().doing("open the container's process")? else {
         return Err(Error::NotRunning);
     };
     let signal = libc::SIGKILL;
-    let reply = control_within(dir.path(), &Control::Kill { signal, all }, GRACE);
+    let reply = control_within(address, &Control::Kill { signal, all }, GRACE);
     let obeyed = matches!(reply, Ok(ControlReply::Done));
-    let waiting = "wait for the machine process";
+    let waiting = "wait for the container's process";
     if !obeyed || !process::ends_within(&pidfd, GRACE).doing(waiting)? {
-        process::kill(&pidfd).doing("kill the machine process")?;
+        process::kill(&pidfd).doing("kill the container's process")?;
         if !process::ends_within(&pidfd, GRACE).doing(waiting)? {
-            return Err(Error::Unkillable(machine.pid));
+            return Err(Error::Unkillable(identity.pid));
         }
     }
     Ok(())

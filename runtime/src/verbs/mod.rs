@@ -17,14 +17,17 @@ mod features;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/verbs.rs"]
 pub mod fuzz;
+mod join;
 mod kill;
 mod list;
 mod pause;
+mod pod;
 mod ps;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod streams;
 mod update;
 
 pub(crate) use audit::audit;

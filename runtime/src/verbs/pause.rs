@@ -21,5 +21,5 @@ fn ask(root: &Path, id: &str, verb: Verb, request: &Control) -> Result<(), Error
     let dir = open(root, id)?;
     let record = dir.record()?;
     dir.status(record.as_ref())?.allows(verb, dir.id())?;
-    done(control(dir.path(), request)?)
+    done(control(&dir.address(record.as_ref()), request)?)
 }

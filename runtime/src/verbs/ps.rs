@@ -16,10 +16,10 @@ use std::time::{Duration, SystemTime};
 use super::ask::{done, open};
 use super::error::Error;
 use crate::cli::{self, ListFormat};
-use crate::control::{Control, ControlReply, control};
+use crate::control::{Address, Control, ControlReply, control};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
-use crate::state::{Record, StateDir, Status, Verb};
+use crate::state::{Record, Status, Verb};
 use columns::View;
 use layout::Layout;
 use process::Process;
@@ -38,7 +38,7 @@ pub(crate) fn ps(root: &Path, args: &cli::Ps) -> Result<String, Error> {
             Ok(serde_json::to_string(&pids).unwrap_or_default() + "\n")
         }
         ListFormat::Table => match record {
-            Some(_) => table(&dir, &layout),
+            Some(record) => table(&dir.address(Some(&record)), &layout),
             None => Ok(layout.table(&[], &View::default())),
         },
     }
@@ -48,12 +48,12 @@ pub(crate) fn ps(root: &Path, args: &cli::Ps) -> Result<String, Error> {
 fn pids(record: &Record) -> Result<Vec<i32>, Error> {
     Ok(match &record.cgroup {
         Some(path) => Cgroup::existing(path.clone()).processes()?,
-        None => record.machine.iter().map(|machine| machine.pid).collect(),
+        None => record.process.iter().map(|process| process.pid).collect(),
     })
 }
 
-fn table(dir: &StateDir, layout: &Layout) -> Result<String, Error> {
-    let (now, processes) = match control(dir.path(), &Control::Processes)? {
+fn table(address: &Address, layout: &Layout) -> Result<String, Error> {
+    let (now, processes) = match control(address, &Control::Processes)? {
         ControlReply::Processes { now, processes } => (Duration::from_nanos(now), processes),
         reply => return done(reply).map(|()| String::new()),
     };

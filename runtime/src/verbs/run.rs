@@ -1,27 +1,31 @@
 //! `run`: create and start; in the foreground also wait, pass signals on, and delete.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::context::Context;
 use super::create::{Created, create_locked};
-use super::delete::destroy;
+use super::delete::{destroy, let_end};
 use super::error::Error;
 use super::start::start_created;
 use crate::cli;
+use crate::config::Config;
+use crate::control::Address;
 use crate::error::Doing;
+use crate::host::cgroup::Limit;
 use crate::host::notify::NotifySocket;
 use crate::host::relay::Relay;
 use crate::host::signals;
+use crate::plan;
 use crate::report::Report;
-use crate::state::{self, Entry, Identity, Record, StateDir, read_journal};
+use crate::state::{self, Entry, Identity, JOURNAL, Record, StateDir, read_journal};
 use crate::sys;
 
 /// Runs a container; the exit code for the caller.
@@ -33,7 +37,7 @@ fn create_and_start(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error>
     let Created {
         dir,
         record,
-        machine,
+        process,
         lock,
         master,
         notify,
@@ -43,7 +47,7 @@ fn create_and_start(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error>
             if let Some(socket) = notify {
                 drop(lock);
                 // As with runc the container goes on, whether or not somebody hears of it.
-                if let Err(e) = socket.attend(dir.path(), machine.pid) {
+                if let Err(e) = socket.attend(&dir.address(Some(&record)), process.pid) {
                     context.report.warn(&e.to_string());
                 }
             }
@@ -53,9 +57,10 @@ fn create_and_start(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error>
         Ok(Some(signals)) => {
             drop(lock);
             if let Some(socket) = notify {
-                attend_notify(socket, dir.path());
+                attend_notify(socket, dir.address(Some(&record)));
             }
-            let code = lend(master).and_then(|relay| attend(machine, &signals, relay));
+            let end = End::watch(&dir, &record);
+            let code = lend(master).and_then(|relay| attend(process, &signals, relay, end));
             if let Some(reason) = lost(&dir) {
                 context.report.error(&reason);
             }
@@ -81,10 +86,10 @@ fn create_and_start(context: &Context<'_>, args: &cli::Run) -> Result<u8, Error>
 }
 
 /// Tells of the container's readiness, in the background; this process is what is to be watched then.
-fn attend_notify(socket: NotifySocket, state_dir: &Path) {
-    let (state_dir, pid) = (state_dir.to_owned(), std::process::id().cast_signed());
+fn attend_notify(socket: NotifySocket, address: Address) {
+    let pid = std::process::id().cast_signed();
     // It ends with the program at the latest.
-    std::thread::spawn(move || socket.attend(&state_dir, pid));
+    std::thread::spawn(move || socket.attend(&address, pid));
 }
 
 /// Why the container ended, if not by its own doing.
@@ -117,18 +122,64 @@ fn lend(master: Option<OwnedFd>) -> Result<Option<Relay>, Error> {
     Ok(relay.doing("lend the terminal")?)
 }
 
+/// The end of a program whose machine has a limit of processor time.
+struct End<'a> {
+    dir: &'a StateDir,
+    record: &'a Record,
+    journal: Inotify,
+}
+
+impl End<'_> {
+    /// Where it cannot be watched the machine ends more slowly.
+    fn watch<'a>(dir: &'a StateDir, record: &'a Record) -> Option<End<'a>> {
+        let config = Config::load(dir.path()).ok()?;
+        let limits = plan::limits_of_speed(&config.spec);
+        if !limits.iter().any(Limit::is_of_processors) {
+            return None;
+        }
+        let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
+        let journal = Inotify::init(flags).ok()?;
+        let path = dir.path().join(JOURNAL);
+        journal.add_watch(&path, AddWatchFlags::IN_MODIFY).ok()?;
+        let end = End {
+            dir,
+            record,
+            journal,
+        };
+        // It may have been written before.
+        end.look();
+        Some(end)
+    }
+
+    fn look(&self) {
+        // What is read is told again when there is more.
+        let _ = self.journal.read_events();
+        let entries = read_journal(self.dir.path()).unwrap_or_default();
+        if matches!(entries.last(), Some(Entry::Exited { .. })) {
+            let_end(self.record);
+        }
+    }
+}
+
 /// Passes signals on to the container until it ends; its exit code, or 128 and the number of the signal that ended it.
-fn attend(machine: Identity, signals: &SignalFd, relay: Option<Relay>) -> Result<u8, Error> {
-    let pid = Pid::from_raw(machine.pid);
-    let raw = rustix::process::Pid::from_raw(machine.pid).ok_or(Error::NotRunning)?;
-    // A child that has ended keeps its pid until it is waited for: this is the machine.
+fn attend(
+    process: Identity,
+    signals: &SignalFd,
+    relay: Option<Relay>,
+    end: Option<End<'_>>,
+) -> Result<u8, Error> {
+    let pid = Pid::from_raw(process.pid);
+    let raw = rustix::process::Pid::from_raw(process.pid).ok_or(Error::NotRunning)?;
+    // A child that has ended keeps its pid until it is waited for: this is the container's process.
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
         .doing("open the machine process")?;
     loop {
-        let mut polled = [
+        let mut polled = vec![
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
+        let journal = end.iter().map(|end| end.journal.as_fd());
+        polled.extend(journal.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut polled, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             result => result.doing("wait for the container")?,
@@ -140,13 +191,17 @@ fn attend(machine: Identity, signals: &SignalFd, relay: Option<Relay>) -> Result
             }
             return code;
         }
+        let told = polled.get(2).and_then(PollFd::any) == Some(true);
+        if let (true, Some(end)) = (told, &end) {
+            end.look();
+        }
         while let Some(info) = signals.read_signal().doing("read a signal")? {
             match (i32::try_from(info.ssi_signo), &relay) {
-                // The machine process hears of it by the pseudo-terminal.
+                // The container's process hears of it by the pseudo-terminal.
                 (Ok(libc::SIGWINCH), Some(relay)) => drop(relay.resize()),
-                // The machine process does to the container what is done to itself. It may have ended just now.
+                // The container's process does to the container what is done to itself. It may have ended just now.
                 (Ok(signal), _) if signals::is_passed_on(signal) => {
-                    sys::kill(machine.pid, signal);
+                    sys::kill(process.pid, signal);
                 }
                 _ => {}
             }

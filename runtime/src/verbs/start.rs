@@ -7,13 +7,13 @@ use super::error::Error;
 use crate::config::Config;
 use crate::control;
 use crate::error::Doing;
-use crate::host::cgroup::Cgroup;
+use crate::host::cgroup::{Cgroup, Limit};
 use crate::host::hooks::{Hooks, Kind};
 use crate::host::network::{self, Joined};
 use crate::host::notify::NotifySocket;
 use crate::plan;
 use crate::report::Report;
-use crate::state::{self, Record, StateDir, Verb, process};
+use crate::state::{self, Record, StateDir, Verb, process as processes};
 
 /// Executes the program of a created container.
 pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
@@ -40,10 +40,10 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
         return result;
     }
     result?;
-    if let (Some(notify), Some(machine)) = (notify, record.machine) {
+    if let (Some(notify), Some(process)) = (notify, record.process) {
         // It may be long before the container is ready.
         drop(lock);
-        notify.attend(dir.path(), machine.pid)?;
+        notify.attend(&dir.address(Some(&record)), process.pid)?;
     }
     Ok(())
 }
@@ -52,30 +52,42 @@ pub(crate) fn start(context: &Context<'_>, id: &str) -> Result<(), Error> {
 pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) -> Result<(), Error> {
     let config = Config::load(dir.path())?;
     let hooks = Hooks::of(&config.spec, record);
-    let machine = record.machine.ok_or(Error::NotRunning)?;
+    let process = record.process.ok_or(Error::NotRunning)?;
     let Joined { network, taps } = match record.network.slots() {
         0 => Joined::default(),
         slots => {
-            let process = machine.open().doing("open the machine process")?;
+            let process = process.open().doing("open the container's process")?;
             let process = process.ok_or(Error::NotRunning)?;
             let names = network::names::are_asked(&config.spec);
             network::join(process, &record.net_devices, names, slots, report)?
         }
     };
+    if network.names && record.member.is_some() {
+        let text = "the name server in the container's network namespace is out of reach of the machine, which is that of \
+                    another container";
+        return Err(Error::Invalid(text.to_owned()));
+    }
     for interface in &network.interfaces {
         report.debug(&format!("network interface {} joined", interface.name));
     }
-    if let Some(path) = &record.cgroup {
-        let limits = plan::limits_of_speed(&config.spec);
-        Cgroup::existing(path.clone()).set_all(&limits)?;
+    let cgroup = record.cgroup.clone().map(Cgroup::existing);
+    let limits = plan::limits_of_speed(&config.spec);
+    // That of processor time has been in force in the guest since the container was prepared. On the host it would slow
+    // down the guest's kernel, which has little to do for the program and much for the machine.
+    let (late, early): (Vec<_>, Vec<_>) = limits.into_iter().partition(Limit::is_of_processors);
+    if let Some(cgroup) = &cgroup {
+        cgroup.set_all(&early)?;
     }
-    done(control::start(dir.path(), network, &taps)?)?;
+    done(control::start(&dir.address(Some(record)), network, &taps)?)?;
     report.debug("container started");
-    hooks.run(Kind::Poststart, machine.pid).map_err(|e| {
-        // As with runc the container does not outlive it.
-        if let Ok(Some(pidfd)) = machine.open() {
-            let _ = process::kill(&pidfd);
-        }
-        e.into()
-    })
+    let set = cgroup.map_or(Ok(()), |cgroup| cgroup.set_all(&late));
+    let set = set.map_err(Error::from);
+    let run = set.and_then(|()| Ok(hooks.run(Kind::Poststart, process.pid)?));
+    // As with runc the container does not outlive a hook that fails.
+    if run.is_err()
+        && let Ok(Some(pidfd)) = process.open()
+    {
+        let _ = processes::kill(&pidfd);
+    }
+    run
 }

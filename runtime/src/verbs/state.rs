@@ -41,9 +41,9 @@ pub(super) fn of(dir: &StateDir) -> Result<State, Error> {
     let record = dir.record()?.ok_or(state::Error::NotFound)?;
     let status = dir.status(Some(&record))?;
     let pid = record
-        .machine
+        .process
         .filter(|_| status != Status::Stopped)
-        .map_or(0, |machine| machine.pid);
+        .map_or(0, |process| process.pid);
     Ok(State {
         oci_version: record.oci_version,
         id: record.id,

@@ -33,6 +33,7 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
     dir.status(record.as_ref())?
         .allows(Verb::Update, dir.id())?;
     let record = record.ok_or(Error::NotRunning)?;
+    let address = dir.address(Some(&record));
     let config = Config::load(dir.path())?;
     let machine = MachineSize {
         memory: record.memory,
@@ -61,7 +62,7 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
         None => Vec::new(),
     };
     let guest = Value::Object(update.guest).to_string();
-    let result = control(dir.path(), &Control::Update(guest));
+    let result = control(&address, &Control::Update(guest));
     let result = result.map_err(Error::from).and_then(done);
     if result.is_err()
         && let Some(cgroup) = &cgroup

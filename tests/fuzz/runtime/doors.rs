@@ -10,6 +10,7 @@ pub use crate::machine::fuzz as machine;
 pub use crate::verbs::fuzz as verbs;
 
 use crate::config::Config;
+use crate::host::selinux::Use;
 use crate::plan::{Decision, Facts, FileKind, Owner, decide};
 
 /// What a configuration comes to: a description of all that is decided, the text that the guest reads, and the options
@@ -35,7 +36,10 @@ pub fn plan(text: &str, systemd: bool) -> Option<Planned> {
         systemd,
         resctrl: true,
         policies: Some(&policy),
+        selinux: Some(&label),
+        labels: &|_| None,
         namespace: &namespace,
+        annotations: &|_| Default::default(),
     };
     let Decision { ledger, plan } = decide(&config.spec, &config.value, &facts);
     let mut description = format!("{:?}", ledger.entries());
@@ -53,8 +57,14 @@ pub fn plan(text: &str, systemd: bool) -> Option<Planned> {
             planned.vcpus = plan.vcpus;
             planned.seccomp = plan.overlay.seccomp.is_some();
             description += &format!(
-                "{:?} {:?} {:?} {:?} {:?} {:?}",
-                plan.shares, plan.overlay, plan.disks, plan.limits, plan.network, plan.warnings
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                plan.shares,
+                plan.overlay,
+                plan.disks,
+                plan.limits,
+                plan.labels,
+                plan.network,
+                plan.warnings
             );
         }
         Err(refused) => description += &refused.to_string(),
@@ -81,6 +91,14 @@ fn policy(profile: &str) -> Result<Vec<u8>, String> {
     match profile.starts_with("docker") {
         true => Ok(profile.into()),
         false => Err("no such profile".into()),
+    }
+}
+
+/// There are the labels that begin with `system_u`.
+fn label(_: Use, label: &str) -> Result<String, String> {
+    match label.starts_with("system_u") {
+        true => Ok(label.into()),
+        false => Err("no such label".into()),
     }
 }
 

@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -14,11 +18,15 @@ use vmm::{EndReason, Ended, Event, Machine};
 
 use super::agent::Agent;
 use super::clients::Clients;
+use super::clock::Clock;
 use super::container::{self, Container, Phase};
+use super::forwards::Forwards;
 use super::life::{Life, Parts};
 use super::log::Log;
+use super::pins::Pins;
 use super::sync::{FromMachine, SyncSocket, ToMachine};
 use super::timeline::Timeline;
+use super::tree::Exported;
 use crate::cli::LogFormat;
 use crate::control;
 use crate::report::Report;
@@ -38,6 +46,31 @@ pub struct Process {
     pub guest: UnixStream,
 }
 
+/// A tree that nobody asks for anything.
+fn exported(directory: &Path) -> io::Result<Exported> {
+    let path = |path: &Path| {
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(path);
+        file.map(OwnedFd::from)
+    };
+    let server = vmm_fs::Server::new(vmm_fs::Config {
+        root: path(directory)?,
+        proc_self_fd: path(Path::new("/proc/self/fd"))?,
+        open_fd_limit: 8,
+        held_fd_limit: 8,
+        timeout: Duration::from_secs(1),
+        mounts: vmm_fs::Mounts::default(),
+        maps: false,
+    });
+    Ok(Exported {
+        server: Arc::new(server.map_err(io::Error::other)?),
+        mountinfo: File::open("/proc/self/mountinfo")?,
+        privileges: true,
+    })
+}
+
 impl Process {
     /// A process whose state directory is this empty one. `committed`: an honest guest has prepared the container, and
     /// the verb has put it on record; otherwise the guest has said nothing and there is no verb.
@@ -55,17 +88,23 @@ impl Process {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let parts = Parts {
             machine: Machine::without_kvm().map_err(io::Error::other)?,
+            exported: exported(directory)?,
             agent,
             signals: SignalFd::with_flags(&SigSet::empty(), flags)?,
+            clock: Clock::new()?,
             clients: Clients::new(control::listen(state.as_fd())?)?,
-            log: Log::create(state.as_fd(), &report)?,
+            forwards: Forwards::new(None),
+            pins: Pins::None,
+            log: Log::create(state.as_fd(), Some(&report))?,
             timeline: Timeline::default(),
             timeline_file: None,
         };
         let create = Create {
             cgroup: "c".into(),
             own_pids: true,
+            joins: Vec::new(),
             terminal: false,
+            plain_newlines: false,
             notify: true,
             stdio: Stdio {
                 stdout: Some(OUTPUT),
@@ -77,7 +116,7 @@ impl Process {
         };
         let files = container::Files {
             journal: Journal::create(state.as_fd())?,
-            bundle: state.into(),
+            bundle: Some(state.into()),
             terminal: None,
             limit: None,
         };
@@ -108,7 +147,7 @@ impl Process {
             prepared: 0,
         };
         self.say(&Message::Response {
-            id: 1,
+            id: 2, // The first has set the clock.
             result: Ok(created),
         })?;
         self.turn()?;

@@ -356,6 +356,7 @@ impl<'a> Guest<'a> {
                 let value = usize::from(input.byte() & 0x3f);
                 body.extend((value as u32).to_le_bytes());
                 body.extend(u32::from(input.byte() & 3).to_le_bytes());
+                body.extend(u64::from(input.byte() & 3).to_le_bytes());
                 name(input, &mut body);
                 body.resize(body.len() + value, b'v');
             }
@@ -365,6 +366,25 @@ impl<'a> Guest<'a> {
                 if opcode == 22 {
                     name(input, &mut body);
                 }
+            }
+            39 => {
+                let (cmd, given, taken) = input.pick(&[
+                    (0x8008_6601_u32, 0_u32, 4_u32),
+                    (0x4008_6602, 4, 0),
+                    (0x801c_581f, 0, 28),
+                    (0x401c_5820, 28, 0),
+                    (0xc020_660b, 3616, 3616),
+                    (0x5401, 0, 44),
+                ]);
+                body.extend(fh.to_le_bytes());
+                body.extend([0; 4]);
+                body.extend(cmd.to_le_bytes());
+                body.extend([0; 8]);
+                body.extend(given.to_le_bytes());
+                body.extend(taken.to_le_bytes());
+                let end = body.len() + given as usize;
+                body.extend(input.bytes(given.min(32) as usize));
+                body.resize(end, 0);
             }
             42 => {
                 let count = input.byte() & 7;

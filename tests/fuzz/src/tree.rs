@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vmm_fs::{Config, Server};
+use vmm_fs::{Config, Mount, Server};
 
 /// Descriptors of inodes that a server keeps: few, so that they are given up and opened again.
 pub const OPEN_FDS: usize = 3;
@@ -62,8 +62,16 @@ impl Playground {
             open_fd_limit: OPEN_FDS,
             held_fd_limit: 64,
             timeout: Duration::from_secs(1),
-            lasting_mounts: (mounts == Mounts::Fleeting).then(Default::default),
-            privileged_mount: None,
+            mounts: vmm_fs::Mounts {
+                others: Mount {
+                    privileges: true,
+                    lasts: mounts != Mounts::Fleeting,
+                    read_only: mounts == Mounts::ReadOnly,
+                    maps: mounts == Mounts::ReadOnly,
+                    class: None,
+                },
+                ..vmm_fs::Mounts::default()
+            },
             maps: true,
         });
         (playground, server.unwrap())

@@ -28,8 +28,13 @@ impl Server {
             getattr_flags, fh, ..
         } = reader.read()?;
         reply.need::<AttrOut>()?;
-        let stat = self.stat(call, getattr_flags, fh)?;
-        reply.body(&self.attr_out(call.nodeid, stat.attr(stat.key().mount)))
+        let attr = self.look(call, getattr_flags, fh, |fd| {
+            let stat = Stat::of(fd)?;
+            let mut attr = stat.attr();
+            attr.flags |= self.no_acl(call, &stat, fd)?;
+            Ok(attr)
+        })?;
+        reply.body(&self.attr_out(call.nodeid, attr))
     }
 
     pub(crate) fn statx(
@@ -42,7 +47,7 @@ impl Server {
             getattr_flags, fh, ..
         } = reader.read()?;
         reply.need::<StatxOut>()?;
-        let stat = self.stat(call, getattr_flags, fh)?;
+        let stat = self.look(call, getattr_flags, fh, Stat::of)?;
         let AttrOut {
             attr_valid,
             attr_valid_nsec,
@@ -58,11 +63,18 @@ impl Server {
         })
     }
 
-    fn stat(&self, call: Call, flags: u32, fh: u64) -> Result<Stat> {
+    /// Looks at what GETATTR and STATX ask for.
+    fn look<T>(
+        &self,
+        call: Call,
+        flags: u32,
+        fh: u64,
+        at: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
+    ) -> Result<T> {
         if flags & GETATTR_FH != 0 {
-            Stat::of(self.handles.get(call.nodeid, fh)?.as_fd())
+            at(self.handles.get(call.nodeid, fh)?.as_fd())
         } else {
-            Stat::of(self.inodes.get(call.nodeid)?.as_fd())
+            at(self.inodes.get(call.nodeid)?.as_fd())
         }
     }
 
@@ -92,7 +104,7 @@ impl Server {
             sys::utimens(node.as_fd(), &times)?;
         }
         let stat = Stat::of(node.as_fd())?;
-        reply.body(&self.attr_out(call.nodeid, stat.attr(stat.key().mount)))
+        reply.body(&self.attr_out(call.nodeid, stat.attr()))
     }
 
     fn set_owner(&self, node: &Node, wanted: &SetattrIn) -> Result<()> {

@@ -24,6 +24,7 @@ const IOVECS: usize = 260;
 
 /// Reads a request from front to back.
 pub(crate) struct Reader<'a, 'm> {
+    /// From the one on that holds the next byte, at `at`.
     slices: &'a [VolatileSlice<'m>],
     at: usize,
     left: usize,
@@ -53,8 +54,14 @@ impl<'a, 'm> Reader<'a, 'm> {
         for piece in pieces(self.slices, self.at, buffer.len()) {
             done += piece.copy_to(&mut buffer[done..]);
         }
-        self.at += done;
         self.left -= done;
+        self.at += done;
+        while let Some((first, rest)) = self.slices.split_first()
+            && self.at >= first.len()
+        {
+            self.at -= first.len();
+            self.slices = rest;
+        }
         Ok(())
     }
 

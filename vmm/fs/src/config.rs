@@ -1,8 +1,9 @@
 //! What a server is made from, and what it takes.
 
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+
+use crate::mounts::Mounts;
 
 /// How many inodes the guest may know at a time.
 pub const MAX_INODES: u32 = 1 << 20;
@@ -29,14 +30,9 @@ pub struct Config {
     pub held_fd_limit: usize,
     /// How long the guest may take names and attributes for unchanged.
     pub timeout: Duration,
-    /// The mounts (`stx_mnt_id`) that nobody but this process could take away; `None` for all. On others no
-    /// descriptor is kept for what the guest only knows: it would keep the host from unmounting them.
-    pub lasting_mounts: Option<HashSet<u64>>,
-    /// The only mount (`stx_mnt_id`) on which the guest may make files that give privileges to whoever executes them;
-    /// `None`: on each.
-    pub privileged_mount: Option<u64>,
-    /// Whether the guest may map large files of read-only mounts: it shares the host's page cache then with all others
-    /// that use them.
+    /// The mounts of the tree; [`Server::set_mounts`](crate::Server::set_mounts) replaces them.
+    pub mounts: Mounts,
+    /// Whether the guest may map files at all ([`Mount::maps`](crate::Mount::maps)).
     pub maps: bool,
 }
 

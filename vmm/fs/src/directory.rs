@@ -10,7 +10,9 @@ use crate::buffers::{NAME_MAX, Reader, Reply};
 use crate::errno::{Errno, Result};
 use crate::identity::Stat;
 use crate::inodes::Node;
-use crate::protocol::{Dirent, EntryOut, OpenIn, OpenOut, ROOT_ID, ReadIn};
+use crate::protocol::{
+    Dirent, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, OpenIn, OpenOut, ROOT_ID, ReadIn,
+};
 use crate::server::{Call, Server};
 use crate::stream::Found;
 use crate::sys;
@@ -87,9 +89,14 @@ impl Server {
         let fh = self
             .handles
             .insert(node.id, self.open_directory(&node)?, true)?;
+        // Those of file systems that are made as they are read are read anew each time.
+        let open_flags = match node.mount.file_system.sizes {
+            true => FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE,
+            false => 0,
+        };
         reply.body(&OpenOut {
             fh,
-            open_flags: 0,
+            open_flags,
             padding: 0,
         })
     }
@@ -181,14 +188,18 @@ impl Server {
         }
     }
 
-    /// Counts a lookup of `name` without opening it. Not for what is on another mount, or cannot be
-    /// recognised later by its attributes alone.
+    /// Counts a lookup of `name` without opening it. Not for what is on another mount, cannot be recognised later by its
+    /// attributes alone, or is open by way of a mount that allows less than this directory's, nor where the number or the
+    /// name is known as another object's.
     fn glance(&self, dir: &Node, fd: BorrowedFd<'_>, name: &CStr) -> Result<EntryOut> {
         let stat = Stat::at(fd, name)?;
-        let facts = stat.facts().filter(|facts| facts.key.mount == dir.mount);
-        let nodeid =
-            self.inodes
-                .admit(Some((dir.id, name)), None, facts.ok_or(Errno(libc::EXDEV))?)?;
-        Ok(self.entry_out(nodeid, stat.attr(dir.mount)))
+        let route = dir.mount.below();
+        let facts = match stat.mount() == route.id {
+            true => stat.facts(&route),
+            false => None,
+        };
+        let facts = facts.ok_or(Errno(libc::EXDEV))?;
+        let nodeid = self.inodes.glance((dir.id, name), facts, route)?;
+        Ok(self.entry_out(nodeid, stat.attr()))
     }
 }

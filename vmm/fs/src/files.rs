@@ -9,13 +9,14 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use crate::attributes::PERMISSIONS;
 use crate::buffers::{Reader, Reply, check_name, only_string};
 use crate::errno::{Errno, Result};
-use crate::identity::examine;
+use crate::identity::{Route, Stat};
 use crate::inodes::Node;
 use crate::namespace::TWO_NAMES;
 use crate::protocol::{
-    CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FOPEN_KEEP_CACHE, FOPEN_KEEP_OPEN,
-    FOPEN_NOFLUSH, FSYNC_FDATASYNC, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn,
-    OpenOut, ReadIn, ReleaseIn, SyncfsIn, WRITE_CACHE, WriteIn, WriteOut,
+    CopyFileRangeIn, CreateIn, CreateOut, EntryOut, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE,
+    FOPEN_KEEP_OPEN, FOPEN_NO_FLUSH, FOPEN_NO_MMAP, FOPEN_NOFLUSH, FSYNC_FDATASYNC, FallocateIn,
+    FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn, ReleaseIn, SyncfsIn, WRITE_CACHE,
+    WriteIn, WriteOut,
 };
 use crate::server::{Call, Server};
 use crate::{sys, worker};
@@ -47,14 +48,6 @@ fn host_flags(flags: u32) -> Result<i32> {
     Ok(flags | libc::O_NOCTTY)
 }
 
-/// What the guest is told of an open file. A file that is only read has nothing to flush.
-fn open_flags(host_flags: i32) -> u32 {
-    match host_flags & libc::O_ACCMODE {
-        libc::O_RDONLY => FOPEN_KEEP_CACHE | FOPEN_NOFLUSH,
-        _ => FOPEN_KEEP_CACHE,
-    }
-}
-
 /// A file offset; negative ones have meanings of their own to the kernel.
 fn offset(value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|_| Errno(libc::EINVAL))
@@ -63,6 +56,19 @@ fn offset(value: u64) -> Result<i64> {
 /// As [`offset`], for calls that take it without a sign.
 fn forward(value: u64) -> Result<u64> {
     offset(value).map(|_| value)
+}
+
+/// What the guest is told of an open file of the mount. One that is only read has nothing to flush.
+fn open_flags(mount: &Route, host_flags: i32) -> u32 {
+    let content = match mount.file_system.sizes {
+        true => FOPEN_KEEP_CACHE,
+        false => FOPEN_DIRECT_IO | FOPEN_NO_MMAP,
+    };
+    match host_flags & libc::O_ACCMODE {
+        libc::O_RDONLY => content | FOPEN_NOFLUSH,
+        _ if mount.file_system.flushes => content,
+        _ => content | FOPEN_NO_FLUSH,
+    }
 }
 
 impl Server {
@@ -82,6 +88,21 @@ impl Server {
         }
     }
 
+    /// As [`Server::open_file`], for a caller who has given these flags: what can only be appended to on the host has
+    /// to be open for that.
+    fn open_as(&self, node: &Node, flags: i32, given: u32) -> Result<OwnedFd> {
+        let appends = given & libc::O_APPEND.cast_unsigned() != 0;
+        // Some of the files without sizes have their readers wait for events, which no thread here can.
+        let flags = match node.mount.file_system.sizes {
+            true => flags,
+            false => flags | libc::O_NONBLOCK,
+        };
+        match self.open_file(node, flags) {
+            Err(Errno(libc::EPERM)) if appends => self.open_file(node, flags | libc::O_APPEND),
+            opened => opened,
+        }
+    }
+
     pub(crate) fn open(
         &self,
         call: Call,
@@ -91,12 +112,13 @@ impl Server {
         let OpenIn { flags, .. } = reader.read()?;
         reply.need::<OpenOut>()?;
         self.handles.check_room()?;
-        let flags = host_flags(flags)?;
+        let (given, flags) = (flags, host_flags(flags)?);
         let node = self.inodes.get(call.nodeid)?;
-        let fd = self.open_file(&node, flags)?;
+        let fd = self.open_as(&node, flags, given)?;
         let fh = self.handles.insert(node.id, fd, false)?;
-        let mut open_flags = open_flags(flags);
-        if flags == KEPT_FLAGS && self.inodes.lasts(node.mount) && self.handles.keep(node.id, fh) {
+        let mut open_flags = open_flags(&node.mount, flags);
+        let may_keep = flags == KEPT_FLAGS && open_flags & FOPEN_KEEP_CACHE != 0;
+        if may_keep && node.mount.traits.lasts && self.handles.keep(node.id, fh) {
             open_flags |= FOPEN_KEEP_OPEN;
         }
         reply.body(&OpenOut {
@@ -122,23 +144,28 @@ impl Server {
         self.handles.check_room()?;
         self.inodes.check_room(false)?;
         let make = libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        let (entry, fd) = match self.new_file(call, &dir, name, &wanted, flags | make) {
-            Ok(fd) => (self.adopt(&dir, Some(name), &fd)?, fd),
+        let made = match self.new_file(call, &dir, name, &wanted, flags | make) {
+            // The guest has not looked the name up. That it is there comes before any other reason.
+            Err(_) if exclusive && Stat::at(dir.as_fd(), name).is_ok() => Err(Errno(libc::EEXIST)),
+            made => made,
+        };
+        let (entry, mount, fd) = match made {
+            Ok(fd) => (self.adopt(&dir, Some(name), &fd)?, dir.mount, fd),
             // Somebody else was faster: it is opened, as the system call does.
             Err(Errno(libc::EEXIST)) if !exclusive => {
-                let entry = self.find(&dir, name)?;
+                let entry = self.find(call, &dir, name)?;
                 let opened = self
                     .inodes
                     .get(entry.nodeid)
-                    .and_then(|node| self.open_file(&node, flags));
-                (
-                    entry,
-                    opened.inspect_err(|_| self.inodes.forget(&[(entry.nodeid, 1)]))?,
-                )
+                    .and_then(|node| Ok((node.mount, self.open_as(&node, flags, wanted.flags)?)));
+                let (mount, fd) =
+                    opened.inspect_err(|_| self.inodes.forget(&[(entry.nodeid, 1)]))?;
+                (entry, mount, fd)
             }
             Err(errno) => return Err(errno),
         };
-        self.answer_created(entry, fd, flags, reply)
+        let open_flags = open_flags(&mount, flags);
+        self.answer_created(entry, fd, open_flags, reply)
     }
 
     pub(crate) fn tmpfile(
@@ -163,7 +190,8 @@ impl Server {
             flags | libc::O_TMPFILE | exclusive,
         )?;
         let entry = self.adopt(&dir, None, &fd)?;
-        self.answer_created(entry, fd, flags, reply)
+        let open_flags = open_flags(&dir.mount, flags);
+        self.answer_created(entry, fd, open_flags, reply)
     }
 
     fn new_file(
@@ -176,6 +204,7 @@ impl Server {
     ) -> Result<OwnedFd> {
         let mode = wanted.mode & PERMISSIONS;
         self.check_mode(dir.mount, libc::S_IFREG, mode)?;
+        worker::mask(wanted.umask)?;
         let _caller = worker::assume(call.uid, call.gid, mode & libc::S_ISGID != 0)?;
         sys::openat(dir.as_fd(), name, flags, mode)
     }
@@ -185,17 +214,17 @@ impl Server {
         // From the open file itself, not from its name, which may already be another's.
         let number = sys::FdName::new(fd.as_fd());
         let path = sys::openat(self.proc(), number.as_c_str(), libc::O_PATH, 0)?;
-        let (stat, facts) = examine(path.as_fd())?;
+        let (stat, facts, route) = self.inodes.examine(path.as_fd(), &dir.mount)?;
         let place = name.map(|name| (dir.id, name));
-        let nodeid = self.inodes.admit(place, Some(path), facts)?;
-        Ok(self.entry_out(nodeid, stat.attr(dir.mount)))
+        let nodeid = self.inodes.admit(place, path, facts, route)?;
+        Ok(self.entry_out(nodeid, stat.attr()))
     }
 
     fn answer_created(
         &self,
         entry: EntryOut,
         fd: OwnedFd,
-        flags: i32,
+        open_flags: u32,
         reply: &Reply<'_, '_>,
     ) -> Result<usize> {
         let inserted = self.handles.insert(entry.nodeid, fd, false);
@@ -203,7 +232,7 @@ impl Server {
         let fh = inserted.inspect_err(|_| self.inodes.forget(&[(entry.nodeid, 1)]))?;
         let open = OpenOut {
             fh,
-            open_flags: open_flags(flags),
+            open_flags,
             padding: 0,
         };
         reply.body(&CreateOut { entry, open })
@@ -295,8 +324,13 @@ impl Server {
 
     pub(crate) fn syncfs(&self, call: Call, reader: &mut Reader<'_, '_>) -> Result<usize> {
         let SyncfsIn { .. } = reader.read()?;
-        let node = self.inodes.get(call.nodeid)?.directory()?;
-        sys::syncfs(self.open_directory(&node)?.as_fd()).map(|()| 0)
+        let node = self.inodes.get(call.nodeid)?;
+        // The root of a submount.
+        let root = match node.kind {
+            libc::S_IFDIR => self.open_directory(&node),
+            _ => self.open_file(&node, KEPT_FLAGS),
+        };
+        sys::syncfs(root?.as_fd()).map(|()| 0)
     }
 
     pub(crate) fn fallocate(&self, call: Call, reader: &mut Reader<'_, '_>) -> Result<usize> {

@@ -1,6 +1,5 @@
 //! The files and directories the guest has open.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -32,9 +31,9 @@ pub(crate) struct Handles {
 
 #[derive(Default)]
 struct Open {
-    handles: HashMap<u64, Arc<Handle>>,
+    handles: foldhash::HashMap<u64, Arc<Handle>>,
     /// By nodeid, the handle that the guest may keep when it closes the file: one of an inode.
-    kept: HashMap<u64, u64>,
+    kept: foldhash::HashMap<u64, u64>,
 }
 
 impl Open {

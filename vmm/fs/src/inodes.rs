@@ -4,15 +4,15 @@
 //! changes names holds the inodes concerned ([`Inodes::hold`]) over its system call, so that nobody
 //! needs their old names while the new ones are not recorded yet.
 
-use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::errno::{Errno, Result};
-use crate::identity::{Facts, Witness, examine};
+use crate::identity::{Facts, Route, Stat, examine, refuse_reflections};
+use crate::mounts::{Mounts, Parting};
 use crate::sys;
-use crate::table::{Entry, Limits, Place, Released, Table};
+use crate::table::{Entry, Found, Limits, Opened, Place, Released, Table};
 
 /// How every inode is opened: for its identity only, and never through a symbolic link.
 const OPEN_PATH: libc::c_int = libc::O_PATH | libc::O_NOFOLLOW;
@@ -26,13 +26,14 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) kind: u32,
-    pub(crate) mount: u64,
-    fd: Arc<OwnedFd>,
+    /// By which mount it is open.
+    pub(crate) mount: Route,
+    opened: Arc<Opened>,
 }
 
 impl AsFd for Node {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.opened.as_fd()
     }
 }
 
@@ -55,33 +56,46 @@ pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 /// All inodes the guest knows.
 pub(crate) struct Inodes {
     table: RwLock<Table>,
-    /// [`crate::Config::lasting_mounts`].
-    lasting: Option<HashSet<u64>>,
+    mounts: RwLock<Mounts>,
 }
 
 impl Inodes {
     /// The root alone.
-    pub(crate) fn new(
-        root: OwnedFd,
-        facts: Facts,
-        limits: Limits,
-        lasting: Option<HashSet<u64>>,
-    ) -> Self {
+    pub(crate) fn new(root: Opened, facts: Facts, limits: Limits, mounts: Mounts) -> Self {
         Self {
-            table: RwLock::new(Table::new(Arc::new(root), facts, limits)),
-            lasting,
+            table: RwLock::new(Table::new(root, facts, limits)),
+            mounts: RwLock::new(mounts),
         }
     }
 
-    /// Whether a descriptor of the object may be kept. What could not be recognised again is kept in any case.
-    fn keeps(&self, facts: &Facts) -> bool {
-        facts.witness == Witness::None || self.lasts(facts.key.mount)
+    /// [`crate::Server::set_mounts`].
+    pub(crate) fn set_mounts(&self, mounts: Mounts) {
+        *self.mounts.write().unwrap_or_else(PoisonError::into_inner) = mounts;
     }
 
-    /// Whether nobody but this process could take the mount away.
-    pub(crate) fn lasts(&self, mount: u64) -> bool {
-        let lasting = self.lasting.as_ref();
-        lasting.is_none_or(|mounts| mounts.contains(&mount))
+    /// [`crate::Server::part_with`].
+    pub(crate) fn part_with(&self, parting: &[Parting]) -> bool {
+        self.change(|table, released| {
+            let left = parting.iter().map(|mount| table.part_with(mount, released));
+            left.fold(false, std::ops::BitOr::bitor)
+        })
+    }
+
+    /// The attributes and the facts of the object `fd` that was found in a directory on `dir`.
+    pub(crate) fn examine(&self, fd: BorrowedFd<'_>, dir: &Route) -> Result<(Stat, Facts, Route)> {
+        examine(fd, |stat| {
+            if stat.mount() == dir.id {
+                return Ok(dir.below());
+            }
+            let file_system = refuse_reflections(fd)?;
+            let mounts = self.mounts.read().unwrap_or_else(PoisonError::into_inner);
+            Ok(Route {
+                id: stat.mount(),
+                traits: mounts.of(stat.mount()),
+                is_root: true,
+                file_system,
+            })
+        })
     }
 
     /// Whether the guest may name the inode.
@@ -100,27 +114,27 @@ impl Inodes {
     /// The inode `id` as the guest names it. ESTALE if the guest does not know it, or if it is not
     /// where it was.
     pub(crate) fn get(&self, id: u64) -> Result<Node> {
-        let (kind, mount, fd) = {
+        let (kind, opened) = {
             let table = self.read();
             let entry = table
                 .get(id)
                 .filter(|entry| entry.is_known())
                 .ok_or(STALE)?;
-            (entry.facts.kind, entry.facts.key.mount, entry.touch())
+            (entry.facts.kind, entry.touch())
         };
-        let fd = match fd {
-            Some(fd) => fd,
+        let opened = match opened {
+            Some(opened) => opened,
             None => self.open_again(id)?,
         };
         Ok(Node {
             id,
             kind,
-            mount,
-            fd,
+            mount: opened.route,
+            opened,
         })
     }
 
-    fn open_again(&self, id: u64) -> Result<Arc<OwnedFd>> {
+    fn open_again(&self, id: u64) -> Result<Arc<Opened>> {
         let mut outcome = Err(STALE);
         for _ in 0..ATTEMPTS {
             outcome = self.open_chain(id);
@@ -132,15 +146,15 @@ impl Inodes {
     }
 
     /// Opens `id`, and before it those of its ancestors that are evicted, topmost first.
-    fn open_chain(&self, id: u64) -> Result<Arc<OwnedFd>> {
+    fn open_chain(&self, id: u64) -> Result<Arc<Opened>> {
         let mut chain = Vec::new();
         let mut dir = {
             let table = self.read();
             let mut at = id;
             loop {
                 let entry = table.get(at).ok_or(STALE)?;
-                if let Some(fd) = entry.touch() {
-                    break fd;
+                if let Some(opened) = entry.touch() {
+                    break opened;
                 }
                 if chain.len() == MAX_CHAIN {
                     return Err(STALE);
@@ -156,12 +170,12 @@ impl Inodes {
     }
 
     /// Opens `id`, whose parent is `dir`, and makes sure that it is the object it was.
-    fn open_step(&self, id: u64, dir: &OwnedFd) -> Result<Arc<OwnedFd>> {
+    fn open_step(&self, id: u64, dir: &Opened) -> Result<Arc<Opened>> {
         let (name, expected) = {
             let table = self.read();
             let entry = table.get(id).ok_or(STALE)?;
-            if let Some(fd) = entry.touch() {
-                return Ok(fd);
+            if let Some(opened) = entry.touch() {
+                return Ok(opened);
             }
             let (_, name) = entry.place.as_ref().ok_or(STALE)?;
             (name.clone(), entry.facts.clone())
@@ -170,36 +184,37 @@ impl Inodes {
             libc::ENOENT | libc::ENOTDIR => STALE,
             _ => errno,
         })?;
-        if !examine(fd.as_fd())?.1.is_same_as(&expected) {
+        let (_, facts, route) = self.examine(fd.as_fd(), &dir.route)?;
+        if !facts.is_same_as(&expected) {
             return Err(STALE);
         }
-        let fd = Arc::new(fd);
+        let opened = Arc::new(Opened::new(fd, route));
         // One whose name is about to change has to stay open, wherever it is.
         let held = { self.read().get(id).is_some_and(Entry::is_held) };
-        if !held && !self.keeps(&expected) {
-            return Ok(fd);
+        if !held && !facts.keeps(&route) {
+            return Ok(opened);
         }
-        let fd = self.write().install(id, fd);
+        let opened = self.write().install(id, opened);
         // After each step, so that a long chain is not open all at once.
         self.evict_surplus();
-        fd
+        opened
     }
 
     /// Closes descriptors of inodes that were not used lately, down to the limit.
     fn evict_surplus(&self) {
         // Each round evicts one, or finds one in use; the bound only guards against the latter.
         for _ in 0..64 {
-            let Some((id, fd)) = ({ self.write().victim() }) else {
+            let Some((id, opened)) = ({ self.write().victim() }) else {
                 return;
             };
             // What it is recognised by later is read now: an overlay file system that has copied
             // the object up meanwhile reports another time of birth than at first.
-            let Ok((stat, facts)) = examine(fd.as_fd()) else {
+            let Ok((stat, facts, _)) = examine(opened.as_fd(), |_| Ok(opened.route)) else {
                 return;
             };
             let facts = (stat.links() > 0).then_some(facts);
             let mut released = Released::new();
-            self.write().evict(id, &fd, facts, &mut released);
+            self.write().evict(id, &opened, facts, &mut released);
             drop(released);
         }
     }
@@ -211,23 +226,50 @@ impl Inodes {
         outcome
     }
 
-    /// Counts a lookup of the object with `facts` that was found at `place` (`None`: nowhere); its
-    /// nodeid. `fd`: its `O_PATH` descriptor, if there is one.
+    /// Counts a lookup of the object with `facts` that was found at `place` (`None`: nowhere) by `route`; its
+    /// nodeid. `fd`: its `O_PATH` descriptor.
     pub(crate) fn admit(
         &self,
         place: Option<Place<'_>>,
-        fd: Option<OwnedFd>,
+        fd: OwnedFd,
         facts: Facts,
+        route: Route,
     ) -> Result<u64> {
         // What has no name could not be opened again.
-        let keeps = place.is_none() || self.keeps(&facts);
-        let fd = fd.filter(|_| keeps).map(Arc::new);
-        let opened = fd.is_some();
-        let id = self.change(|table, released| table.admit(place, fd, facts, released))?;
-        if opened {
+        let keeps = place.is_none() || facts.keeps(&route);
+        // One that is not kept stays open until the object is known.
+        let (fd, passing) = if keeps {
+            (Some(fd), None)
+        } else {
+            (None, Some(fd))
+        };
+        let found = Found { facts, route, fd };
+        let id = self.change(|table, released| table.admit(place, found, released))?;
+        if passing.is_none() {
             self.evict_surplus();
         }
         Ok(id)
+    }
+
+    /// The same for an object that was not opened. EXDEV where it has to be.
+    pub(crate) fn glance(&self, place: Place<'_>, facts: Facts, route: Route) -> Result<u64> {
+        self.change(|table, released| table.glance(place, facts, route, released))
+    }
+
+    /// What is open of the object recorded at `place`, if it was come by on the mount `mount`, below its root.
+    pub(crate) fn open_at(&self, place: Place<'_>, mount: u64) -> Option<Arc<Opened>> {
+        self.read().open_at(place, mount)
+    }
+
+    /// Counts a lookup of what is recorded at `place`; its nodeid, if it is the object with `facts`, of which `opened` is
+    /// open.
+    pub(crate) fn confirm(
+        &self,
+        place: Place<'_>,
+        facts: &Facts,
+        opened: &Arc<Opened>,
+    ) -> Option<u64> {
+        self.write().confirm(place, facts, opened)
     }
 
     /// Counts a lookup of `id` under the further name `place`.
@@ -331,8 +373,7 @@ impl Drop for Hold<'_> {
         if let Some(id) = self.id {
             self.inodes.change(|table, released| {
                 table.release(id, released);
-                let facts = table.get(id).map(|entry| &entry.facts);
-                if facts.is_some_and(|facts| !self.inodes.keeps(facts)) {
+                if table.get(id).is_some_and(|entry| !entry.keeps()) {
                     table.close(id, released);
                 }
             });

@@ -18,6 +18,11 @@
 //! * handles: what the guest has open, and what it keeps open after the last close: one of an inode that was opened
 //!   for reading, until it is given up (RELEASE) or the inode is forgotten. Not on mounts that the host may take away.
 //!
+//! A file is one inode by whichever mount of a class ([`Mount::class`]) it is reached. Of the descriptors that the server
+//! has come by it keeps the one that allows most, and among equals the one of the mount that shows more; what lies below
+//! such a directory is opened again by way of it. So all names of a directory are on one mount, and rename and link work
+//! as they do there. The root of such a mount stays open: the name that it has below another one is the host's to change.
+//!
 //! All counts are bounded; beyond, requests fail with ENFILE ([`descriptors`] says how many descriptors
 //! there can be).
 //!
@@ -36,7 +41,11 @@
 //! call. `worker.rs` says how set-user-ID bits are kept and cleared. Writes are not cached by the
 //! guest (no `FUSE_WRITEBACK_CACHE`). A file that is opened keeps what the guest has cached of it, and
 //! the guest drops that when it sees another mtime or size (`FUSE_AUTO_INVAL_DATA`), at most
-//! [`Config::timeout`] late.
+//! [`Config::timeout`] late. Of file systems whose files have no sizes (sysfs, cgroupfs and others) nothing is cached, and
+//! each read is one of the host's. A directory's list is kept too (`FOPEN_CACHE_DIR`), no longer than its attributes.
+//!
+//! FLUSH, by which a file system can tell of late errors when a descriptor is closed, is asked for where there may be
+//! something to tell: on all file systems but some that are known to have nothing (`FOPEN_NO_FLUSH`).
 //!
 //! # Not done, and why
 //! * OPEN and OPENDIR are not left out (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`): an open
@@ -45,19 +54,18 @@
 //!   doing (`FOPEN_KEEP_OPEN`).
 //! * Any write or truncation clears set-user-ID and set-group-ID bits, that of guest root too: a user
 //!   namespace's `CAP_FSETID` does not count for the host kernel there.
-//! * Files that give privileges to whoever executes them can be kept to one mount ([`Config::privileged_mount`]).
+//! * Files that give privileges to whoever executes them can be kept to some mounts ([`Mount::privileges`]).
 //! * Device nodes cannot be made (EPERM), whiteouts excepted, as the host kernel has it for a user
 //!   namespace; the server refuses them itself as well.
 //! * A file of an overlay file system that is open for reading when it is first opened for writing stays open on the
 //!   lower layer for those who have it open, as on the host (`Documentation/filesystems/overlayfs.rst`, non-standard
 //!   behavior). The guest reads on through such a handle, and keeps what it reads for all its readers.
-//! * Extended attributes: `user.*` and `security.capability` work; `trusted.*` is left to the host
-//!   kernel, which hides it and refuses to set it; all else is EOPNOTSUPP and not listed. That covers
-//!   POSIX ACLs: without `FUSE_POSIX_ACL` the guest kernel would store and not enforce them.
-//! * `FUSE_SETXATTR_EXT`, `FUSE_CREATE_SUPP_GROUP`, `FUSE_SECURITY_CTX`: they carry what only ACLs,
-//!   permission checks on the host, or labels need.
-//! * IOCTL, ACCESS, BMAP, POLL, locks: ENOSYS, which the guest asks once.
+//! * Extended attributes: `user.*`, `security.capability` and POSIX ACLs work, and `trusted.*` under other names of the
+//!   host; all else is EOPNOTSUPP and not listed.
+//! * `FUSE_CREATE_SUPP_GROUP`, `FUSE_SECURITY_CTX`: they carry what only permission checks on the host, or labels need.
+//! * ACCESS, BMAP, POLL, locks, and each IOCTL that `ioctl.rs` does not name: ENOSYS, which the guest asks once.
 
+mod acl;
 mod attributes;
 mod buffers;
 mod config;
@@ -68,7 +76,9 @@ mod files;
 mod handles;
 mod identity;
 mod inodes;
+mod ioctl;
 mod mapping;
+mod mounts;
 mod namespace;
 mod privileges;
 mod protocol;
@@ -82,5 +92,6 @@ mod xattr;
 
 pub use config::{Config, INODE_BYTES, LONGEST_INODE_BYTES, MAX_INODES, descriptors};
 pub use error::Error;
-pub use server::Server;
+pub use mounts::{Mount, Mounts, Parting};
+pub use server::{Server, opcode};
 pub use worker::enter_worker_thread;

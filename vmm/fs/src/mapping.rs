@@ -1,22 +1,21 @@
 //! Files mapped into the guest's physical address space (DAX): SETUPMAPPING, REMOVEMAPPING.
 //!
-//! Which files: regular ones from [`LEAST`] bytes on, on mounts that are read-only here. Nothing that the guest writes
-//! can reach them, so that no mapping is ever writable and no set-user-ID bit is left where a write would have cleared
-//! it. What the host writes shows at once, unless an overlay file system makes another file of it then: when the guest
-//! is told that a file has changed, what it has of it is mapped anew. A mapping keeps its mount in use: there are none
-//! where mounts of the tree are the host's to take away.
+//! Which files: regular ones from [`LEAST`] bytes on, on mounts that say so ([`Mount::maps`](crate::Mount::maps)): the
+//! guest can write to none of these. Should it come to reach one by way of a mount that it can write to, it writes by
+//! WRITE: no mapping is ever writable, so that no set-user-ID bit is left where a write would have cleared it. What is
+//! written shows at once, unless an overlay file system makes another file of it then: when the guest is told that a
+//! file has changed, what it has of it is mapped anew. A mapping keeps its mount in use: there is none on a mount that
+//! is the host's to take away.
 
 use std::os::fd::AsFd;
 
 use crate::buffers::Reader;
 use crate::errno::{Errno, Result};
 use crate::identity::Stat;
-use crate::inodes::Node;
 use crate::protocol::{
-    ATTR_DAX, Attr, RemovemappingIn, RemovemappingOne, SETUPMAPPING_READ, SetupmappingIn, unsigned,
+    ATTR_DAX, Attr, RemovemappingIn, RemovemappingOne, SETUPMAPPING_READ, SetupmappingIn,
 };
 use crate::server::{Call, Server};
-use crate::sys;
 use crate::window::{Shown, Version, step};
 
 /// Files from this size on are mapped. Each page costs an exit when it is touched first, which a READ shares among many
@@ -39,7 +38,8 @@ impl Server {
             return;
         }
         if let Ok(node) = self.inodes.get(nodeid)
-            && is_constant(&node)
+            && node.mount.traits.maps
+            && node.mount.file_system.sizes
         {
             attr.flags |= ATTR_DAX;
             mappings.show_anew(node.id, Version::of(attr), || self.open_file(&node, OPEN));
@@ -60,11 +60,11 @@ impl Server {
             return Err(Errno(libc::EINVAL));
         }
         let node = self.inodes.get(call.nodeid)?;
-        if flags != SETUPMAPPING_READ || !is_constant(&node) {
+        if flags != SETUPMAPPING_READ || !node.mount.traits.lasts || !node.mount.file_system.sizes {
             return Err(Errno(libc::EACCES));
         }
         let file = self.open_file(&node, OPEN)?;
-        let version = Version::of(&Stat::of(file.as_fd())?.attr(node.mount));
+        let version = Version::of(&Stat::of(file.as_fd())?.attr());
         let shown = Shown {
             nodeid: node.id,
             offset: foffset,
@@ -86,9 +86,4 @@ impl Server {
         }
         Ok(0)
     }
-}
-
-/// Whether nothing can be written to the file where the guest sees it.
-fn is_constant(node: &Node) -> bool {
-    sys::fstatfs(node.as_fd()).is_ok_and(|stat| unsigned(stat.f_flags) & libc::ST_RDONLY != 0)
 }

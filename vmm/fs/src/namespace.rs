@@ -8,9 +8,9 @@ use rustix::fs::{AtFlags, FileType};
 use crate::attributes::PERMISSIONS;
 use crate::buffers::{NAME_MAX, Reader, Reply, TARGET_MAX, check_name, only_string, split_string};
 use crate::errno::{Errno, Result};
-use crate::identity::{Stat, examine, refuse_reflections};
+use crate::identity::Stat;
 use crate::inodes::{Node, open_path};
-use crate::protocol::{EntryOut, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn};
+use crate::protocol::{ATTR_SUBMOUNT, EntryOut, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn};
 use crate::server::{Call, Server};
 use crate::{sys, worker};
 
@@ -18,15 +18,45 @@ use crate::{sys, worker};
 pub(crate) const TWO_NAMES: usize = 2 * (NAME_MAX + 1);
 
 impl Server {
+    /// Finds the entry `name` of `dir` again, if it is what is open of that name, and counts the lookup.
+    fn find_again(&self, call: Call, dir: &Node, name: &CStr) -> Result<Option<EntryOut>> {
+        let (place, route) = ((dir.id, name), dir.mount.below());
+        let Some(opened) = self.inodes.open_at(place, route.id) else {
+            return Ok(None);
+        };
+        let stat = Stat::at(dir.as_fd(), name)?;
+        let facts = match stat.mount() == route.id {
+            true => stat.facts(&route),
+            false => None,
+        };
+        let mut attr = stat.attr();
+        attr.flags |= self.no_acl(call, &stat, opened.as_fd())?;
+        let confirmed = facts.and_then(|facts| self.inodes.confirm(place, &facts, &opened));
+        Ok(confirmed.map(|nodeid| self.entry_out(nodeid, attr)))
+    }
+
     /// Finds the entry `name` of `dir` and counts the lookup.
-    pub(crate) fn find(&self, dir: &Node, name: &CStr) -> Result<EntryOut> {
-        let fd = open_path(dir.as_fd(), name)?;
-        let (stat, facts) = examine(fd.as_fd())?;
-        if facts.key.mount != dir.mount {
-            refuse_reflections(fd.as_fd())?;
+    pub(crate) fn find(&self, call: Call, dir: &Node, name: &CStr) -> Result<EntryOut> {
+        if let Some(entry) = self.find_again(call, dir, name)? {
+            return Ok(entry);
         }
-        let nodeid = self.inodes.admit(Some((dir.id, name)), Some(fd), facts)?;
-        Ok(self.entry_out(nodeid, stat.attr(dir.mount)))
+        let fd = open_path(dir.as_fd(), name)?;
+        let (stat, facts, route) = self.inodes.examine(fd.as_fd(), &dir.mount)?;
+        let mut attr = stat.attr();
+        if route.is_root {
+            let is_shared = route.traits.class.is_some();
+            if facts.kind == libc::S_IFDIR || (facts.kind == libc::S_IFREG && is_shared) {
+                attr.flags |= ATTR_SUBMOUNT;
+            }
+            if is_shared && attr.flags & ATTR_SUBMOUNT != 0 {
+                // It is no device: the field is free to tell which submounts are to be one file system. One of the
+                // host's may have several devices (btrfs), within each of which alone an inode number means one file.
+                attr.rdev = stat.device();
+            }
+        }
+        attr.flags |= self.no_acl(call, &stat, fd.as_fd())?;
+        let nodeid = self.inodes.admit(Some((dir.id, name)), fd, facts, route)?;
+        Ok(self.entry_out(nodeid, attr))
     }
 
     pub(crate) fn lookup(
@@ -39,7 +69,7 @@ impl Server {
         let name = check_name(only_string(reader.rest(&mut buffer)?)?)?;
         reply.need::<EntryOut>()?;
         let dir = self.inodes.get(call.nodeid)?.directory()?;
-        match self.find(&dir, name) {
+        match self.find(call, &dir, name) {
             Ok(entry) => reply.body(&entry),
             // An entry without a nodeid: the guest may remember that there is none.
             Err(Errno(libc::ENOENT)) => reply.body(&self.entry_out(0, Default::default())),
@@ -63,7 +93,7 @@ impl Server {
         let caller = worker::assume(call.uid, call.gid, keep_set_gid)?;
         make(&dir)?;
         drop(caller);
-        reply.body(&self.find(&dir, name)?)
+        reply.body(&self.find(call, &dir, name)?)
     }
 
     pub(crate) fn mkdir(
@@ -72,10 +102,11 @@ impl Server {
         reader: &mut Reader<'_, '_>,
         reply: &Reply<'_, '_>,
     ) -> Result<usize> {
-        let MkdirIn { mode, .. } = reader.read()?;
+        let MkdirIn { mode, umask } = reader.read()?;
         let mut buffer = [0; TWO_NAMES];
         let name = only_string(reader.rest(&mut buffer)?)?;
         self.make(call, name, false, reply, |dir| {
+            worker::mask(umask)?;
             sys::mkdirat(dir.as_fd(), name, mode & PERMISSIONS)
         })
     }
@@ -86,7 +117,9 @@ impl Server {
         reader: &mut Reader<'_, '_>,
         reply: &Reply<'_, '_>,
     ) -> Result<usize> {
-        let MknodIn { mode, rdev, .. } = reader.read()?;
+        let MknodIn {
+            mode, rdev, umask, ..
+        } = reader.read()?;
         let mut buffer = [0; TWO_NAMES];
         let name = only_string(reader.rest(&mut buffer)?)?;
         let kind = match mode & libc::S_IFMT {
@@ -101,6 +134,7 @@ impl Server {
         };
         self.make(call, name, mode & libc::S_ISGID != 0, reply, |dir| {
             self.check_mode(dir.mount, kind.as_raw_mode(), mode)?;
+            worker::mask(umask)?;
             sys::mknodat(dir.as_fd(), name, kind, mode & PERMISSIONS)
         })
     }
@@ -134,7 +168,7 @@ impl Server {
         sys::link(self.proc(), node.as_fd(), dir.as_fd(), name)?;
         let stat = Stat::of(node.as_fd())?;
         self.inodes.link(node.id, (dir.id, name));
-        reply.body(&self.entry_out(node.id, stat.attr(dir.mount)))
+        reply.body(&self.entry_out(node.id, stat.attr()))
     }
 
     /// UNLINK, or RMDIR with `AT_REMOVEDIR`.

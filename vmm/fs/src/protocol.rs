@@ -49,6 +49,7 @@ pub(crate) mod opcode {
     pub(crate) const CREATE: u32 = 35;
     pub(crate) const INTERRUPT: u32 = 36;
     pub(crate) const DESTROY: u32 = 38;
+    pub(crate) const IOCTL: u32 = 39;
     pub(crate) const NOTIFY_REPLY: u32 = 41;
     pub(crate) const BATCH_FORGET: u32 = 42;
     pub(crate) const FALLOCATE: u32 = 43;
@@ -69,15 +70,18 @@ pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
     pub(crate) const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
+    pub(crate) const DONT_MASK: u64 = 1 << 6;
     pub(crate) const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub(crate) const DO_READDIRPLUS: u64 = 1 << 13;
     pub(crate) const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub(crate) const ASYNC_DIO: u64 = 1 << 15;
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub(crate) const POSIX_ACL: u64 = 1 << 20;
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
     pub(crate) const SUBMOUNTS: u64 = 1 << 27;
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const HAS_INODE_DAX: u64 = 1 << 33;
 }
@@ -98,13 +102,22 @@ pub(crate) mod fattr {
 
 /// `FUSE_GETATTR_FH`: [`GetattrIn::fh`] holds a handle.
 pub(crate) const GETATTR_FH: u32 = 1 << 0;
+/// `FOPEN_DIRECT_IO`: each read is one of the server's, whatever the file's size.
+pub(crate) const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `FOPEN_KEEP_CACHE`: what the guest has cached of the file stays valid over this open.
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-/// `FOPEN_NOFLUSH`: no FLUSH request when a descriptor of this open file is closed.
+/// `FOPEN_CACHE_DIR`: the guest may keep what the directory lists.
+pub(crate) const FOPEN_CACHE_DIR: u32 = 1 << 3;
+/// `FOPEN_NOFLUSH`: nothing is written, and no FLUSH sent, when a descriptor of this open file is closed.
 pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
 /// Of our guest kernel's own (`guest-kernel/patches/55-open-files.patch`): the guest may keep the handle when it closes
 /// the file, for whoever opens it next to read it, and then sends no RELEASE. Other kernels do not look at the bit.
 pub(crate) const FOPEN_KEEP_OPEN: u32 = 1 << 31;
+/// Of our guest kernel's own (`guest-kernel/patches/66-no-flush.patch`): when a descriptor of this open file is closed,
+/// the guest writes what is dirty as ever, but sends no FLUSH. Other kernels do not look at the bit.
+pub(crate) const FOPEN_NO_FLUSH: u32 = 1 << 29;
+/// Of our guest kernel's own (`guest-kernel/patches/62-no-size.patch`): the file cannot be mapped.
+pub(crate) const FOPEN_NO_MMAP: u32 = 1 << 30;
 /// `FUSE_WRITE_CACHE`: the write comes from the page cache, not from a write call.
 pub(crate) const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_FSYNC_FDATASYNC`.
@@ -113,6 +126,11 @@ pub(crate) const FSYNC_FDATASYNC: u32 = 1 << 0;
 pub(crate) const ATTR_SUBMOUNT: u32 = 1 << 0;
 /// `FUSE_ATTR_DAX`: the file is to be mapped.
 pub(crate) const ATTR_DAX: u32 = 1 << 1;
+/// Of our guest kernel's own (`guest-kernel/patches/59-access-lists.patch`): the object has no access list, so that the
+/// guest need not ask for it. Other kernels do not look at the bit.
+pub(crate) const ATTR_NO_ACL: u32 = 1 << 31;
+/// `FUSE_SETXATTR_ACL_KILL_SGID`: the caller may not keep the set-group-ID bit.
+pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// `FUSE_SETUPMAPPING_FLAG_READ`.
 pub(crate) const SETUPMAPPING_READ: u64 = 1 << 1;
 
@@ -225,8 +243,8 @@ wire! {
     }
     /// `struct fuse_fsync_in`.
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
-    /// `struct fuse_setxattr_in` without `FUSE_SETXATTR_EXT` (`FUSE_COMPAT_SETXATTR_IN_SIZE`).
-    SetxattrIn { size: u32, flags: u32 }
+    /// `struct fuse_setxattr_in`.
+    SetxattrIn { size: u32, flags: u32, setxattr_flags: u32, padding: u32 }
     /// `struct fuse_getxattr_in`.
     GetxattrIn { size: u32, padding: u32 }
     /// `struct fuse_getxattr_out`.
@@ -261,7 +279,44 @@ wire! {
     RemovemappingOne { moffset: u64, len: u64 }
     /// `struct fuse_syncfs_in`.
     SyncfsIn { padding: u64 }
+    /// `struct fuse_ioctl_in`.
+    IoctlIn { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// `struct fuse_ioctl_out`.
+    IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
+    /// `struct fsxattr` (`linux/fs.h`).
+    Fsxattr {
+        fsx_xflags: u32, fsx_extsize: u32, fsx_nextents: u32, fsx_projid: u32,
+        fsx_cowextsize: u32, fsx_pad: [u8; 8],
+    }
+    /// `struct fiemap` (`linux/fiemap.h`) without its extents.
+    FiemapHead {
+        fm_start: u64, fm_length: u64, fm_flags: u32, fm_mapped_extents: u32,
+        fm_extent_count: u32, fm_reserved: u32,
+    }
+    /// `struct fiemap_extent`.
+    FiemapExtent {
+        fe_logical: u64, fe_physical: u64, fe_length: u64, fe_reserved64: [u64; 2],
+        fe_flags: u32, fe_reserved: [u32; 3],
+    }
 }
+
+/// Extents that the guest asks for at a time (`guest-kernel/patches/63-extents.patch`).
+pub(crate) const FIEMAP_EXTENTS: usize = 64;
+
+/// `struct fiemap` with its extents.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Fiemap {
+    pub(crate) head: FiemapHead,
+    pub(crate) extents: [FiemapExtent; FIEMAP_EXTENTS],
+}
+
+/// `FS_IOC_FSGETXATTR` (`linux/fs.h`).
+pub(crate) const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
+/// `FS_IOC_FSSETXATTR`.
+pub(crate) const FS_IOC_FSSETXATTR: u64 = 0x401c_5820;
+/// `FS_IOC_FIEMAP`.
+pub(crate) const FS_IOC_FIEMAP: u64 = 0xc020_660b;
 
 #[cfg(test)]
 mod tests {
@@ -284,11 +339,16 @@ mod tests {
             (size_of::<ReadIn>(), 40),
             (size_of::<WriteIn>(), 40),
             (size_of::<StatfsOut>(), 80),
+            (size_of::<SetxattrIn>(), 16),
             (size_of::<InitIn>(), 64),
             (size_of::<InitOut>(), 64),
             (size_of::<FallocateIn>(), 32),
             (size_of::<CopyFileRangeIn>(), 56),
             (size_of::<Dirent>(), 24),
+            (size_of::<IoctlIn>(), 32),
+            (size_of::<IoctlOut>(), 16),
+            (size_of::<Fsxattr>(), 28),
+            (size_of::<Fiemap>(), 32 + 64 * 56),
         ];
         for (index, (ours, header)) in sizes.into_iter().enumerate() {
             assert_eq!(ours, header, "structure {index}");

@@ -11,13 +11,14 @@ use crate::config::{Config, MAX_INODES, handles};
 use crate::errno::{Errno, Result};
 use crate::error::Error;
 use crate::handles::Handles;
-use crate::identity::{Stat, examine, refuse_reflections};
+use crate::identity::{Route, Stat, examine, refuse_reflections};
 use crate::inodes::Inodes;
+use crate::mounts::{Mounts, Parting};
 use crate::protocol::{
     Attr, AttrOut, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, MAJOR,
     MINOR, MINOR_OLDEST, init, opcode,
 };
-use crate::table::Limits;
+use crate::table::{Limits, Opened};
 use crate::window::Mappings;
 use crate::{sys, worker};
 
@@ -33,17 +34,23 @@ const CONGESTION_THRESHOLD: u16 = 48;
 const FEATURES: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
+    | init::DONT_MASK
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
     | init::READDIRPLUS_AUTO
     | init::ASYNC_DIO
     | init::PARALLEL_DIROPS
+    | init::POSIX_ACL
     | init::MAX_PAGES
     | init::CACHE_SYMLINKS
     | init::SUBMOUNTS
     | init::HANDLE_KILLPRIV_V2
+    | init::SETXATTR_EXT
     | init::INIT_EXT
     | init::HAS_INODE_DAX;
+/// What of them the guest must offer: access lists decide who may do what, and with them come another form of SETXATTR
+/// and umasks that the server applies.
+const NEEDED: u64 = init::DONT_MASK | init::POSIX_ACL | init::SETXATTR_EXT;
 
 /// Who asks, and about what.
 #[derive(Clone, Copy)]
@@ -58,9 +65,7 @@ pub struct Server {
     pub(crate) proc: OwnedFd,
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
-    /// [`Config::privileged_mount`].
-    pub(crate) privileged_mount: Option<u64>,
-    /// None where mounts of the tree are the host's to take away, or nothing is to be mapped.
+    /// None where nothing is to be mapped.
     pub(crate) mappings: Option<Mappings>,
     /// Seconds and nanoseconds.
     timeout: (u64, u32),
@@ -74,11 +79,18 @@ impl Server {
     /// If the root is not a directory that can be exported, or `proc_self_fd` is something else.
     pub fn new(config: Config) -> std::result::Result<Self, Error> {
         let root_error = |errno: Errno| Error::Root(errno.into());
-        let (_, facts) = examine(config.root.as_fd()).map_err(root_error)?;
+        let route = |stat: &Stat| {
+            Ok(Route {
+                id: stat.mount(),
+                traits: config.mounts.of(stat.mount()),
+                is_root: true,
+                file_system: refuse_reflections(config.root.as_fd())?,
+            })
+        };
+        let (_, facts, root) = examine(config.root.as_fd(), route).map_err(root_error)?;
         if facts.kind != libc::S_IFDIR {
             return Err(Error::RootNotDirectory);
         }
-        refuse_reflections(config.root.as_fd()).map_err(root_error)?;
         // The root by way of its number must be the root: the directory is this process's.
         let number = sys::FdName::new(config.root.as_fd());
         let proc_error = |errno: Errno| Error::ProcSelfFd(errno.into());
@@ -88,12 +100,13 @@ impl Server {
             libc::O_PATH,
             0,
         )
-        .and_then(|fd| Stat::of(fd.as_fd()))
+        .and_then(|fd| examine(fd.as_fd(), route))
         .map_err(proc_error)?;
-        if seen.key() != facts.key {
+        if seen.1.key != facts.key {
             return Err(proc_error(Errno(libc::EXDEV)));
         }
-        let mappings = (config.maps && config.lasting_mounts.is_none())
+        let mappings = config
+            .maps
             .then(|| Mappings::new().map_err(|errno| Error::Window(errno.into())));
         let mappings = mappings.transpose()?;
         let limits = Limits {
@@ -104,9 +117,8 @@ impl Server {
         Ok(Self {
             timeout: (config.timeout.as_secs(), config.timeout.subsec_nanos()),
             proc: config.proc_self_fd,
-            inodes: Inodes::new(config.root, facts, limits, config.lasting_mounts),
+            inodes: Inodes::new(Opened::new(config.root, root), facts, limits, config.mounts),
             handles: Handles::new(handles(config.held_fd_limit)),
-            privileged_mount: config.privileged_mount,
             mappings,
             ready: AtomicBool::new(false),
         })
@@ -201,6 +213,7 @@ impl Server {
             opcode::GETXATTR => self.getxattr(call, reader, reply),
             opcode::LISTXATTR => self.listxattr(call, reader, reply),
             opcode::REMOVEXATTR => self.removexattr(call, reader),
+            opcode::IOCTL => self.ioctl(call, reader, reply),
             opcode::DESTROY => {
                 self.ready.store(false, Ordering::Release);
                 self.start_afresh();
@@ -245,6 +258,9 @@ impl Server {
             offered |= u64::from(u32::from_ne_bytes([b0, b1, b2, b3])) << 32;
         }
         let taken = offered & FEATURES;
+        if taken & NEEDED != NEEDED {
+            return Err(Errno(libc::EPROTO));
+        }
         self.start_afresh();
         self.ready.store(true, Ordering::Release);
         reply.body(&InitOut {
@@ -330,6 +346,21 @@ impl Server {
         }
     }
 
+    /// Replaces what is known of the mounts, all of it: it is asked when a mount is entered next.
+    ///
+    /// A mount that is added should be known before the guest is told of it: a mount that the guest enters before is
+    /// one of [`Mounts::others`] until it is entered again, and what it has found there are other inodes.
+    pub fn set_mounts(&self, mounts: Mounts) {
+        self.inodes.set_mounts(mounts);
+    }
+
+    /// Gives up the mounts `parting`, which are not among those that the server was told of last. What is known of them is
+    /// opened by way of others from now on, where there are any. Returns whether inodes are left that could be opened by
+    /// way of these alone: unlinked files that are in use.
+    pub fn part_with(&self, parting: &[Parting]) -> bool {
+        self.inodes.part_with(parting)
+    }
+
     /// Address and length of the window that files are mapped into, if they are; it stays reserved for good.
     #[must_use]
     pub fn window(&self) -> Option<(usize, usize)> {
@@ -349,6 +380,13 @@ impl Server {
     pub fn counts(&self) -> (usize, usize, usize) {
         self.inodes.counts()
     }
+}
+
+/// What a request asks for, by its number in the protocol; 0 where it is too short for that.
+#[must_use]
+pub fn opcode(request: &[VolatileSlice<'_>]) -> u32 {
+    let header = Reader::new(request).read::<InHeader>();
+    header.map_or(0, |header| header.opcode)
 }
 
 /// Bits 0 to 31.

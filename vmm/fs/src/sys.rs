@@ -20,6 +20,7 @@ use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
 use crate::buffers::Iovecs;
 use crate::errno::{Errno, Result};
+use crate::protocol::{FS_IOC_FIEMAP, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, Fiemap, Fsxattr};
 
 /// `MAX_HANDLE_SZ` (`linux/exportfs.h`).
 const MAX_HANDLE_SZ: usize = 128;
@@ -360,6 +361,48 @@ pub(crate) fn setxattr(
 /// `removexattr(2)`, as [`getxattr`].
 pub(crate) fn removexattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     Ok(rustix::fs::removexattr(FdName::new(fd).as_c_str(), name)?)
+}
+
+/// `FS_IOC_GETFLAGS`: the `FS_*_FL` of the file or directory.
+pub(crate) fn flags(fd: BorrowedFd<'_>) -> Result<u32> {
+    // Of its number's size, though the kernel writes an int.
+    let mut flags = [0_u32; 2];
+    // SAFETY: the call writes to no more than the eight bytes that its number says, which are there.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) })?;
+    Ok(flags[0])
+}
+
+/// `FS_IOC_SETFLAGS`.
+pub(crate) fn set_flags(fd: BorrowedFd<'_>, flags: u32) -> Result<()> {
+    let flags = [flags, 0];
+    // SAFETY: the call reads no more than the eight bytes that its number says, which are there.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags) })?;
+    Ok(())
+}
+
+/// `FS_IOC_FSGETXATTR`.
+pub(crate) fn file_attributes(fd: BorrowedFd<'_>) -> Result<Fsxattr> {
+    let mut attributes = Fsxattr::default();
+    // SAFETY: the call writes one structure, which is there.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) })?;
+    Ok(attributes)
+}
+
+/// `FS_IOC_FSSETXATTR`.
+pub(crate) fn set_file_attributes(fd: BorrowedFd<'_>, attributes: &Fsxattr) -> Result<()> {
+    let attributes = &raw const *attributes;
+    // SAFETY: the call reads one structure, which is there.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, attributes) })?;
+    Ok(())
+}
+
+/// `FS_IOC_FIEMAP`, into as many extents as there are; `head` says of which part of the file, and then how many.
+pub(crate) fn extents(fd: BorrowedFd<'_>, map: &mut Fiemap) -> Result<()> {
+    map.head.fm_extent_count = u32::try_from(map.extents.len()).map_err(|_| Errno(libc::EINVAL))?;
+    let map = &raw mut *map;
+    // SAFETY: the call reads the head and writes it and at most as many extents as it says, which are there.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FIEMAP, map) })?;
+    Ok(())
 }
 
 /// Gives this thread a working directory and a umask of its own (`unshare(CLONE_FS)`).

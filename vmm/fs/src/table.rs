@@ -15,27 +15,61 @@
 //! * `cached` counts entries with a descriptor and a place, `pinned` those with a descriptor and
 //!   none; the root is in neither. `cached` is brought back under its limit by eviction after every
 //!   insertion, `pinned` never exceeds its own.
+//! * A descriptor that an entry holds was come by as its route says. The root of a mount of a class stays open: the
+//!   name that it has below another mount of the class may go.
 //! * `keys[key]` is the newest entry with that key. An entry with a descriptor keeps its inode number
 //!   from being reused; one without is recognised by its witness too.
 //! * An entry whose `nlookup` is 0 is there only as the parent of others (or is held by a request);
 //!   the guest cannot name it.
+//!
+//! Nodeids are counted up here and keys are the host's numbers: hashed by foldhash, with a seed of this process. A guest
+//! sees neither hashes nor the order of a table; if it had the host number files so that some collide, it would only
+//! keep its own server busy. Names are the guest's to choose, and hashed by std.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::errno::{Errno, Result};
-use crate::identity::{Facts, Key};
+use crate::identity::{Facts, Key, Route};
+use crate::mounts::Parting;
 use crate::protocol::ROOT_ID;
 
 /// A directory's nodeid, and a name in it.
 pub(crate) type Place<'a> = (u64, &'a CStr);
 
+/// A descriptor, and how it was come by.
+pub(crate) struct Opened {
+    fd: OwnedFd,
+    pub(crate) route: Route,
+}
+
+impl Opened {
+    pub(crate) fn new(fd: OwnedFd, route: Route) -> Self {
+        Self { fd, route }
+    }
+}
+
+impl AsFd for Opened {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// An object that was looked up.
+pub(crate) struct Found {
+    pub(crate) facts: Facts,
+    pub(crate) route: Route,
+    /// Its descriptor, where it may be kept.
+    pub(crate) fd: Option<OwnedFd>,
+}
+
 /// Descriptors that are given up; to be dropped when no lock is held, because closing the last one
 /// of an unlinked file frees its blocks.
-pub(crate) type Released = Vec<Arc<OwnedFd>>;
+pub(crate) type Released = Vec<Arc<Opened>>;
 
 /// How much may be kept.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +84,7 @@ pub(crate) struct Limits {
 
 /// One inode.
 pub(crate) struct Entry {
-    pub(crate) fd: Option<Arc<OwnedFd>>,
+    pub(crate) fd: Option<Arc<Opened>>,
     pub(crate) facts: Facts,
     pub(crate) place: Option<(u64, Arc<CStr>)>,
     nlookup: u64,
@@ -58,6 +92,8 @@ pub(crate) struct Entry {
     names: HashMap<Arc<CStr>, u64>,
     /// Requests that are about to change this inode's names: it keeps its descriptor meanwhile.
     holds: u32,
+    /// Whether it is the root of a mount of a class.
+    stays: bool,
     used: AtomicBool,
     queued: bool,
 }
@@ -89,9 +125,20 @@ impl Entry {
     }
 
     /// Its descriptor, noted as used.
-    pub(crate) fn touch(&self) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn touch(&self) -> Option<Arc<Opened>> {
         self.used.store(true, Ordering::Relaxed);
         self.fd.clone()
+    }
+
+    /// Whether the descriptor that it has, if any, may be kept.
+    pub(crate) fn keeps(&self) -> bool {
+        let keeps = |opened: &Arc<Opened>| self.facts.keeps(&opened.route);
+        self.fd.as_ref().is_none_or(keeps)
+    }
+
+    /// Whether no request holds it, and it has a name to be opened by again.
+    fn can_be_closed(&self) -> bool {
+        self.place.is_some() && self.holds == 0
     }
 
     fn is_needless(&self) -> bool {
@@ -101,8 +148,8 @@ impl Entry {
 
 /// All of them.
 pub(crate) struct Table {
-    entries: HashMap<u64, Entry>,
-    keys: HashMap<Key, u64>,
+    entries: foldhash::HashMap<u64, Entry>,
+    keys: foldhash::HashMap<Key, u64>,
     /// The second-chance queue of what can be evicted; may hold numbers of entries long gone.
     clock: VecDeque<u64>,
     cached: usize,
@@ -113,10 +160,10 @@ pub(crate) struct Table {
 
 impl Table {
     /// The root alone.
-    pub(crate) fn new(root: Arc<OwnedFd>, facts: Facts, limits: Limits) -> Self {
+    pub(crate) fn new(root: Opened, facts: Facts, limits: Limits) -> Self {
         let mut table = Self {
-            entries: HashMap::new(),
-            keys: HashMap::new(),
+            entries: foldhash::HashMap::default(),
+            keys: foldhash::HashMap::default(),
             clock: VecDeque::new(),
             cached: 0,
             pinned: 0,
@@ -126,11 +173,11 @@ impl Table {
         table.keys.insert(facts.key, ROOT_ID);
         table
             .entries
-            .insert(ROOT_ID, Self::entry(Some(root), facts));
+            .insert(ROOT_ID, Self::entry(Some(Arc::new(root)), facts));
         table
     }
 
-    fn entry(fd: Option<Arc<OwnedFd>>, facts: Facts) -> Entry {
+    fn entry(fd: Option<Arc<Opened>>, facts: Facts) -> Entry {
         Entry {
             fd,
             facts,
@@ -138,6 +185,7 @@ impl Table {
             nlookup: 1,
             names: HashMap::new(),
             holds: 0,
+            stays: false,
             used: AtomicBool::new(true),
             queued: false,
         }
@@ -228,44 +276,171 @@ impl Table {
         }
     }
 
-    /// Counts one more lookup of the object with `facts`, known or new, at `place`. `fd` is its
-    /// descriptor, where the caller has one.
+    /// Counts one more lookup of the object `found`, known or new, at `place`. The caller has it open. EXDEV if it comes
+    /// without a descriptor and one is held that allows less.
     pub(crate) fn admit(
         &mut self,
         place: Option<Place<'_>>,
-        fd: Option<Arc<OwnedFd>>,
-        facts: Facts,
+        found: Found,
         released: &mut Released,
     ) -> Result<u64> {
         if place.is_some_and(|(parent, _)| !self.entries.contains_key(&parent)) {
             return Err(Errno(libc::ESTALE));
         }
-        let id = match self.find(&facts) {
-            Some(id) => {
-                self.change(id, |entry| {
-                    entry.nlookup = entry.nlookup.saturating_add(1);
-                    *entry.used.get_mut() = true;
-                    entry.facts.witness = facts.witness;
-                    match (&entry.fd, fd) {
-                        (None, fd) => entry.fd = fd,
-                        (Some(_), spare) => released.extend(spare),
-                    }
-                });
-                id
-            }
+        let (id, moves) = match self.find(&found.facts) {
+            Some(id) => (id, self.meet(id, found, released)?),
             None => {
                 self.check_room(place.is_none())?;
                 let id = self.next;
                 self.next += 1;
+                let Found { facts, route, fd } = found;
                 self.keys.insert(facts.key, id);
                 self.entries.insert(id, Self::entry(None, facts));
-                self.change(id, |entry| entry.fd = fd);
-                id
+                self.change(id, |entry| {
+                    entry.stays = route.begins_class();
+                    entry.fd = fd.map(|fd| Arc::new(Opened::new(fd, route)));
+                });
+                (id, true)
             }
         };
-        if place.is_some() {
+        if place.is_some() && moves {
             self.place(id, place, released);
         }
+        Ok(id)
+    }
+
+    /// Counts one more lookup of `id`; whether where it was found becomes its place.
+    fn meet(&mut self, id: u64, found: Found, released: &mut Released) -> Result<bool> {
+        let Found { facts, route, fd } = found;
+        let entry = self.entries.get(&id).ok_or(Errno(libc::ESTALE))?;
+        let named = entry.place.is_some();
+        let held = entry.fd.as_ref().map(|opened| opened.route);
+        let better = held.is_some_and(|held| route.is_better(&held));
+        let worse = held.is_some_and(|held| held.is_better(&route));
+        if better && fd.is_none() {
+            return Err(Errno(libc::EXDEV));
+        }
+        let opened = fd.map(|fd| Arc::new(Opened::new(fd, route)));
+        self.change(id, |entry| {
+            entry.nlookup = entry.nlookup.saturating_add(1);
+            *entry.used.get_mut() = true;
+            entry.stays |= route.begins_class();
+            entry.facts.witness = facts.witness;
+            released.extend(match held.is_some() && !better {
+                true => opened,
+                false => std::mem::replace(&mut entry.fd, opened),
+            });
+        });
+        if let Some(held) = held.filter(|_| better && facts.kind == libc::S_IFDIR) {
+            self.close_reached_by(&held, released);
+        }
+        // The name below another mount is the one by which the guest changes names too.
+        let keeps = worse || (named && route.begins_class());
+        Ok(!keeps)
+    }
+
+    /// Gives up what was opened by way of a mount, so that it is opened again by way of a better one where there is one.
+    fn close_reached_by(&mut self, route: &Route, released: &mut Released) {
+        for id in self.reached_by(route.id) {
+            self.close(id, released);
+        }
+    }
+
+    /// The inodes that are open by way of a mount.
+    fn reached_by(&self, mount: u64) -> Vec<u64> {
+        let reached = self.entries.iter().filter(|(_, entry)| {
+            let opened = entry.fd.as_ref();
+            opened.is_some_and(|opened| opened.route.id == mount)
+        });
+        reached.map(|(id, _)| *id).collect()
+    }
+
+    /// Gives up what was opened by way of a mount that goes; whether that was not possible for some.
+    pub(crate) fn part_with(&mut self, parting: &Parting, released: &mut Released) -> bool {
+        for id in self.reached_by(parting.mount) {
+            let opened = self.entries.get(&id).and_then(|entry| entry.fd.as_ref());
+            if opened.is_some_and(|opened| opened.route.is_root) {
+                let paths = parting.elsewhere.iter();
+                if let Some((parent, name)) = paths.filter_map(|path| self.walk(path)).next() {
+                    self.place(id, Some((parent, &name)), released);
+                }
+                self.change(id, |entry| entry.stays = false);
+            }
+            self.change(id, |entry| {
+                // One that is another mount's root is opened again as well.
+                if entry.can_be_closed() {
+                    released.extend(entry.fd.take());
+                }
+            });
+        }
+        !self.reached_by(parting.mount).is_empty()
+    }
+
+    /// The place `path` of the tree, if its directory is known.
+    fn walk(&self, path: &Path) -> Option<(u64, CString)> {
+        let mut names = path
+            .iter()
+            .map(|name| CString::new(name.as_encoded_bytes()));
+        let last = names.next_back()?.ok()?;
+        let directory = names.try_fold(ROOT_ID, |at, name| self.at((at, &*name.ok()?)));
+        Some((directory?, last))
+    }
+
+    /// What is open of the object recorded at `place`, if it was come by on the mount `mount`, below its root.
+    pub(crate) fn open_at(&self, place: Place<'_>, mount: u64) -> Option<Arc<Opened>> {
+        let opened = self.get(self.at(place)?)?.fd.as_ref()?;
+        let route = &opened.route;
+        (route.id == mount && !route.is_root).then(|| opened.clone())
+    }
+
+    /// Counts one more lookup of what is recorded at `place`, if it is the object with `facts` and `opened` is what is
+    /// open of it.
+    pub(crate) fn confirm(
+        &mut self,
+        place: Place<'_>,
+        facts: &Facts,
+        opened: &Arc<Opened>,
+    ) -> Option<u64> {
+        let id = self.at(place)?;
+        let entry = self.entries.get_mut(&id)?;
+        let is_open = entry
+            .fd
+            .as_ref()
+            .is_some_and(|own| Arc::ptr_eq(own, opened));
+        if !is_open || !entry.facts.is_same_as(facts) || self.keys.get(&facts.key) != Some(&id) {
+            return None;
+        }
+        entry.nlookup = entry.nlookup.saturating_add(1);
+        *entry.used.get_mut() = true;
+        Some(id)
+    }
+
+    /// Counts one more lookup of the object with `facts` that was seen at `place` by `route`, and not opened: it may be
+    /// gone since, and its number and its name another's. So what is known of others stays, and their places do too.
+    /// EXDEV where the object has to be opened.
+    pub(crate) fn glance(
+        &mut self,
+        place: Place<'_>,
+        facts: Facts,
+        route: Route,
+        released: &mut Released,
+    ) -> Result<u64> {
+        let known = self.keys.get(&facts.key);
+        let Some((id, entry)) = known.and_then(|id| Some((*id, self.entries.get(id)?))) else {
+            if self.at(place).is_some() {
+                return Err(Errno(libc::EXDEV));
+            }
+            let fd = None;
+            return self.admit(Some(place), Found { facts, route, fd }, released);
+        };
+        let held = entry.fd.as_ref().map(|opened| opened.route);
+        if !entry.facts.is_same_as(&facts) || held.is_some_and(|held| route.is_better(&held)) {
+            return Err(Errno(libc::EXDEV));
+        }
+        self.change(id, |entry| {
+            entry.nlookup = entry.nlookup.saturating_add(1);
+            *entry.used.get_mut() = true;
+        });
         Ok(id)
     }
 
@@ -343,17 +518,20 @@ impl Table {
         }
     }
 
-    /// Gives `id` the descriptor `fd`, unless it has one; the one it has then.
-    pub(crate) fn install(&mut self, id: u64, fd: Arc<OwnedFd>) -> Result<Arc<OwnedFd>> {
+    /// Gives `id` the descriptor `opened`, unless it has one; the one it has then.
+    pub(crate) fn install(&mut self, id: u64, opened: Arc<Opened>) -> Result<Arc<Opened>> {
         let entry = self.entries.get(&id).ok_or(Errno(libc::ESTALE))?;
-        if let Some(fd) = entry.touch() {
-            return Ok(fd);
+        if let Some(opened) = entry.touch() {
+            return Ok(opened);
         }
         if entry.place.is_none() {
             return Err(Errno(libc::ESTALE));
         }
-        self.change(id, |entry| entry.fd = Some(fd.clone()));
-        Ok(fd)
+        self.change(id, |entry| {
+            entry.stays |= opened.route.begins_class();
+            entry.fd = Some(opened.clone());
+        });
+        Ok(opened)
     }
 
     /// Takes `count` lookups back, never more than there are.
@@ -397,11 +575,10 @@ impl Table {
         self.remove_needless(id, released);
     }
 
-    /// Gives up the descriptor of `id` unless it is needed: no request holds it, and it has a name to be opened by
-    /// again.
+    /// Gives up the descriptor of `id` unless it is needed.
     pub(crate) fn close(&mut self, id: u64, released: &mut Released) {
         self.change(id, |entry| {
-            if entry.place.is_some() && entry.holds == 0 {
+            if entry.can_be_closed() && !entry.stays {
                 released.extend(entry.fd.take());
             }
         });
@@ -417,7 +594,7 @@ impl Table {
     }
 
     /// The next inode to evict, if there are more open than there should be.
-    pub(crate) fn victim(&mut self) -> Option<(u64, Arc<OwnedFd>)> {
+    pub(crate) fn victim(&mut self) -> Option<(u64, Arc<Opened>)> {
         if self.cached <= self.limits.cached {
             return None;
         }
@@ -430,7 +607,7 @@ impl Table {
                 entry.queued = false;
                 continue;
             }
-            let recent = std::mem::take(entry.used.get_mut()) || entry.holds > 0;
+            let recent = std::mem::take(entry.used.get_mut()) || entry.holds > 0 || entry.stays;
             let idle = entry
                 .fd
                 .as_ref()
@@ -449,7 +626,7 @@ impl Table {
     pub(crate) fn evict(
         &mut self,
         id: u64,
-        fd: &Arc<OwnedFd>,
+        fd: &Arc<Opened>,
         facts: Option<Facts>,
         released: &mut Released,
     ) {
@@ -458,6 +635,7 @@ impl Table {
         };
         let idle = entry.class() == Class::Cached
             && entry.holds == 0
+            && !entry.stays
             && entry.fd.as_ref().is_some_and(|own| Arc::ptr_eq(own, fd))
             // The table's and the caller's: no request has it.
             && Arc::strong_count(fd) == 2;

@@ -8,7 +8,8 @@ use std::os::fd::AsFd;
 use proptest::prelude::*;
 
 use super::*;
-use crate::identity::examine;
+use crate::identity::{FileSystem, Stat, Witness, examine};
+use crate::mounts::Mount;
 
 const LIMITS: Limits = Limits {
     cached: 3,
@@ -21,11 +22,40 @@ const OBJECTS: usize = 10;
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
+/// Mounts of a class: each shows all objects.
+const MOUNTS: u64 = 4;
+
+/// The route by a mount: one that can be written or not, of which the object is the root or not.
+fn route(mount: u64) -> Route {
+    Route {
+        id: mount,
+        traits: Mount {
+            class: std::num::NonZeroU64::new(7),
+            read_only: mount & 1 == 0,
+            lasts: true,
+            ..Mount::default()
+        },
+        is_root: mount & 2 == 0,
+        file_system: FileSystem {
+            sizes: true,
+            flushes: false,
+        },
+    }
+}
+
+fn facts(file: &File) -> Facts {
+    examine(file.as_fd(), |_: &Stat| Ok(route(1))).unwrap().1
+}
+
 /// An inode is chosen among those in the table, a place by its directory and the index of a name.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// An object is looked up, opened or not.
-    Admit(usize, (usize, usize), bool),
+    /// An object is looked up by way of a mount, and its descriptor may be kept or not.
+    Admit(usize, u64, (usize, usize), bool),
+    /// An object is seen by way of a mount, or one before it that had its number.
+    Glance(usize, u64, (usize, usize), bool),
+    /// An object is seen where one is open by way of a mount.
+    Confirm(usize, u64, (usize, usize)),
     /// A new object without a name is opened.
     Unnamed,
     Link(usize, (usize, usize)),
@@ -37,6 +67,8 @@ enum Step {
     /// An inode that is not open is opened again.
     Install(usize),
     Close(usize),
+    /// A mount goes, whose root is found in another place.
+    Part(u64, usize),
     /// Closes what was not used lately; what is looked at may have lost its name.
     Evict(bool),
     Reset,
@@ -46,7 +78,9 @@ fn step() -> impl Strategy<Value = Step> {
     let one = 0..16_usize;
     let place = (0..16_usize, 0..NAMES.len());
     prop_oneof![
-        8 => (0..OBJECTS, place.clone(), any::<bool>()).prop_map(|(object, place, open)| Step::Admit(object, place, open)),
+        8 => (0..OBJECTS, 0..MOUNTS, place.clone(), any::<bool>()).prop_map(|(object, by, place, open)| Step::Admit(object, by, place, open)),
+        4 => (0..OBJECTS, 0..MOUNTS, place.clone(), any::<bool>()).prop_map(|(object, by, place, gone)| Step::Glance(object, by, place, gone)),
+        4 => (0..OBJECTS, 0..MOUNTS, place.clone()).prop_map(|(object, by, place)| Step::Confirm(object, by, place)),
         1 => Just(Step::Unnamed),
         2 => (one.clone(), place.clone()).prop_map(|(id, place)| Step::Link(id, place)),
         4 => (one.clone(), prop::option::of(place)).prop_map(|(id, place)| Step::Place(id, place)),
@@ -55,6 +89,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => one.clone().prop_map(Step::Release),
         2 => one.clone().prop_map(Step::Install),
         1 => one.prop_map(Step::Close),
+        1 => (0..MOUNTS, 0..NAMES.len()).prop_map(|(mount, name)| Step::Part(mount, name)),
         3 => any::<bool>().prop_map(Step::Evict),
         1 => Just(Step::Reset),
     ]
@@ -72,14 +107,14 @@ impl Model {
     fn new() -> Model {
         let object = |_| {
             let file = tempfile::tempfile().unwrap();
-            let facts = examine(file.as_fd()).unwrap().1;
+            let facts = facts(&file);
             (file, facts)
         };
         let root = tempfile::tempdir().unwrap();
         let root = File::open(root.path()).unwrap();
-        let facts = examine(root.as_fd()).unwrap().1;
+        let facts = facts(&root);
         Model {
-            table: Table::new(Arc::new(root.into()), facts, LIMITS),
+            table: Table::new(Opened::new(root.into(), route(1)), facts, LIMITS),
             objects: (0..OBJECTS).map(object).collect(),
             lookups: HashMap::new(),
             held: Vec::new(),
@@ -105,8 +140,8 @@ impl Model {
         }
     }
 
-    fn fd() -> Arc<OwnedFd> {
-        Arc::new(File::open("/dev/null").unwrap().into())
+    fn fd() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
     }
 
     fn step(&mut self, step: Step) {
@@ -116,24 +151,19 @@ impl Model {
             (self.id(directory), name)
         };
         match step {
-            Step::Admit(object, at, open) => {
+            Step::Admit(object, by, at, open) => {
                 let (directory, name) = place(at);
-                self.admit(object, (directory, &name), open.then(Model::fd));
+                self.admit(object, by, (directory, &name), open.then(Model::fd));
             }
-            Step::Unnamed => {
-                let object = tempfile::tempfile().unwrap();
-                let facts = examine(object.as_fd()).unwrap().1;
-                let before = self.table.counts();
-                match self
-                    .table
-                    .admit(None, Some(Model::fd()), facts, &mut released)
-                {
-                    Ok(id) => *self.lookups.entry(id).or_default() += 1,
-                    Err(_) => assert!(before.1 >= LIMITS.pinned || before.2 >= LIMITS.entries),
-                }
-                // It stays, so that its number is not another's.
-                self.objects.push((object, self.objects[0].1.clone()));
+            Step::Glance(object, by, at, gone) => {
+                let (directory, name) = place(at);
+                self.glance(object, by, (directory, &name), gone);
             }
+            Step::Confirm(object, by, at) => {
+                let (directory, name) = place(at);
+                self.confirm(object, by, (directory, &name));
+            }
+            Step::Unnamed => self.unnamed(&mut released),
             Step::Link(id, at) => {
                 let (id, (directory, name)) = (self.id(id), place(at));
                 if id != ROOT_ID && !self.is_below(directory, Some(id)) {
@@ -175,12 +205,11 @@ impl Model {
                 let id = self.id(id);
                 let entry = &self.table.entries[&id];
                 let possible = entry.fd.is_some() || entry.place.is_some();
-                assert_eq!(self.table.install(id, Model::fd()).is_ok(), possible);
+                let opened = Opened::new(Model::fd(), route(id % MOUNTS));
+                assert_eq!(self.table.install(id, Arc::new(opened)).is_ok(), possible);
             }
-            Step::Close(id) => {
-                let id = self.id(id);
-                self.table.close(id, &mut released);
-            }
+            Step::Close(id) => self.close(self.id(id), &mut released),
+            Step::Part(mount, name) => self.part(mount, NAMES[name], &mut released),
             Step::Evict(named) => self.evict(named, &mut released),
             Step::Reset => {
                 drop(self.table.reset());
@@ -190,19 +219,129 @@ impl Model {
         }
     }
 
-    fn admit(&mut self, object: usize, at: Place<'_>, fd: Option<Arc<OwnedFd>>) {
+    fn unnamed(&mut self, released: &mut Released) {
+        let object = tempfile::tempfile().unwrap();
+        let found = Found {
+            facts: facts(&object),
+            route: route(1),
+            fd: Some(Model::fd()),
+        };
+        let before = self.table.counts();
+        match self.table.admit(None, found, released) {
+            Ok(id) => *self.lookups.entry(id).or_default() += 1,
+            Err(_) => assert!(before.1 >= LIMITS.pinned || before.2 >= LIMITS.entries),
+        }
+        // It stays, so that its number is not another's.
+        self.objects.push((object, self.objects[0].1.clone()));
+    }
+
+    fn admit(&mut self, object: usize, by: u64, at: Place<'_>, fd: Option<OwnedFd>) {
         let facts = self.objects[object].1.clone();
-        if self.is_below(at.0, self.table.find(&facts)) {
+        let known = self.table.find(&facts);
+        if self.is_below(at.0, known) {
             return;
         }
-        let before = self.table.entries.len();
-        match self.table.admit(Some(at), fd, facts, &mut Released::new()) {
-            Ok(id) => *self.lookups.entry(id).or_default() += 1,
+        let (before, opened) = (self.table.entries.len(), fd.is_some());
+        let rank = |table: &Table, id: u64| {
+            let opened = table.entries[&id].fd.as_ref();
+            opened.map(|opened| opened.route.rank())
+        };
+        let held = known.and_then(|id| rank(&self.table, id));
+        let route = route(by);
+        let found = Found { facts, route, fd };
+        match self.table.admit(Some(at), found, &mut Released::new()) {
+            Ok(id) => {
+                *self.lookups.entry(id).or_default() += 1;
+                let offered = opened.then(|| route.rank());
+                // `None` is less than any.
+                assert_eq!(rank(&self.table, id), held.max(offered), "the best is kept");
+            }
+            Err(Errno(libc::EXDEV)) => {
+                assert!(!opened && held.is_some_and(|held| held < route.rank()));
+            }
             Err(errno) => assert!(errno.0 == libc::ENFILE && before >= LIMITS.entries),
         }
     }
 
+    /// Only what is recorded at the place, and is open by that mount, is confirmed there.
+    fn confirm(&mut self, object: usize, by: u64, at: Place<'_>) {
+        let opened = self.table.open_at(at, route(by).id);
+        let recorded = self.table.at(at).and_then(|id| self.table.get(id));
+        let held = recorded.and_then(|entry| entry.fd.clone());
+        let expected = held.filter(|held| held.route.id == by && !held.route.is_root);
+        assert_eq!(opened.is_some(), expected.is_some());
+        let Some(opened) = opened else {
+            return;
+        };
+        let facts = self.objects[object].1.clone();
+        let same = recorded.is_some_and(|entry| entry.facts.is_same_as(&facts));
+        let found = self.table.confirm(at, &facts, &opened);
+        assert_eq!(found, self.table.at(at).filter(|_| same));
+        if let Some(id) = found {
+            *self.lookups.entry(id).or_default() += 1;
+        }
+        let other = Arc::new(Opened::new(Model::fd(), route(by)));
+        assert_eq!(self.table.confirm(at, &facts, &other), None);
+    }
+
+    fn glance(&mut self, object: usize, by: u64, at: Place<'_>, gone: bool) {
+        let mut facts = self.objects[object].1.clone();
+        if gone {
+            facts.witness = Witness::Birth(1, 2);
+        }
+        let known = self.table.keys.get(&facts.key).copied();
+        let state = |table: &Table| {
+            let of = |id: u64| {
+                let entry = &table.entries[&id];
+                (entry.place.clone(), entry.facts.witness.clone())
+            };
+            let mut all: Vec<u64> = table.entries.keys().copied().collect();
+            all.sort_unstable();
+            all.into_iter().map(|id| (id, of(id))).collect::<Vec<_>>()
+        };
+        let (before, occupied) = (state(&self.table), self.table.at(at).is_some());
+        let outcome = (self.table).glance(at, facts.clone(), route(by), &mut Released::new());
+        let mut after = state(&self.table);
+        match (outcome, known) {
+            (Ok(id), None) => {
+                assert!(!occupied, "a place is taken");
+                *self.lookups.entry(id).or_default() += 1;
+                after.retain(|(other, _)| *other != id);
+            }
+            (Ok(id), Some(known)) => {
+                let entry = &self.table.entries[&id];
+                assert!(id == known && entry.facts.is_same_as(&facts));
+                *self.lookups.entry(id).or_default() += 1;
+            }
+            (Err(Errno(libc::EXDEV)), _) => {}
+            (Err(errno), _) => assert!(errno.0 == libc::ENFILE && before.len() >= LIMITS.entries),
+        }
+        assert_eq!(after, before, "what was known is as it was");
+    }
+
+    fn close(&mut self, id: u64, released: &mut Released) {
+        self.table.close(id, released);
+        let entry = &self.table.entries[&id];
+        let needed = entry.stays || entry.place.is_none() || entry.holds > 0;
+        assert!(needed || entry.fd.is_none());
+    }
+
+    fn part(&mut self, mount: u64, name: &str, released: &mut Released) {
+        let parting = Parting {
+            mount,
+            elsewhere: vec![["none", name].iter().collect(), name.into()],
+        };
+        let left = self.table.part_with(&parting, released);
+        let reached = self.table.reached_by(mount);
+        assert_eq!(left, !reached.is_empty());
+        let needed = |id: &u64| !self.table.entries[id].can_be_closed();
+        assert!(reached.iter().all(needed), "all else is given up");
+    }
+
     fn evict(&mut self, named: bool, released: &mut Released) {
+        let staying = |(_, entry): &(&u64, &Entry)| entry.stays && entry.fd.is_some();
+        let before = self.table.entries.iter().filter(staying);
+        let before: Vec<u64> = before.map(|(id, _)| *id).collect();
         for _ in 0..64 {
             let Some((id, fd)) = self.table.victim() else {
                 break;
@@ -210,8 +349,11 @@ impl Model {
             let facts = self.table.entries[&id].facts.clone();
             self.table.evict(id, &fd, named.then_some(facts), released);
         }
-        let held = self.table.entries.values().filter(|entry| entry.holds > 0);
-        let most = LIMITS.cached.max(held.count());
+        for entry in before.iter().filter_map(|id| self.table.get(*id)) {
+            assert!(entry.fd.is_some(), "roots stay open");
+        }
+        let needed = |entry: &&Entry| entry.holds > 0 || entry.stays;
+        let most = LIMITS.cached + self.table.entries.values().filter(needed).count();
         assert!(
             self.table.cached <= most,
             "{} descriptors are kept",

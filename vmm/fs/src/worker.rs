@@ -3,8 +3,9 @@
 //! ```text
 //! plain thread --enter_worker_thread--> worker <--assume / drop of Assumed--> worker as (uid, gid)
 //! ```
-//! Invariants of a worker between two requests: fsuid and fsgid are 0; its umask is 0; its permitted
-//! capabilities are [`NEEDED`] at most; `CAP_FSETID` is *not* effective.
+//! Invariants of a worker between two requests: fsuid and fsgid are 0; its umask is that of
+//! the request that has made a file last; its permitted capabilities are [`NEEDED`] at most; `CAP_FSETID` is *not*
+//! effective.
 //!
 //! Why not: without it the host kernel clears set-user-ID, set-group-ID and file capabilities when a
 //! worker writes to or truncates a file, as `FUSE_HANDLE_KILLPRIV_V2` asks, at no cost per write.
@@ -31,6 +32,9 @@ const NEEDED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::SETFCAP);
 
+/// What a umask can hold back.
+const MASKED: u32 = 0o777;
+
 #[derive(Clone, Copy)]
 struct Worker {
     permitted: CapabilitySet,
@@ -38,6 +42,7 @@ struct Worker {
     fixup: bool,
     /// The descriptor whose directory is the working directory, once one is.
     directory: Option<RawFd>,
+    umask: u32,
 }
 
 thread_local! {
@@ -69,6 +74,7 @@ pub fn enter_worker_thread() -> std::result::Result<(), Error> {
             permitted,
             fixup,
             directory: None,
+            umask: 0,
         }));
         Ok(())
     };
@@ -95,6 +101,18 @@ pub(crate) fn stand_in(proc: BorrowedFd<'_>) -> Result<()> {
             directory,
             ..worker
         }));
+    }
+    Ok(())
+}
+
+/// Makes `umask` what new files do not get: the host's kernel leaves it out where the directory's default access list
+/// decides.
+pub(crate) fn mask(umask: u32) -> Result<()> {
+    let worker = current()?;
+    let umask = umask & MASKED;
+    if worker.umask != umask {
+        sys::umask(umask);
+        WORKER.set(Some(Worker { umask, ..worker }));
     }
     Ok(())
 }
@@ -130,7 +148,11 @@ pub(crate) fn assume(uid: u32, gid: u32, fsetid: bool) -> Result<Assumed> {
     }
     if fsetid || (assumed.ids && worker.fixup) {
         assumed.raised = true;
-        sys::capset(worker.permitted, worker.permitted)?;
+        let effective = match fsetid {
+            true => worker.permitted,
+            false => worker.permitted - CapabilitySet::FSETID,
+        };
+        sys::capset(effective, worker.permitted)?;
     }
     Ok(assumed)
 }

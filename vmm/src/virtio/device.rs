@@ -31,6 +31,11 @@ pub trait VirtioDevice: Send {
     /// Largest size of each virtqueue; the length is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];
 
+    /// Whether a notification of the queue is an exit of the vCPU, which its thread serves, rather than an event.
+    fn is_served_by_vcpus(&self, _queue: u32) -> bool {
+        false
+    }
+
     /// Feature bits the device offers.
     fn features(&self) -> u64 {
         1 << VIRTIO_F_VERSION_1
@@ -85,6 +90,21 @@ pub struct ActiveQueue {
     pub kick: EventFd,
 }
 
+/// What a device's interrupt is raised by: an edge of a line.
+pub(crate) trait Line: Send + Sync {
+    /// Raises the interrupt. What a driver looks for behind it must be there before.
+    fn raise(&self);
+}
+
+/// Counts the interrupts.
+#[cfg(any(test, fuzzing))]
+impl Line for vmm_sys_util::eventfd::EventFd {
+    fn raise(&self) {
+        // Fails only when the counter is full.
+        let _ = self.write(1);
+    }
+}
+
 /// The device's interrupt line and interrupt status.
 #[derive(Clone)]
 pub struct Interrupt {
@@ -92,23 +112,22 @@ pub struct Interrupt {
     status: Arc<AtomicU32>,
     /// Device status, shared with the transport for DEVICE_NEEDS_RESET.
     device_status: Arc<AtomicU32>,
-    /// The irqfd of the device's GSI.
-    irqfd: Arc<EventFd>,
+    line: Arc<dyn Line>,
     reporter: Reporter,
 }
 
 impl Interrupt {
-    /// Ties the transport's status registers to an irqfd.
+    /// Ties the transport's status registers to an interrupt line.
     pub(crate) fn new(
         status: Arc<AtomicU32>,
         device_status: Arc<AtomicU32>,
-        irqfd: Arc<EventFd>,
+        line: Arc<dyn Line>,
         reporter: Reporter,
     ) -> Interrupt {
         Interrupt {
             status,
             device_status,
-            irqfd,
+            line,
             reporter,
         }
     }
@@ -133,7 +152,6 @@ impl Interrupt {
 
     fn raise(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::SeqCst);
-        // An eventfd write fails only when its counter is full, and then the interrupt is already pending.
-        let _ = self.irqfd.write(1);
+        self.line.raise();
     }
 }

@@ -17,6 +17,9 @@ use crate::window::Window;
 /// headers.
 const QUEUE_SIZES: [u16; 2] = [16, 512];
 
+/// The index of that one.
+const REQUESTS: u32 = 1;
+
 /// The id of the shared memory that files are mapped into (`VIRTIO_FS_SHMCAP_ID_CACHE`, virtio 1.2, section 5.11.2).
 const CACHE: u32 = 0;
 
@@ -35,6 +38,10 @@ pub trait FileServer: RequestServer {
 }
 
 impl RequestServer for vmm_fs::Server {
+    fn kind(&self, request: &[VolatileSlice<'_>]) -> u32 {
+        vmm_fs::opcode(request)
+    }
+
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
         vmm_fs::Server::serve(self, request, reply)
     }
@@ -79,6 +86,10 @@ impl<S: RequestServer> VirtioDevice for Fs<S> {
 
     fn queue_max_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
+    }
+
+    fn is_served_by_vcpus(&self, queue: u32) -> bool {
+        queue == REQUESTS
     }
 
     fn features(&self) -> u64 {

@@ -7,9 +7,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::thread;
+use std::thread::{self, ThreadId};
 
-use super::super::pool::WORKERS;
+use super::super::pool::{FileRequests, WORKERS};
 use super::super::test_driver::{
     BUFFERS, Driver, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, broken_chains,
 };
@@ -17,6 +17,7 @@ use super::*;
 use crate::address_space::AddressSpace;
 use crate::threads::Thread;
 use crate::threads::tests::threads;
+
 use vm_memory::{Bytes, GuestAddress};
 
 const READ: u32 = VRING_DESC_F_NEXT;
@@ -28,10 +29,12 @@ struct Echo {
     open: Mutex<bool>,
     opened: Condvar,
     waiting: AtomicUsize,
+    last: Mutex<Option<ThreadId>>,
 }
 
 impl RequestServer for Echo {
     fn serve(&self, request: &[VolatileSlice<'_>], reply: &[VolatileSlice<'_>]) -> usize {
+        *self.last.lock().unwrap() = Some(thread::current().id());
         let mut bytes = Vec::new();
         for slice in request {
             let mut part = vec![0; slice.len()];
@@ -89,6 +92,12 @@ impl Bench {
 
     /// A request of three bytes and a place for the reply, at a place of its own for each head.
     fn offer(&self, queue: usize, head: u16, request: &[u8; 3]) {
+        self.place(queue, head, request);
+        self.driver.kick(queue);
+    }
+
+    /// The same, without a notification that workers hear of.
+    fn place(&self, queue: usize, head: u16, request: &[u8; 3]) {
         let at = BUFFERS + u64::from(head) * 64;
         self.driver
             .memory
@@ -101,7 +110,17 @@ impl Bench {
         let base = 0x1000 + queue as u64 * 0x4000 + u64::from(head) * 16;
         self.driver.table(base, &table[usize::from(head)..]);
         self.driver.offer(queue, head);
-        self.driver.kick(queue);
+    }
+
+    /// What the thread of a vCPU does that notifies: whether it may serve, and then serves what is there. `is_lent`:
+    /// whether it still has its vCPU behind a request.
+    fn serve_lent(&self, is_lent: bool) -> bool {
+        let pool = &self.fs.pool;
+        pool.lend() && {
+            pool.serve_lent(&mut pool.copier(), &|| is_lent);
+            pool.back();
+            true
+        }
     }
 
     fn reply(&self, head: u16) -> [u8; 3] {
@@ -221,6 +240,99 @@ fn every_request_is_answered_once_under_load() {
             }
         }
     }
+}
+
+#[test]
+fn the_thread_of_a_vcpu_serves_what_is_there() {
+    let bench = Bench::new(true);
+    until(|| bench.serve_lent(true));
+    for round in 0..100_usize {
+        bench.place(1, 4, b"abc");
+        bench.place(0, 2, b"def");
+        until(|| bench.serve_lent(true));
+        assert_eq!(bench.driver.used(1).len(), round + 1);
+        assert_eq!(bench.driver.used(0).len(), round + 1);
+    }
+}
+
+#[test]
+fn each_vcpu_that_is_lent_keeps_a_worker_idle() {
+    let bench = Bench::new(true);
+    let pool = &bench.fs.pool;
+    for _ in 0..WORKERS {
+        until(|| pool.lend());
+    }
+    assert!(!pool.lend(), "nobody could relieve it");
+    // A worker that comes for a request leaves it, until one is not needed any more.
+    bench.offer(1, 0, b"abc");
+    thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(bench.driver.used(1), []);
+    assert!(!pool.lend(), "a worker is not idle");
+    pool.back();
+    until(|| bench.driver.used(1) == [(0, 3)]);
+    // Three of them serve what is slow: one is left for the vCPU that is lent.
+    (1..WORKERS).for_each(|_| pool.back());
+    until(|| pool.lend());
+    for slow in 1..4_u16 {
+        bench.offer(1, slow * 2, b"wai");
+        until(|| bench.echo.waiting.load(Ordering::SeqCst) == usize::from(slow));
+    }
+    bench.offer(1, 100, b"wai");
+    thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(bench.echo.waiting.load(Ordering::SeqCst), 3);
+    pool.back();
+    until(|| bench.echo.waiting.load(Ordering::SeqCst) == 4);
+    *bench.echo.open.lock().unwrap() = true;
+    bench.echo.opened.notify_all();
+    until(|| bench.driver.used(1).len() == 5);
+}
+
+#[test]
+fn what_has_kept_a_vcpu_waiting_is_left_to_workers_for_a_while() {
+    let bench = Bench::new(true);
+    // Serves a request; whether it was this thread that did.
+    let serve = |is_lent: bool| {
+        let before = bench.driver.used(1).len();
+        bench.place(1, 0, b"abc");
+        until(|| bench.serve_lent(is_lent) && bench.driver.used(1).len() > before);
+        bench.echo.last.lock().unwrap().take() == Some(thread::current().id())
+    };
+    until(|| serve(false));
+    let mut left = 0;
+    until(|| {
+        left += 1;
+        serve(true)
+    });
+    assert!(left > 64, "{left}");
+    until(|| serve(true));
+}
+
+#[test]
+fn vcpus_and_workers_serve_together() {
+    let bench = Bench::new(true);
+    let mut by_vcpus = 0;
+    for round in 0..400_usize {
+        for slot in 0..8_u16 {
+            match (round + usize::from(slot)) % 3 {
+                0 => bench.offer(1, slot * 2, &[b'a', round as u8, slot as u8]),
+                _ => bench.place(1, slot * 2, &[b'a', round as u8, slot as u8]),
+            }
+        }
+        thread::scope(|scope| {
+            let turns = [(); 3].map(|()| scope.spawn(|| bench.serve_lent(round % 7 != 0)));
+            by_vcpus += turns
+                .into_iter()
+                .map(|turn| usize::from(turn.join().unwrap()))
+                .sum::<usize>();
+        });
+        // Those that might not are told to others, as the last one here is.
+        bench.driver.kick(1);
+        until(|| bench.driver.used(1).len() == (round + 1) * 8);
+        for slot in 0..8 {
+            assert_eq!(bench.reply(slot * 2), [b'a', round as u8, slot as u8]);
+        }
+    }
+    assert!(by_vcpus > 0);
 }
 
 #[test]

@@ -11,8 +11,8 @@
 //! another state than the one for it has no effect; FEATURES_OK holds only if the driver took nothing that was not
 //! offered and took VERSION_1; the device has queues exactly while DRIVER_OK holds and activation went well.
 //!
-//! Notifications of the driver reach the device by ioeventfd. One that comes here (no ioeventfd for it) raises the same
-//! event.
+//! Notifications of the driver reach the device by a port of their own (see [`kvm::attach`](crate::kvm::attach)). One
+//! that comes here raises the same event.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +38,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue_registers::{QueueRegisters, set_half};
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, Line, VirtioDevice};
 use crate::address_space::AddressSpace;
 use crate::fault::Fault;
 use crate::report::Reporter;
@@ -49,8 +49,9 @@ pub(crate) const MAGIC: u32 = 0x7472_6976;
 /// Version of the register layout.
 pub(crate) const VERSION: u32 = 2;
 
-/// Vendor id: none assigned.
-const VENDOR: u32 = 0;
+/// Vendor id: "chtn". Ids are nobody's to assign. The guest's driver takes from this one that there is a port for
+/// notifications ([`NOTIFICATIONS`](crate::layout::NOTIFICATIONS)).
+const VENDOR: u32 = 0x6e74_6863;
 
 /// Status bits before each step, and the bit of the step.
 const STEPS: [(u32, u32); 4] = [
@@ -82,18 +83,18 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Puts a device behind registers. `irqfd` raises its interrupt; `kicks` holds one event for each of its queues;
+    /// Puts a device behind registers. `line` raises its interrupt; `kicks` holds one event for each of its queues;
     /// `reporter` is told of its faults.
     pub(crate) fn new(
         device: Box<dyn VirtioDevice>,
         space: AddressSpace,
-        irqfd: Arc<EventFd>,
+        line: Arc<dyn Line>,
         kicks: Vec<EventFd>,
         reporter: Reporter,
     ) -> Transport {
         let interrupt_status = Arc::new(AtomicU32::new(0));
         let status = Arc::new(AtomicU32::new(0));
-        let interrupt = Interrupt::new(interrupt_status.clone(), status.clone(), irqfd, reporter);
+        let interrupt = Interrupt::new(interrupt_status.clone(), status.clone(), line, reporter);
         let queues = device
             .queue_max_sizes()
             .iter()

@@ -18,6 +18,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -36,16 +37,55 @@ pub struct HostStream {
     pub sink: Option<Sink>,
 }
 
+impl HostStream {
+    /// Takes a TCP connection of this process's own. The ends of its directions travel both ways, and so does a reset: to
+    /// the guest as that of the stream, and to the other side when the guest, or whoever drops this, has not ended
+    /// its direction in order. A guest that refuses the connection closes the stream.
+    ///
+    /// # Errors
+    /// [`Error::Inspect`] when the kernel does not tell what the descriptor is, [`Error::Events`] when it cannot be
+    /// duplicated.
+    pub fn connection(socket: TcpStream) -> Result<HostStream, Error> {
+        let copy = socket.try_clone().map_err(Error::Events)?;
+        let source = Source {
+            resets: true,
+            ..Source::new(copy.into())?
+        };
+        let mut sink = Sink::new(socket.into())?;
+        sink.end = End::Reset;
+        Ok(HostStream {
+            source: Some(source),
+            sink: Some(sink),
+        })
+    }
+}
+
 /// A descriptor to read from.
 #[derive(Debug)]
-pub struct Source(Descriptor);
+pub struct Source {
+    descriptor: Descriptor,
+    on_demand: bool,
+    /// The guest is to tell an error from the end.
+    resets: bool,
+}
 
 /// A descriptor to write to. It is only ever closed, never shut down: the object behind it is the caller's. Unless the
 /// caller has given it away: [`Sink::given_away`].
 #[derive(Debug)]
 pub struct Sink {
     descriptor: Descriptor,
-    given_away: bool,
+    end: End,
+}
+
+/// What becomes of the object behind a sink, besides that the descriptor is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing.
+    Closed,
+    /// When the guest shuts its sending direction down and keeps the other, so is that of a socket.
+    Shut,
+    /// The same; and it is reset, should the guest not have said that it has sent all.
+    Reset,
 }
 
 impl Source {
@@ -55,7 +95,7 @@ impl Source {
     /// # Errors
     /// [`Error::NotReadable`], or [`Error::Inspect`] when the kernel does not tell what the descriptor is.
     pub fn new(fd: OwnedFd) -> Result<Source, Error> {
-        Descriptor::new(fd)?.readable().map(Source)
+        Descriptor::new(fd)?.readable().map(Source::of)
     }
 
     /// Takes a descriptor that [`reopen`] has made in another process; nobody else may have it. Should it block after
@@ -64,15 +104,44 @@ impl Source {
     /// # Errors
     /// As [`Source::new`].
     pub fn reopened(fd: OwnedFd) -> Result<Source, Error> {
-        Descriptor::reopened(fd)?.readable().map(Source)
+        Descriptor::reopened(fd)?.readable().map(Source::of)
+    }
+
+    fn of(descriptor: Descriptor) -> Source {
+        Source {
+            descriptor,
+            on_demand: false,
+            resets: false,
+        }
+    }
+
+    /// The same one, of which nothing is read before the guest asks for it: what it does not take stays with whoever
+    /// else has the descriptor. The guest asks by what it sends: the number of bytes, a `u32`, little-endian. It gets
+    /// as many or, when fewer are there, those, and then no more until it asks again.
+    #[must_use]
+    pub fn on_demand(self) -> Source {
+        Source {
+            on_demand: true,
+            ..self
+        }
+    }
+
+    /// Whether it waits to be asked.
+    pub(super) fn is_on_demand(&self) -> bool {
+        self.on_demand
+    }
+
+    /// Whether the guest is to tell an error from the end.
+    pub(super) fn resets(&self) -> bool {
+        self.resets
     }
 
     /// Reads at most `limit` bytes, straight into guest memory. 0 is the end.
     pub(super) fn read(&self, room: &Pieces<'_>, limit: usize) -> io::Result<usize> {
         let fd = self.as_fd();
-        let limit = self.0.prepare(limit, libc::POLLIN)?;
+        let limit = self.descriptor.prepare(limit, libc::POLLIN)?;
         let room = Incoming::from_guest(room.slices(), limit);
-        match self.0.access {
+        match self.descriptor.access {
             Access::Socket => sys::receive(fd, &room),
             Access::Direct | Access::Guarded => sys::read(fd, &room),
         }
@@ -81,7 +150,7 @@ impl Source {
 
 impl AsFd for Source {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+        self.descriptor.fd.as_fd()
     }
 }
 
@@ -107,23 +176,28 @@ impl Sink {
     fn of(descriptor: Descriptor) -> Sink {
         Sink {
             descriptor,
-            given_away: false,
+            end: End::Closed,
         }
     }
 
     /// The same one, as the guest's own: when the guest shuts its sending direction down and keeps the other, a socket
     /// is shut down as well. When the guest closes its descriptor it is closed, no more.
     #[must_use]
-    pub fn given_away(self) -> Sink {
-        Sink {
-            given_away: true,
-            ..self
+    pub fn given_away(mut self) -> Sink {
+        self.end = End::Shut;
+        self
+    }
+
+    /// The guest has said that it has sent all.
+    pub(super) fn finish(&mut self) {
+        if self.end == End::Reset {
+            self.end = End::Shut;
         }
     }
 
-    /// The guest sends no more, and keeps the other direction.
+    /// What the guest has sent is delivered, and it keeps the other direction.
     pub(super) fn end(&self) {
-        if self.given_away && self.descriptor.access == Access::Socket {
+        if self.end != End::Closed && self.descriptor.access == Access::Socket {
             sys::shut_sending_down(self.as_fd());
         }
     }
@@ -151,6 +225,14 @@ impl Sink {
 impl AsFd for Sink {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.fd.as_fd()
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if self.end == End::Reset {
+            sys::reset(self.as_fd());
+        }
     }
 }
 
@@ -341,7 +423,7 @@ mod tests {
         let source = Source::new(reader).unwrap();
         let sink = Sink::new(writer).unwrap();
         assert_eq!(
-            (source.0.access, sink.descriptor.access),
+            (source.descriptor.access, sink.descriptor.access),
             (Access::Direct, Access::Direct)
         );
         assert!(nonblocking(source.as_fd()) && nonblocking(sink.as_fd()));
@@ -435,7 +517,7 @@ mod tests {
             numbers
         );
         assert_eq!(
-            (source.0.access, sink.descriptor.access),
+            (source.descriptor.access, sink.descriptor.access),
             (Access::Direct, Access::Direct)
         );
         assert!(nonblocking(source.as_fd()) && nonblocking(sink.as_fd()));
@@ -445,7 +527,10 @@ mod tests {
     #[test]
     fn what_is_said_to_be_reopened_and_blocks_is_guarded() {
         let (reader, writer) = pipe();
-        assert_eq!(Source::reopened(reader).unwrap().0.access, Access::Guarded);
+        assert_eq!(
+            Source::reopened(reader).unwrap().descriptor.access,
+            Access::Guarded
+        );
         assert_eq!(
             Sink::reopened(writer).unwrap().descriptor.access,
             Access::Guarded

@@ -84,6 +84,8 @@ pub(super) struct Stream {
     source: Option<Watched<Source>>,
     /// A read of the source may yield something.
     readable: bool,
+    /// What the guest still gets of a source that is read on demand.
+    wanted: Option<u32>,
     sink: Option<Watched<Sink>>,
     /// What the sink has not taken.
     pending: VecDeque<u8>,
@@ -99,7 +101,8 @@ impl Stream {
         if host.source.is_none() {
             connection.end_sending();
         }
-        if host.sink.is_none() {
+        let on_demand = host.source.as_ref().is_some_and(Source::is_on_demand);
+        if host.sink.is_none() && !on_demand {
             connection.end_receiving();
         }
         Stream {
@@ -109,6 +112,7 @@ impl Stream {
                 .source
                 .map(|end| watched(end, EventSet::IN, tokens.source, tokens)),
             readable: true,
+            wanted: on_demand.then_some(0),
             sink: host
                 .sink
                 .map(|end| watched(end, EventSet::OUT, tokens.sink, tokens)),
@@ -139,7 +143,8 @@ impl Stream {
     /// Whether [`Stream::fill`] may have a packet for the guest.
     pub(super) fn has_work(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| {
-            let data = self.readable && self.source.is_some() && connection.allowance() > 0;
+            let wanted = self.wanted != Some(0) && connection.allowance() > 0;
+            let data = wanted && self.readable && self.source.is_some();
             connection.has_control() || data
         })
     }
@@ -154,6 +159,9 @@ impl Stream {
                 if !connection.guest_receives() {
                     connection.end_sending();
                     self.source = None;
+                }
+                if let (Some(sink), false) = (&mut self.sink, connection.guest_sends()) {
+                    sink.end.finish();
                 }
                 self.close_finished_sink();
             }
@@ -185,6 +193,13 @@ impl Stream {
 
     /// Passes the guest's data on to the sink.
     fn deliver(&mut self, mut packet: Received<'_>) {
+        if let Some(wanted) = &mut self.wanted {
+            // Whoever sends something else asks for something else.
+            if let Some(asked) = packet.payload.to_vec().as_chunks().0.last() {
+                *wanted = u32::from_le_bytes(*asked);
+            }
+            return self.forward(packet.payload.len());
+        }
         let Some(sink) = &self.sink else {
             // The guest did not know yet that nobody takes it.
             self.forward(packet.payload.len());
@@ -263,6 +278,13 @@ impl Stream {
         }
     }
 
+    /// The source yields an error that the guest is to tell from an end; what it is sent.
+    fn break_source(&mut self) -> Option<Header> {
+        let rst = self.connection.as_mut().map(Connection::rst);
+        self.disconnect();
+        rst
+    }
+
     fn forward(&mut self, count: usize) {
         if let (Some(connection), Ok(count)) = (&mut self.connection, u32::try_from(count)) {
             connection.forward(count);
@@ -284,21 +306,26 @@ impl Stream {
             }
             return Some(header);
         }
-        let limit = buffer.room().len().min(connection.allowance() as usize);
+        let wanted = self.wanted.unwrap_or(u32::MAX);
+        let limit = connection.allowance().min(wanted) as usize;
+        let limit = buffer.room().len().min(limit);
         let source = self.source.as_mut()?;
         if !self.readable || limit == 0 {
             return None;
         }
         match source.end.read(buffer.room(), limit) {
             Ok(count @ 1..) => {
-                // A short read most likely has emptied the source; epoll tells when there is more, or the end.
-                if count < limit && matches!(source.arm(), Ok(true)) {
-                    self.readable = false;
-                }
                 // No more than `limit`, which came from a u32.
-                u32::try_from(count)
-                    .ok()
-                    .map(|count| connection.data(count))
+                let got = u32::try_from(count).ok()?;
+                // A short read most likely has emptied the source.
+                let emptied = count < limit;
+                match &mut self.wanted {
+                    Some(wanted) => *wanted = if emptied { 0 } else { *wanted - got },
+                    // epoll tells when there is more, or the end.
+                    None if emptied && matches!(source.arm(), Ok(true)) => self.readable = false,
+                    None => {}
+                }
+                Some(connection.data(got))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => match source.arm() {
                 Ok(true) => {
@@ -306,16 +333,16 @@ impl Stream {
                     None
                 }
                 // It can neither be read nor waited for. The guest must not take this for an orderly end.
-                Ok(false) | Err(_) => {
-                    let rst = connection.rst();
-                    self.disconnect();
-                    Some(rst)
-                }
+                Ok(false) | Err(_) => self.break_source(),
             },
+            Err(_) if source.end.resets() => self.break_source(),
             // A terminal whose other side is gone, a connection that was reset: nothing more will come.
             Ok(0) | Err(_) => {
                 self.source = None;
                 connection.end_sending();
+                if self.sink.is_none() {
+                    connection.end_receiving();
+                }
                 connection.control()
             }
         }

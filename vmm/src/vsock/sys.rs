@@ -54,6 +54,14 @@ pub(super) fn shut_sending_down(fd: BorrowedFd<'_>) {
     let _ = unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
 }
 
+/// Resets a connection (connect(2), "AF_UNSPEC"). One that is gone needs none.
+pub(super) fn reset(fd: BorrowedFd<'_>) {
+    /// AF_UNSPEC (0) and zeros. Landlock demands the length of a whole address, that of sockaddr_in.
+    const NOWHERE: [u8; 16] = [0; 16];
+    // SAFETY: an address of this length that lives through the call. The kernel copies it, however it is aligned.
+    let _ = unsafe { libc::connect(fd.as_raw_fd(), NOWHERE.as_ptr().cast(), 16) };
+}
+
 /// Whether poll(2) reports `events`, an error or a hangup right now.
 pub(super) fn ready(fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<bool> {
     ready_within(fd, events, 0)

@@ -1,10 +1,12 @@
 //! The device against a driver in guest memory and real descriptors.
 
 mod data;
+mod demand;
 mod driver;
 mod hostile;
 mod life;
 mod ports;
+mod tcp;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -48,6 +48,7 @@ fn a_container_that_is_not_there_does_not_run() {
         config: b"{}".to_vec(),
         policy: Vec::new(),
         terminal: false,
+        plain_newlines: false,
         cgroup: String::new(),
         stdio: Stdio::default(),
         extra: Vec::new(),
@@ -94,7 +95,9 @@ fn a_container_without_a_cgroup_of_its_own_is_refused() {
         let create = Create {
             cgroup: cgroup.to_owned(),
             own_pids: true,
+            joins: Vec::new(),
             terminal: false,
+            plain_newlines: false,
             notify: false,
             stdio: Stdio::default(),
             extra: Vec::new(),

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use protocol::{Exit, FailureKind, INIT, Interface, Network, ProcessId, Reply};
+use protocol::{Exit, FailureKind, INIT, Network, ProcessId, Reply};
 
 use crate::pid1::place::Place;
 use crate::pid1::process::Process;
@@ -65,7 +65,7 @@ impl Machine {
         let place = Place::create(self.files.path().join(number.to_string())).unwrap();
         let setup = SetupFile::new(b"").unwrap();
         let (process, wire) = process();
-        let container = Container::new(number, 1, setup, place, cgroup, process);
+        let container = Container::new(1, setup, place, cgroup, process);
         self.containers.table.insert(number, container);
         self.stage(wire, number, INIT)
     }
@@ -317,22 +317,51 @@ fn one_that_cannot_be_created_leaves_nothing() {
 }
 
 #[test]
-fn the_network_comes_with_the_first_container() {
+fn namespaces_are_joined_of_containers_that_are_there() {
     let mut machine = Machine::new();
-    let mut init = machine.begin(1);
-    machine.prepare(&mut init);
-    machine.told();
-    let network = Network {
-        interfaces: vec![Interface {
-            device: 4,
-            mac: [2; 6],
-            name: "eth0".to_owned(),
-            index: 2,
-        }],
-        ..Network::default()
+    let init = machine.run(0);
+    machine.begin(1);
+    let joined = |containers: &Containers, container, namespaces| {
+        let joins = [Joined {
+            container,
+            namespaces,
+        }];
+        containers.joined(&joins).map_err(|e| e.to_string())
     };
-    let container = machine.containers.get_mut(1).unwrap();
-    let failure = container.start(2, &network).unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Config);
-    container.start(2, &Network::default()).unwrap();
+    let (net, mounts) = (libc::CLONE_NEWNET, libc::CLONE_NEWNS);
+    let expected = Ok(vec![(init.pid, net)]);
+    assert_eq!(joined(&machine.containers, 0, net), expected);
+    for (container, namespaces, text) in [
+        (0, mounts, "cannot be joined"),
+        (0, net | 1, "cannot be joined"),
+        (1, net, "has ended"),
+        (7, net, "has ended"),
+    ] {
+        let error = joined(&machine.containers, container, namespaces).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
+    machine.exit(&init, 0);
+    machine.told();
+    assert!(joined(&machine.containers, 0, net).is_err(), "it has ended");
+}
+
+#[test]
+fn one_that_is_removed_is_ended_and_reported_when_nothing_is_left() {
+    let mut machine = Machine::new();
+    let (_first, init) = (machine.run(0), machine.run(1));
+    let second = machine.containers.get_mut(1).unwrap();
+    second.remove(9).unwrap();
+    assert!(second.remove(10).is_err(), "twice");
+    assert_eq!(machine.read(1, "cgroup.kill"), "1");
+    assert_eq!(machine.containers.take_removed(), []);
+    machine.exit(&init, 137);
+    assert_eq!(machine.told().len(), 1);
+    assert_eq!(
+        machine.containers.take_removed(),
+        [],
+        "somebody is in its cgroup"
+    );
+    machine.empty(1);
+    assert_eq!(machine.containers.take_removed(), [(1, 9)]);
+    assert_eq!(machine.containers.take_removed(), []);
 }

@@ -46,6 +46,11 @@ impl Limit {
         self.file.starts_with("cpu.max") || self.file == "io.max"
     }
 
+    /// Whether the guest alone can have it in force at the program's first instruction, among the container's processes.
+    pub(crate) fn is_of_processors(&self) -> bool {
+        self.file.starts_with("cpu.max")
+    }
+
     /// The same file without a limit.
     pub(super) fn lifted(&self) -> Limit {
         let value = match &*self.file {

@@ -37,6 +37,27 @@ fn own_cgroup_is_the_v2_line() {
 
 /// Needs root and a mounted cgroup v2 hierarchy, as the runtime does.
 #[test]
+fn nothing_is_made_in_a_frozen_cgroup() {
+    let (root, _) = hierarchy().expect("a cgroup v2 hierarchy");
+    let parent = root.join(format!("chiton-frozen-{}", std::process::id()));
+    let path = parent.join("a/b");
+    let create = || Cgroup::create(&root, path.clone(), &[]);
+    fs::create_dir(&parent).unwrap();
+    let freeze = |dir: &Path, frozen| write(&dir.join("cgroup.freeze"), frozen).unwrap();
+    freeze(&parent, "1");
+    assert!(matches!(create(), Err(Error::Frozen)));
+    assert!(!parent.join("a").exists());
+    freeze(&parent, "0");
+    create().unwrap();
+    freeze(&path, "1");
+    assert!(matches!(create(), Err(Error::Frozen)));
+    freeze(&path, "0");
+    create().unwrap().remove().unwrap();
+    remove_tree(&parent).unwrap();
+}
+
+/// Needs root and a mounted cgroup v2 hierarchy, as the runtime does.
+#[test]
 fn a_cgroup_ends_with_what_runs_in_it() {
     let (root, _) = hierarchy().expect("a cgroup v2 hierarchy");
     let parent = root.join(format!("chiton-unit-{}", std::process::id()));
@@ -54,7 +75,7 @@ fn a_cgroup_ends_with_what_runs_in_it() {
     assert_eq!(cgroup.processes().unwrap(), [pid]);
     assert!(matches!(
         Cgroup::create(&root, path.clone(), &[]),
-        Err(Error::NotEmpty(_))
+        Err(Error::NotEmpty(1))
     ));
     cgroup.remove().unwrap();
     assert!(!path.exists());

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cli;
 use crate::config;
 use crate::host::surroundings;
-use crate::plan::{self, Policies, Room};
+use crate::plan::{self, Room};
 use crate::verbs::error::Error;
 
 /// The process to execute.
@@ -20,6 +20,8 @@ pub(super) struct Wanted {
     pub(super) json: String,
     /// The compiled AppArmor policy that the guest must be given for it; empty if it need not.
     pub(super) policy: Vec<u8>,
+    /// The SELinux label of what stands for it on the host.
+    pub(super) label: Option<String>,
     /// As it is understood.
     pub(super) process: Process,
     /// What the caller should know.
@@ -27,15 +29,14 @@ pub(super) struct Wanted {
 }
 
 /// Makes the process from the content of `--process` if there is one, else from the flags; `own` is the container's own
-/// process. What went wrong with the JSON is said of `path`. `vcpus` is the number that the machine has; `policies` are
-/// those of this host, and `limits` the resource limits for what the process does not name.
+/// process. What went wrong with the JSON is said of `path`. `room` is what the container and the host have, and `limits`
+/// are the resource limits for what the process does not name.
 pub(super) fn wanted(
     args: &cli::Exec,
     file: Option<Value>,
     own: &Value,
     path: &Path,
-    vcpus: u8,
-    policies: Option<&Policies<'_>>,
+    room: &Room<'_>,
     limits: Option<&[(u64, u64)]>,
 ) -> Result<Wanted, Error> {
     let mut process = match file {
@@ -57,16 +58,12 @@ pub(super) fn wanted(
         surroundings::complete(&mut config["process"], limits);
     }
     let json = config["process"].to_string();
-    let room = Room {
-        vcpus,
-        profile: own["apparmorProfile"].as_str(),
-        policies,
-    };
-    let (policy, more) = plan::check_exec(&given, &process, &room)?;
-    warnings.extend(more);
+    let needs = plan::check_exec(&given, &process, room)?;
+    warnings.extend(needs.warnings);
     Ok(Wanted {
         json,
-        policy,
+        policy: needs.policy,
+        label: needs.label,
         process,
         warnings,
     })
@@ -151,6 +148,7 @@ fn inherit(process: &mut Value, own: &Value) {
         "oomScoreAdj",
         "execCPUAffinity",
         "apparmorProfile",
+        "selinuxLabel",
     ] {
         if says_nothing(properties.get(name))
             && let Some(value) = own.get(name)

@@ -238,7 +238,7 @@ fn extended_attributes_are_served_by_name_space() {
         client.call(
             SETXATTR,
             file.nodeid,
-            body().u32(size).u32(flags).name(name).bytes(value),
+            body().u32(size).u32(flags).u64(0).name(name).bytes(value),
         )
     };
     let get = |name: &str, size: u32| {
@@ -252,8 +252,7 @@ fn extended_attributes_are_served_by_name_space() {
     assert_eq!(u32_at(&get("user.one", 0).unwrap(), 0), 5);
     assert_eq!(get("user.one", 4), Err(libc::ERANGE));
     assert_eq!(get("user.none", 9), Err(libc::ENODATA));
-    assert_eq!(set("trusted.x", b"v", 0), Err(libc::EPERM));
-    for name in ["system.posix_acl_access", "security.selinux", "odd"] {
+    for name in ["system.other", "security.selinux", "odd", "user.chiton.x"] {
         assert_eq!(set(name, b"v", 0), Err(libc::EOPNOTSUPP), "{name}");
         assert_eq!(get(name, 0), Err(libc::EOPNOTSUPP), "{name}");
     }
@@ -287,4 +286,60 @@ fn extended_attributes_are_served_by_name_space() {
         Ok(vec![])
     );
     assert_eq!(get("user.one", 9), Err(libc::ENODATA));
+}
+
+#[test]
+fn trusted_attributes_have_other_names_on_the_host() {
+    let tree = tempfile::tempdir_in("/var/tmp").unwrap();
+    let server = server(tree.path(), 64);
+    let client = Client::new(&server);
+    let (file, _) = client.create(ROOT, "file", libc::O_RDWR, 0o644).unwrap();
+    let set = |name: &str| {
+        let fields = body().u32(1).u32(0).u64(0).name(name).bytes(b"v");
+        client.call(SETXATTR, file.nodeid, fields)
+    };
+    let get = |name: &str| client.call(GETXATTR, file.nodeid, body().u32(9).u32(0).name(name));
+    let list = || {
+        client
+            .call(LISTXATTR, file.nodeid, body().u64(4096))
+            .unwrap()
+    };
+    let path = tree.path().join("file");
+    let host = |name: &str| {
+        let mut value = [0; 9];
+        let length = rustix::fs::getxattr(&path, name, &mut value)?;
+        rustix::io::Result::Ok(value[..length].to_vec())
+    };
+    assert_eq!(set("trusted.overlay.opaque"), Ok(vec![]));
+    assert_eq!(get("trusted.overlay.opaque").unwrap(), b"v");
+    assert_eq!(list(), b"trusted.overlay.opaque\0");
+    assert_eq!(host("user.chiton.trusted.overlay.opaque").unwrap(), b"v");
+    assert_eq!(
+        host("trusted.overlay.opaque"),
+        Err(rustix::io::Errno::NODATA)
+    );
+    // Nobody in the guest can name it otherwise, and what is really trusted is not seen.
+    for name in [
+        "user.chiton.trusted.overlay.opaque",
+        "user.chiton.",
+        "user.chiton.trusted.y",
+    ] {
+        assert_eq!(
+            (set(name), get(name)),
+            (Err(libc::EOPNOTSUPP), Err(libc::EOPNOTSUPP))
+        );
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&path, "user.chiton.other", b"v", flags).unwrap();
+    assert_eq!(list(), b"trusted.overlay.opaque\0");
+    assert_eq!(get("trusted.other"), Err(libc::ENODATA));
+    let long = |length: usize| format!("trusted.{}", "x".repeat(length));
+    assert_eq!(set(&long(255 - 8 - 12)), Ok(vec![]));
+    assert_eq!(set(&long(255 - 8 - 11)), Err(libc::ERANGE));
+    assert_eq!(set("trusted."), Err(libc::EINVAL));
+    for name in ["trusted.overlay.opaque", &long(255 - 8 - 12)] {
+        let removed = client.call(REMOVEXATTR, file.nodeid, body().name(name));
+        assert_eq!(removed, Ok(vec![]));
+    }
+    assert_eq!(list(), b"");
 }

@@ -1,7 +1,6 @@
 //! A FUSE client that speaks to the server in request bytes.
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use vm_memory::VolatileSlice;
-use vmm_fs::{Config, Server};
+use vmm_fs::{Config, Mount, Mounts, Server};
 
 pub(crate) const LOOKUP: u32 = 1;
 pub(crate) const FORGET: u32 = 2;
@@ -40,6 +39,7 @@ pub(crate) const RELEASEDIR: u32 = 29;
 pub(crate) const CREATE: u32 = 35;
 pub(crate) const INTERRUPT: u32 = 36;
 pub(crate) const DESTROY: u32 = 38;
+pub(crate) const IOCTL: u32 = 39;
 pub(crate) const BATCH_FORGET: u32 = 42;
 pub(crate) const FALLOCATE: u32 = 43;
 pub(crate) const READDIRPLUS: u32 = 44;
@@ -68,20 +68,25 @@ pub(crate) fn path_fd(path: &Path) -> OwnedFd {
 
 /// A server of `root`, before INIT. The calling thread serves.
 pub(crate) fn server(root: &Path, open_fd_limit: usize) -> Server {
-    server_with(root, open_fd_limit, None)
+    server_of(config(root, open_fd_limit))
 }
 
-/// The same, of which only the mounts with these ids last.
-pub(crate) fn server_with(
-    root: &Path,
-    open_fd_limit: usize,
-    lasting_mounts: Option<HashSet<u64>>,
-) -> Server {
+/// The same, with these mounts.
+pub(crate) fn server_with(root: &Path, open_fd_limit: usize, mounts: Mounts) -> Server {
     server_of(Config {
-        lasting_mounts,
+        mounts,
         ..config(root, open_fd_limit)
     })
 }
+
+/// A mount of its own that nobody takes away.
+pub(crate) const LASTING: Mount = Mount {
+    class: None,
+    read_only: false,
+    privileges: true,
+    lasts: true,
+    maps: false,
+};
 
 /// What a server of `root` is made from.
 pub(crate) fn config(root: &Path, open_fd_limit: usize) -> Config {
@@ -91,8 +96,10 @@ pub(crate) fn config(root: &Path, open_fd_limit: usize) -> Config {
         open_fd_limit,
         held_fd_limit: 1024,
         timeout: Duration::from_secs(1),
-        lasting_mounts: None,
-        privileged_mount: None,
+        mounts: Mounts {
+            others: LASTING,
+            ..Mounts::default()
+        },
         maps: true,
     }
 }

@@ -6,6 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::*;
 
+/// Tells the other threads to end, also where a check has failed.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn many_threads_work_on_one_tree() {
     let tree = tempfile::tempdir().unwrap();
@@ -43,10 +52,10 @@ fn many_threads_work_on_one_tree() {
                 (from, to) = (to, from);
             }
         });
+        let _ends = Ends(&done);
         for worker in workers {
             worker.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
     let (cached, pinned, inodes) = server.counts();
     assert!(cached <= 4 && pinned == 0, "{cached} {pinned}");
@@ -99,6 +108,7 @@ fn a_host_that_swaps_files_for_links_gains_nothing() {
                 let _ = fs::remove_file(&path);
             }
         });
+        let _ends = Ends(&done);
         for _ in 0..800 {
             let Ok(found) = client.lookup(ROOT, "victim") else {
                 continue;
@@ -115,7 +125,6 @@ fn a_host_that_swaps_files_for_links_gains_nothing() {
             }
             client.forget(found.nodeid, 1);
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(fs::read(outside.path().join("victim")).unwrap(), b"secret");
 }

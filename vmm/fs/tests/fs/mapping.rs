@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use vmm_fs::Server;
+use vmm_fs::{Config, Mount, Mounts, Server};
 
 use crate::client::*;
 use crate::mounts::{enter_mount_namespace, mount};
@@ -35,6 +35,20 @@ fn with_tree(check: impl FnOnce(&Path) + Send) {
             check(&root);
         });
     });
+}
+
+/// A server of the tree that maps files of the mounts `ro` and, where there is one, `seen`.
+fn server_of_tree(root: &Path) -> Server {
+    let mounts = ["ro", "seen"].map(|name| root.join(name));
+    let mounts = mounts.iter().filter(|path| path.exists());
+    let mapped = Mount {
+        read_only: true,
+        maps: true,
+        ..LASTING
+    };
+    let known = mounts.map(|path| (sys::mount_id(path), mapped)).collect();
+    let others = LASTING;
+    server_with(root, 8, Mounts { known, others })
 }
 
 /// A file of so many MiB, the first bytes of each of which are its number.
@@ -85,7 +99,7 @@ fn large_files_of_read_only_mounts_are_mapped() {
     with_tree(|root| {
         numbered(&root.join("rw/large"), 5);
         numbered(&root.join("rw/small"), 3);
-        let server = server(root, 8);
+        let server = server_of_tree(root);
         let client = Client::new(&server);
         let [rw, ro] = ["rw", "ro"].map(|name| client.lookup(ROOT, name).unwrap().nodeid);
         let large = client.lookup(ro, "large").unwrap();
@@ -122,7 +136,7 @@ fn large_files_of_read_only_mounts_are_mapped() {
 fn nothing_else_is_mapped() {
     with_tree(|root| {
         numbered(&root.join("rw/large"), 4);
-        let server = server(root, 8);
+        let server = server_of_tree(root);
         let client = Client::new(&server);
         let [rw, ro] = ["rw", "ro"].map(|name| client.lookup(ROOT, name).unwrap().nodeid);
         let file = client.lookup(ro, "large").unwrap().nodeid;
@@ -145,7 +159,7 @@ fn nothing_else_is_mapped() {
             (file, 0, STEP, WRITE_FLAG, 0, libc::EACCES),
             (file, 0, STEP, WRITE_FLAG | read, 0, libc::EACCES),
             (file, 0, STEP, u64::MAX, 0, libc::EACCES),
-            (writable, 0, STEP, read, 0, libc::EACCES),
+            (writable, 0, STEP, WRITE_FLAG, 0, libc::EACCES),
             (ro, 0, STEP, read, 0, libc::EISDIR),
             (file + 1000, 0, STEP, read, 0, libc::ESTALE),
         ] {
@@ -171,9 +185,12 @@ fn nothing_else_is_mapped() {
 }
 
 #[test]
-fn there_is_no_window_where_mounts_may_go() {
+fn there_is_no_window_where_nothing_is_mapped() {
     let tree = tempfile::tempdir().unwrap();
-    let server = server_with(tree.path(), 8, Some(Default::default()));
+    let server = server_of(Config {
+        maps: false,
+        ..config(tree.path(), 8)
+    });
     let client = Client::new(&server);
     assert_eq!(server.window(), None);
     assert!(!server.mend(&mut 0));
@@ -181,11 +198,26 @@ fn there_is_no_window_where_mounts_may_go() {
     assert_eq!(unmap(&client, 0, &[]), Err(libc::ENOSYS));
 }
 
+/// A mapping would keep the mount in use.
+#[test]
+fn nothing_is_mapped_on_mounts_that_may_go() {
+    with_tree(|root| {
+        numbered(&root.join("rw/large"), 4);
+        let server = server_with(root, 8, Mounts::default());
+        let client = Client::new(&server);
+        let ro = client.lookup(ROOT, "ro").unwrap().nodeid;
+        let file = client.lookup(ro, "large").unwrap();
+        assert_eq!(file.flags & DAX, 0);
+        let answer = map(&client, file.nodeid, 0, READ_FLAG, 0);
+        assert_eq!(answer, Err(libc::EACCES));
+    });
+}
+
 #[test]
 fn what_the_host_cuts_off_becomes_zeros() {
     with_tree(|root| {
         let host = numbered(&root.join("rw/large"), 4);
-        let server = server(root, 8);
+        let server = server_of_tree(root);
         let client = Client::new(&server);
         let ro = client.lookup(ROOT, "ro").unwrap().nodeid;
         let file = client.lookup(ro, "large").unwrap().nodeid;
@@ -226,7 +258,7 @@ fn a_changed_file_is_mapped_anew() {
         mount(&["-t", "overlay", "-o", &layers, "none", &path("merged")]);
         mount(&["--bind", &path("merged"), &path("seen")]);
         mount(&["-o", "remount,bind,ro", &path("seen")]);
-        let server = server(root, 8);
+        let server = server_of_tree(root);
         let client = Client::new(&server);
         let seen = client.lookup(ROOT, "seen").unwrap().nodeid;
         let file = client.lookup(seen, "large").unwrap().nodeid;

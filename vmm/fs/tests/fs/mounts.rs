@@ -1,9 +1,10 @@
 //! Mounts below the exported tree, in a mount namespace of the test's own thread.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+use vmm_fs::Mounts;
 
 use crate::client::*;
 use crate::sys;
@@ -200,7 +201,11 @@ fn nothing_is_kept_open_on_mounts_that_may_go() {
             let volume = root.join("volume");
             fs::create_dir(&volume).unwrap();
             let path = volume.to_str().unwrap().to_owned();
-            let server = server_with(&root, 100, Some(HashSet::from([sys::mount_id(&root)])));
+            let mounts = Mounts {
+                known: [(sys::mount_id(&root), LASTING)].into(),
+                ..Mounts::default()
+            };
+            let server = server_with(&root, 100, mounts);
             let client = Client::new(&server);
             assert_eq!(client.lookup(ROOT, "volume").unwrap().flags, 0);
             mount(&["-t", "tmpfs", "none", &path]);
@@ -243,4 +248,91 @@ fn nothing_is_kept_open_on_mounts_that_may_go() {
 
 fn unmount(path: &str) -> bool {
     Command::new("umount").arg(path).status().unwrap().success()
+}
+
+/// sysfs says of each file that it has a page, and of some that they have none. Reads say what is there.
+#[test]
+fn files_without_sizes_are_read_each_time() {
+    const DIRECT_IO: u32 = 1 << 0;
+    const NO_MMAP: u32 = 1 << 30;
+    const KEPT: u32 = 1 << 31 | 1 << 1;
+    let tree = tempfile::tempdir().unwrap();
+    let path = tree.path().to_owned();
+    let scope = move || {
+        enter_mount_namespace();
+        let below = path.join("sys");
+        fs::create_dir(&below).unwrap();
+        fs::write(path.join("plain"), "text").unwrap();
+        mount(&["--bind", "/sys/kernel", &below.to_string_lossy()]);
+        let server = server(&path, 64);
+        let client = Client::new(&server);
+        let flags = |nodeid: u64| {
+            let fields = body().u32(0).u32(0);
+            let answer = client.call(OPEN, nodeid, fields).unwrap();
+            (u64_at(&answer, 0), u32_at(&answer, 8))
+        };
+        let sys = client.lookup(ROOT, "sys").unwrap().nodeid;
+        let file = client.lookup(sys, "notes").unwrap();
+        let (fh, told) = flags(file.nodeid);
+        assert_eq!(told & (DIRECT_IO | NO_MMAP | KEPT), DIRECT_IO | NO_MMAP);
+        let content = fs::read("/sys/kernel/notes").unwrap();
+        let read = client.read(file.nodeid, fh, 0, 1 << 15).unwrap();
+        assert_eq!(read, content);
+        let plain = client.lookup(ROOT, "plain").unwrap().nodeid;
+        assert_eq!(flags(plain).1 & (DIRECT_IO | NO_MMAP | KEPT), KEPT);
+        // What is mounted there later is looked at anew, whatever its number.
+        mount(&["-t", "tmpfs", "none", &below.to_string_lossy()]);
+        fs::write(below.join("file"), "text").unwrap();
+        let sys = client.lookup(ROOT, "sys").unwrap().nodeid;
+        let file = client.lookup(sys, "file").unwrap().nodeid;
+        assert_eq!(flags(file).1 & (DIRECT_IO | NO_MMAP | KEPT), KEPT);
+    };
+    std::thread::scope(|threads| threads.spawn(scope).join().unwrap());
+}
+
+#[test]
+fn a_close_is_told_where_it_may_mean_something() {
+    const NOFLUSH: u32 = 1 << 5;
+    const NO_FLUSH: u32 = 1 << 29;
+    const LISTS: u32 = 1 << 3 | 1 << 1;
+    let tree = tempfile::tempdir().unwrap();
+    let path = tree.path().to_owned();
+    let scope = move || {
+        enter_mount_namespace();
+        for name in ["tmpfs", "overlay", "sys"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
+        let at = |name: &str| path.join(name).to_str().unwrap().to_owned();
+        mount(&["-t", "tmpfs", "none", &at("tmpfs")]);
+        for name in ["lower", "upper", "work"] {
+            fs::create_dir(path.join("tmpfs").join(name)).unwrap();
+        }
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| at("tmpfs/") + name);
+        let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        mount(&["-t", "overlay", "none", "-o", &layers, &at("overlay")]);
+        mount(&["--bind", "/sys/kernel", &at("sys")]);
+        let server = server(&path, 64);
+        let client = Client::new(&server);
+        let told = |opcode: u32, nodeid: u64, flags: i32| {
+            let fields = body().u32(flags.cast_unsigned()).u32(0);
+            u32_at(&client.call(opcode, nodeid, fields).unwrap(), 8)
+        };
+        let written = libc::O_WRONLY | libc::O_CREAT;
+        // What an overlay's upper layer does is not known.
+        for (name, expected) in [("tmpfs", NO_FLUSH), ("overlay", 0)] {
+            let dir = client.lookup(ROOT, name).unwrap().nodeid;
+            let fields = body().u32(written.cast_unsigned()).u32(0o644).u64(0);
+            let made = client.call(CREATE, dir, fields.name("file")).unwrap();
+            let flushes = NOFLUSH | NO_FLUSH;
+            assert_eq!(u32_at(&made, 128 + 8) & flushes, expected, "{name}");
+            let file = entry(&made).nodeid;
+            assert_eq!(told(OPEN, file, libc::O_RDWR) & flushes, expected, "{name}");
+            assert_eq!(told(OPEN, file, libc::O_RDONLY) & flushes, NOFLUSH);
+            assert_eq!(told(OPENDIR, dir, 0), LISTS, "{name}");
+        }
+        // Lists that are made as they are read.
+        let sys = client.lookup(ROOT, "sys").unwrap().nodeid;
+        assert_eq!(told(OPENDIR, sys, 0), 0);
+    };
+    std::thread::scope(|threads| threads.spawn(scope).join().unwrap());
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::client::*;
 
@@ -178,10 +178,55 @@ fn a_change_of_a_symbolic_link_is_one_of_the_link() {
             .uid(),
         9
     );
-    let xattr = body().u32(1).u32(0).name("user.x").bytes(b"v");
+    let xattr = body().u32(1).u32(0).u64(0).name("user.x").bytes(b"v");
     assert_eq!(
         client.call(SETXATTR, file.nodeid, xattr),
         Err(libc::EPERM),
         "as for any link"
     );
+}
+
+#[test]
+fn a_name_is_looked_up_again_as_it_is_then() {
+    let tree = tempfile::tempdir().unwrap();
+    let at = |name: &str| tree.path().join(name);
+    let server = server(tree.path(), 64);
+    let client = Client::new(&server);
+    fs::write(at("file"), "text").unwrap();
+    let first = client.lookup(ROOT, "file").unwrap();
+    let open = server.counts();
+    fs::write(at("file"), "longer text").unwrap();
+    fs::set_permissions(at("file"), fs::Permissions::from_mode(0o604)).unwrap();
+    let again = client.lookup(ROOT, "file").unwrap();
+    assert_eq!((again.nodeid, again.size), (first.nodeid, 11));
+    assert_eq!(again.mode & 0o777, 0o604);
+    assert_eq!(server.counts(), open);
+
+    // Another name of the same file, and the same name of others.
+    fs::hard_link(at("file"), at("link")).unwrap();
+    fs::write(at("other"), "other").unwrap();
+    let link = client.lookup(ROOT, "link").unwrap();
+    assert_eq!((link.nodeid, link.nlink), (first.nodeid, 2));
+    fs::rename(at("other"), at("link")).unwrap();
+    let other = client.lookup(ROOT, "link").unwrap();
+    assert_ne!(other.nodeid, first.nodeid);
+    fs::remove_file(at("file")).unwrap();
+    assert_eq!(client.lookup(ROOT, "file").map(drop), Err(libc::ENOENT));
+    fs::create_dir(at("file")).unwrap();
+    let dir = client.lookup(ROOT, "file").unwrap();
+    assert!(![first.nodeid, other.nodeid].contains(&dir.nodeid));
+    assert_eq!(dir.mode & libc::S_IFMT, libc::S_IFDIR);
+    std::os::unix::fs::symlink("link", at("soft")).unwrap();
+    for _ in 0..2 {
+        let soft = client.lookup(ROOT, "soft").unwrap();
+        assert_eq!(soft.mode & libc::S_IFMT, libc::S_IFLNK);
+    }
+
+    // Each time was counted.
+    for (nodeid, times) in [(first.nodeid, 3), (other.nodeid, 1)] {
+        client.forget(nodeid, times - 1);
+        assert!(client.getattr(nodeid).is_ok());
+        client.forget(nodeid, 1);
+        assert_eq!(client.getattr(nodeid).map(drop), Err(libc::ESTALE));
+    }
 }

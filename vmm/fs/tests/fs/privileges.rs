@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use vmm_fs::Config;
+use vmm_fs::{Mount, Mounts, Server};
 
 use crate::client::*;
 use crate::mounts::{enter_mount_namespace, mount};
@@ -15,7 +15,7 @@ const CAPABILITY: [u32; 5] = [0x0200_0001, 1 << 13, 0, 0, 0];
 
 fn setxattr(client: &Client<'_>, nodeid: u64, name: &str, value: &[u8]) -> Answer {
     let size = u32::try_from(value.len()).unwrap();
-    let fields = body().u32(size).u32(0).name(name).bytes(value);
+    let fields = body().u32(size).u32(0).u64(0).name(name).bytes(value);
     client.call(SETXATTR, nodeid, fields)
 }
 
@@ -37,6 +37,16 @@ fn with_two_mounts(check: impl FnOnce(&Path) + Send) {
     });
 }
 
+/// A server of the tree.
+fn privileged_rootfs(root: &Path) -> Server {
+    let known = [(sys::mount_id(&root.join("rootfs")), LASTING)].into();
+    let others = Mount {
+        privileges: false,
+        ..LASTING
+    };
+    server_with(root, 64, Mounts { known, others })
+}
+
 fn permissions(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
@@ -44,10 +54,7 @@ fn permissions(path: &Path) -> u32 {
 #[test]
 fn only_the_privileged_mount_gets_them() {
     with_two_mounts(|root| {
-        let server = server_of(Config {
-            privileged_mount: Some(sys::mount_id(&root.join("rootfs"))),
-            ..config(root, 64)
-        });
+        let server = privileged_rootfs(root);
         let client = Client::new(&server);
         let capability = CAPABILITY.map(u32::to_le_bytes).concat();
         for (mount, may) in [("rootfs", true), ("volume", false)] {
@@ -99,10 +106,7 @@ fn what_the_host_has_made_stays_and_moves() {
         let path = root.join("volume/file");
         fs::write(&path, "text").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)).unwrap();
-        let server = server_of(Config {
-            privileged_mount: Some(sys::mount_id(&root.join("rootfs"))),
-            ..config(root, 64)
-        });
+        let server = privileged_rootfs(root);
         let client = Client::new(&server);
         let rootfs = client.lookup(ROOT, "rootfs").unwrap().nodeid;
         let volume = client.lookup(ROOT, "volume").unwrap().nodeid;
@@ -124,5 +128,21 @@ fn what_the_host_has_made_stays_and_moves() {
         let fh = client.open(file, libc::O_WRONLY).unwrap();
         client.write(file, fh, 0, b"x").unwrap();
         assert_eq!(permissions(&root.join("volume/moved")), 0o755);
+    });
+}
+
+#[test]
+fn what_is_there_cannot_be_made_whatever_else_is_wrong() {
+    with_two_mounts(|root| {
+        fs::write(root.join("volume/file"), "there").unwrap();
+        let server = privileged_rootfs(root);
+        let client = Client::new(&server);
+        let dir = client.lookup(ROOT, "volume").unwrap().nodeid;
+        let flags = libc::O_WRONLY | libc::O_EXCL;
+        for (name, expected) in [("file", libc::EEXIST), ("none", libc::EPERM)] {
+            let made = client.create(dir, name, flags, 0o4755).map(drop);
+            assert_eq!(made, Err(expected), "{name}");
+        }
+        assert_eq!(permissions(&root.join("volume/file")) & 0o7000, 0);
     });
 }

@@ -25,6 +25,7 @@ fn features_are_negotiated() {
     );
     assert_ne!(flags & (1 << 28), 0, "HANDLE_KILLPRIV_V2");
     assert_ne!(flags & (1 << 30), 0, "INIT_EXT");
+    assert_ne!(flags & (1 << 20), 0, "POSIX_ACL");
     assert_eq!(u32_at(&answer, 20), 1 << 20, "max_write");
     let answer = client.call(INIT, 0, body().u32(8).u32(0).u64(0)).unwrap();
     assert_eq!(
@@ -33,6 +34,12 @@ fn features_are_negotiated() {
         "another major version is asked to come again"
     );
     assert_eq!(client.call(INIT, 0, init_body(35)), Err(libc::EPROTO));
+    // Who lets access lists be enforced by nobody: DONT_MASK, POSIX_ACL or SETXATTR_EXT is not offered.
+    for missing in [6, 20, 29] {
+        let mut offer = init_body(41);
+        offer.0[12 + missing / 8] &= !(1 << (missing % 8));
+        assert_eq!(client.call(INIT, 0, offer), Err(libc::EPROTO), "{missing}");
+    }
 }
 
 #[test]

@@ -255,7 +255,7 @@ impl Driver {
         let interrupt = Interrupt::new(
             irq_status,
             Arc::clone(&self.status),
-            Arc::clone(&self.interrupt),
+            self.interrupt.clone(),
             self.reporter(),
         );
         let activation = Activation {

@@ -2,6 +2,7 @@ use clap::Parser;
 
 use super::*;
 use crate::cli::{Cli, Verb};
+use crate::host::selinux::Use;
 
 /// The process of a container as engines write it.
 fn own() -> Value {
@@ -32,19 +33,27 @@ fn policy(profile: &str) -> Result<Vec<u8>, String> {
     }
 }
 
+/// The container has a label, and the host knows all that begin as it does.
+fn label(_: Use, label: &str) -> Result<String, String> {
+    let known = label.starts_with("u:r:").then(|| label.to_owned());
+    known.ok_or_else(|| format!("{label:?} is not known"))
+}
+
+fn room(own: &Value) -> Room<'_> {
+    Room {
+        vcpus: 1,
+        profile: own["apparmorProfile"].as_str(),
+        policies: Some(&policy),
+        label: Some("u:r:machine_t:s0:c1,c2"),
+        selinux: Some(&label),
+    }
+}
+
 /// What comes of the flags, or the error in one line.
 fn from(flags: &[&str], own: &Value) -> Result<Value, String> {
-    wanted(
-        &args(flags),
-        None,
-        own,
-        Path::new("/c"),
-        1,
-        Some(&policy),
-        None,
-    )
-    .map(|wanted| serde_json::from_str(&wanted.json).unwrap())
-    .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
+    wanted(&args(flags), None, own, Path::new("/c"), &room(own), None)
+        .map(|wanted| serde_json::from_str(&wanted.json).unwrap())
+        .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
 
 /// The same for a file.
@@ -54,8 +63,7 @@ fn from_file(file: Value) -> Result<Wanted, String> {
         Some(file),
         &own(),
         Path::new("/f"),
-        1,
-        Some(&policy),
+        &room(&own()),
         None,
     )
     .map_err(|e| format!("{:#}", anyhow::Error::from(e)))
@@ -156,7 +164,11 @@ fn bad_flags_are_refused() {
         ),
         (
             &["--process-label", "l", "c", "id"],
-            "process.selinuxLabel: the guest has no SELinux",
+            "process.selinuxLabel: \"l\" is not known",
+        ),
+        (
+            &["--process-label", "u:r:t:s0:c3,c4", "c", "id"],
+            "process.selinuxLabel: \"u:r:t:s0:c3,c4\": the machine has another SELinux level",
         ),
     ];
     for (flags, text) in table {
@@ -166,6 +178,16 @@ fn bad_flags_are_refused() {
             "{flags:?}: {text:?} is not in {error:?}"
         );
     }
+}
+
+#[test]
+fn what_stands_for_a_process_has_a_label_of_its_own_or_the_containers() {
+    let of = |process: Value| from_file(process).unwrap().label.unwrap();
+    let process = json!({"args": ["id"], "cwd": "/"});
+    assert_eq!(of(process.clone()), "u:r:machine_t:s0:c1,c2");
+    let mut own = process;
+    own["selinuxLabel"] = "u:r:t:s0:c1,c2".into();
+    assert_eq!(of(own), "u:r:t:s0:c1,c2");
 }
 
 #[test]
@@ -229,16 +251,7 @@ fn a_policy_goes_along_unless_the_guest_has_it() {
     own["apparmorProfile"] = json!("own");
     let policy = |flags: &[&str], own: &Value| {
         let words = [flags, &["c", "id"][..]].concat();
-        let wanted = wanted(
-            &args(&words),
-            None,
-            own,
-            Path::new("/c"),
-            1,
-            Some(&policy),
-            None,
-        )
-        .unwrap();
+        let wanted = wanted(&args(&words), None, own, Path::new("/c"), &room(own), None).unwrap();
         let process: Value = serde_json::from_str(&wanted.json).unwrap();
         (process["apparmorProfile"].clone(), wanted.policy)
     };
@@ -269,7 +282,11 @@ fn a_policy_goes_along_unless_the_guest_has_it() {
             file["apparmorProfile"] = json!(said);
         }
         let args = args(&["-p", "f", "c"]);
-        let wanted = wanted(&args, Some(file), &own, Path::new("/f"), 1, None, None).unwrap();
+        let room = Room {
+            policies: None,
+            ..room(&own)
+        };
+        let wanted = wanted(&args, Some(file), &own, Path::new("/f"), &room, None).unwrap();
         assert_eq!(
             wanted.process.apparmor_profile().as_deref(),
             Some(profile),
