@@ -263,6 +263,21 @@ def processes(runtime):
     return found
 
 
+def standing():
+    """What the host's processes are at: for those that run Chiton's binary each thread, and where in the kernel it is."""
+    found = []
+    for entry in sorted(pathlib.Path("/proc").iterdir(), key=lambda entry: entry.name.zfill(9)):
+        # A process may end while it is looked at; the kernel's own have no program.
+        with contextlib.suppress(OSError):
+            program = os.readlink(entry / "exe") if entry.name.isdigit() else ""
+            if program:
+                found.append(f"{entry.name}: {(entry / 'cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:300]}")
+            for task in (entry / "task").iterdir() if program.endswith("/chiton") else ():
+                calls = [line.split()[-1].split("+")[0] for line in (task / "stack").read_text().splitlines()]
+                found.append(f"    {task.name} {(task / 'comm').read_text().strip()}: {' '.join(calls[:8])}")
+    return "\n".join(found)
+
+
 def cgroups():
     """All cgroups of the host."""
     return {str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob("*") if path.is_dir()}

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from chiton import Bundle, Container, Runtime, cgroups, left_behind  # noqa: E402
+from chiton import Bundle, Container, Runtime, cgroups, left_behind, standing  # noqa: E402
 
 _numbers = itertools.count()
 
@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_protocol(item):
     """Leaves out, without a word, the tests of a file that another lab has taken."""
     return None if ours(item.path.stem) else True
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Shows with a test that fails what the processes are at: what it has waited for in vain may be one of them."""
+    report = (yield).get_result()
+    if report.failed:
+        report.sections.append(("processes", standing()))
 
 
 @functools.cache

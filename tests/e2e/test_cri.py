@@ -98,7 +98,8 @@ class Kubelet(Daemons):
 
     def call(self, method, message):
         call = self.channel.unary_unary(f"/runtime.v1.RuntimeService/{method}", request_serializer=encode, response_deserializer=decode)
-        return call(message, timeout=100)
+        # Not cancelled when it takes too long, so that what it waits for is there to be seen.
+        return call.future(message).result(100)
 
     def close(self):
         self.channel.close()
