@@ -1,5 +1,6 @@
-//! The bus of virtio-mmio devices: a table of pages, each a device's or, for now, nobody's. Only configuration accesses
-//! come here; a device's mutex is held for the time of one register access.
+//! The bus of virtio-mmio devices: a table of pages, each a device's or, for now, nobody's. Configuration accesses come
+//! here, and notifications of what vCPUs serve but for the file system's requests; a device's mutex is held for the time
+//! of one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -41,6 +42,16 @@ impl Bus {
             && let Some(device) = &mut *lock(page)
         {
             device.write(offset, data);
+        }
+    }
+
+    /// A notification by a vCPU: the bytes of a queue's number.
+    pub(crate) fn notify(&self, slot: u16, queue: &[u8]) {
+        if let Ok(queue) = queue.try_into().map(u32::from_le_bytes)
+            && let Some(page) = self.0.get(usize::from(slot))
+            && let Some(device) = &mut *lock(page)
+        {
+            device.notified(queue);
         }
     }
 

@@ -18,7 +18,7 @@
 //! ```
 //! A request of the file system is served in the exit that its notification is, by the vCPU's own thread: the guest
 //! goes on with the answer, and no other thread is woken for it. The vCPU is lent to the [`gate`](crate::gate) for that
-//! time.
+//! time. What else is done in such an exit is short and bounded.
 //!
 //! Invariants: each vCPU that the gate has is one that is lent, also before its thread has begun; the machine's end is
 //! reported once, by the first vCPU that ends; the others run on until the process ends. Signals are blocked in these
@@ -35,6 +35,7 @@ use crate::bus::Bus;
 use crate::copier::Copier;
 use crate::end::EndReason;
 use crate::gate::Gate;
+use crate::layout::NOTIFICATIONS;
 use crate::report::Report;
 use crate::sys;
 use crate::threads::{Thread, Threads};
@@ -176,6 +177,9 @@ impl Crew {
             Ok(VcpuExit::MmioRead(address, data)) => self.bus.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => self.bus.write(address, data),
             Ok(VcpuExit::IoOut(port, _)) if port == self.notification => return Step::Requests,
+            Ok(VcpuExit::IoOut(port, queue)) if port >= NOTIFICATIONS => {
+                self.bus.notify(port - NOTIFICATIONS, queue);
+            }
             Ok(VcpuExit::IoOut(I8042_COMMAND, [I8042_RESET])) => {
                 return Step::End(EndReason::Reset);
             }

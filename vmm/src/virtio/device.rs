@@ -36,6 +36,12 @@ pub trait VirtioDevice: Send {
         false
     }
 
+    /// The driver has notified of such a queue. A short and bounded piece of work, by the thread of the vCPU. Returns
+    /// whether it was done; if not, the queue's event is raised.
+    fn notified(&mut self, _queue: u32) -> bool {
+        false
+    }
+
     /// Feature bits the device offers.
     fn features(&self) -> u64 {
         1 << VIRTIO_F_VERSION_1

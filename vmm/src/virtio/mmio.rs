@@ -318,6 +318,13 @@ impl Transport {
         }
     }
 
+    /// A notification by the device's port that is an exit of the vCPU.
+    pub(crate) fn notified(&mut self, queue: u32) {
+        if !self.device.notified(queue) {
+            self.notify(queue);
+        }
+    }
+
     fn notify(&self, queue: u32) {
         if let Some(kick) = index(queue).and_then(|index| self.kicks.get(index)) {
             // Fails only when the counter is full: then the event is pending.

@@ -11,7 +11,7 @@ use virtio_bindings::virtio_net::{
 
 use super::rx::Rx;
 use super::tx::Tx;
-use super::{Active, FEATURES, MacAddress, QUEUE_SIZES, State, lock};
+use super::{Active, FEATURES, MacAddress, QUEUE_SIZES, State, TX, lock};
 use crate::virtio::{Activation, ActiveQueue, VirtioDevice};
 
 /// The front half of a network device.
@@ -33,6 +33,20 @@ impl VirtioDevice for NetFront {
 
     fn queue_max_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
+    }
+
+    fn is_served_by_vcpus(&self, queue: u32) -> bool {
+        queue == TX
+    }
+
+    fn notified(&mut self, queue: u32) -> bool {
+        match self.state.try_lock() {
+            Ok(mut state) if queue == TX => {
+                state.turn(Active::send_frames);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn features(&self) -> u64 {

@@ -1,17 +1,21 @@
 //! virtio-net (virtio 1.2, section 5.1) on a tap device of the host, with one pair of queues.
 //!
 //! ```text
-//!  driver ──── tx ───> back half ── writev ──> tap
-//!         <─── rx ──── (event loop) <── readv ──
+//!  driver ── tx ──> front half (vCPU) ───── writev ──> tap
+//!         <── rx ── back half (event loop) <── readv ──
 //!         <── interrupt, registers ── front half
 //! ```
 //! A packet goes between guest memory and the tap as it is, with its `virtio_net_hdr` in front, which the host's kernel
 //! reads and writes: checksums and segmentation are the two kernels' affair.
 //!
-//! Invariants: queues and tap are used under one mutex, which the event loop holds for one bounded turn, so that after
-//! a reset no turn touches the queues; a turn leaves work behind only if something will start the next turn: the
-//! driver's notification, the tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its
-//! budget raises.
+//! Packets of one frame are sent in the exit that the driver's notification is, by the vCPU's own thread, unless the
+//! event loop is at it: no thread waits for the other. Longer ones are part of a stream. The driver adds more of them
+//! while it is left alone, so the event loop sends them, many in a turn.
+//!
+//! Invariants: queues and tap are used under one mutex, which is held for one bounded turn, so that after a reset no
+//! turn touches the queues; a turn leaves work behind only if something will start the next turn: the driver's
+//! notification, the tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its budget
+//! raises, or leaves too long a packet, and a notification that finds the mutex taken.
 //!
 //! Nothing is lost because room ran out but in the tap's own queue: without rx buffers the tap is not read, and when the
 //! tap takes no more the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap
@@ -49,6 +53,9 @@ pub(crate) use tap::Tap;
 /// An Ethernet address.
 pub type MacAddress = [u8; 6];
 
+/// Number of the tx queue (virtio 1.2, section 5.1.2).
+const TX: u32 = 1;
+
 /// Sizes of the rx and the tx queue.
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 
@@ -59,6 +66,9 @@ const HEADER: usize = 12;
 /// Longest packet with its header, bytes. A segmentation offload packet has at most 65550 bytes (virtio 1.2, section
 /// 5.1.6.3.1); 12 more leave room for VLAN tags.
 const PACKET_MAX: usize = HEADER + 65562;
+
+/// Longest packet of one frame with its header, bytes: an Ethernet header, a VLAN tag and 1500 bytes.
+const FRAME_MAX: usize = HEADER + 1518;
 
 /// What the device offers. `VIRTIO_NET_F_MTU` is not among it: it would bound the MTU that the guest may set, at the
 /// driver's start; nor is `VIRTIO_NET_F_STATUS`: the link is up from the device's first moment to its last.
@@ -120,7 +130,7 @@ impl Net {
 
     /// Must be called when one of the queues' events is raised.
     pub(crate) fn kicked(&self) {
-        lock(&self.0).turn(true);
+        lock(&self.0).turn(Active::send_and_receive);
     }
 
     /// Must be called when the tap has an event.
@@ -128,7 +138,10 @@ impl Net {
         let mut state = lock(&self.0);
         let packets_wait = !state.tap.writable;
         state.tap.ready();
-        state.turn(packets_wait);
+        match packets_wait {
+            true => state.turn(Active::send_and_receive),
+            false => state.turn(Active::receive),
+        }
     }
 
     /// Sends what the tx queue holds. Must be called when the guest has ended.
@@ -140,12 +153,12 @@ impl Net {
 }
 
 impl State {
-    /// A turn of bounded work on the rx queue and, if `send`, on the tx queue.
-    fn turn(&mut self, send: bool) {
+    /// A turn of bounded work on queues.
+    fn turn(&mut self, work: impl FnOnce(&mut Active, &mut Tap) -> Result<Batch, Broken>) {
         let Some(active) = &mut self.active else {
             return;
         };
-        match active.turn(&mut self.tap, send) {
+        match work(active, &mut self.tap) {
             Ok(Batch { more, interrupt }) => {
                 if interrupt {
                     active.interrupt.signal_used();
@@ -164,15 +177,25 @@ impl State {
 }
 
 impl Active {
-    fn turn(&mut self, tap: &mut Tap, send: bool) -> Result<Batch, Broken> {
-        let mut turn = Batch::default();
-        if send {
-            turn = self.tx.send(self.space.ram(), tap)?;
-        }
-        let received = self.rx.receive(self.space.ram(), tap)?;
-        turn.more |= received.more;
-        turn.interrupt |= received.interrupt;
-        Ok(turn)
+    fn send(&mut self, tap: &mut Tap) -> Result<Batch, Broken> {
+        self.tx.send(self.space.ram(), tap, PACKET_MAX)
+    }
+
+    fn send_frames(&mut self, tap: &mut Tap) -> Result<Batch, Broken> {
+        self.tx.send(self.space.ram(), tap, FRAME_MAX)
+    }
+
+    fn receive(&mut self, tap: &mut Tap) -> Result<Batch, Broken> {
+        self.rx.receive(self.space.ram(), tap)
+    }
+
+    fn send_and_receive(&mut self, tap: &mut Tap) -> Result<Batch, Broken> {
+        let sent = self.send(tap)?;
+        let received = self.receive(tap)?;
+        Ok(Batch {
+            more: sent.more || received.more,
+            interrupt: sent.interrupt || received.interrupt,
+        })
     }
 }
 

@@ -23,15 +23,17 @@ impl Tx {
         Tx { queue, copier }
     }
 
-    /// Sends packets until the queue is empty, the tap is full or the budget is used up.
+    /// Sends packets until the queue is empty, the tap is full, the budget is used up or one is longer than `longest`.
     pub(super) fn send(
         &mut self,
         memory: &GuestMemoryMmap,
         tap: &mut Tap,
+        longest: usize,
     ) -> Result<Batch, Broken> {
         let Tx { queue, copier } = self;
         let before = queue.next_used();
         let mut sent = 0;
+        let mut too_long = false;
         queue.disable_notification(memory)?;
         while sent < BATCH && tap.writable {
             let Some(chain) = ring::next(queue, memory, copier, true)? else {
@@ -45,6 +47,11 @@ impl Tx {
             if length < HEADER {
                 return Err(Broken::Length);
             }
+            too_long = length > longest && length <= PACKET_MAX;
+            if too_long {
+                ring::put_back(queue, 1);
+                break;
+            }
             if length <= PACKET_MAX {
                 tap.write(&Outgoing::from_guest(pieces, length));
                 if !tap.writable {
@@ -56,7 +63,7 @@ impl Tx {
             sent += 1;
         }
         Ok(Batch {
-            more: sent == BATCH,
+            more: sent == BATCH || too_long,
             interrupt: ring::wants_interrupt(queue, memory, before)?,
         })
     }

@@ -36,6 +36,50 @@ fn a_packet_of_any_framing_arrives_as_it_is() {
 }
 
 #[test]
+fn the_notification_sends_unless_the_event_loop_is_at_it() {
+    let mut bench = Bench::new(0, false);
+    let bytes = packet(1526, 7);
+    bench.put(BUFFERS, &bytes);
+    bench.offer(TX, 0, &[(BUFFERS, 1526)], 0);
+    let state = std::sync::Arc::clone(&bench.net.0);
+    let turn = lock(&state);
+    assert!(!bench.front.notified(1));
+    drop(turn);
+    assert!(!bench.front.notified(0), "that is the event loop's");
+    assert_eq!(bench.sent(), None);
+    assert!(bench.front.notified(1));
+    assert_eq!(bench.sent().unwrap(), bytes);
+    assert_eq!(bench.driver.used(TX), [(0, 0)]);
+    assert_eq!(bench.interrupts(), 1);
+    // What a turn leaves is the event loop's.
+    for head in 0..100 {
+        bench.offer(TX, head, &[(BUFFERS, 1526)], 0);
+    }
+    assert_eq!(bench.kicks(), 0);
+    assert!(bench.front.notified(1));
+    assert_eq!(bench.kicks(), 1);
+}
+
+#[test]
+fn packets_of_several_frames_are_the_event_loops() {
+    let mut bench = Bench::new(0, false);
+    let (short, long) = (packet(FRAME_MAX, 1), packet(FRAME_MAX + 1, 2));
+    bench.put(BUFFERS, &short);
+    bench.put(BUFFERS + 0x1000, &long);
+    bench.offer(TX, 0, &[(BUFFERS, FRAME_MAX as u32)], 0);
+    bench.offer(TX, 1, &[(BUFFERS + 0x1000, FRAME_MAX as u32 + 1)], 0);
+    bench.offer(TX, 2, &[(BUFFERS, FRAME_MAX as u32)], 0);
+    assert!(bench.front.notified(1));
+    assert_eq!(bench.sent().unwrap(), short);
+    assert_eq!(bench.sent(), None);
+    assert_eq!(bench.kicks(), 1);
+    bench.net.kicked();
+    assert_eq!(bench.sent().unwrap(), long);
+    assert_eq!(bench.sent().unwrap(), short);
+    assert_eq!(bench.driver.used(TX), [(0, 0), (1, 0), (2, 0)]);
+}
+
+#[test]
 fn a_packet_too_long_is_dropped_and_the_longest_is_sent() {
     let mut bench = Bench::new(0, false);
     let bytes = packet(PACKET_MAX, 3);
