@@ -25,13 +25,14 @@ def prepare(host, programs):
         (place / program.name).chmod(0o755)
 
 
-def measure(verbs, figures):
+def measure(verbs, figures, numbers=None):
+    """All of fileops' works, or those of some numbers."""
     path = bundle(verbs.host, f"{verbs.name}-files", "sleep", "100000", change=writable_sysctls)
     libraries = verbs.host.path("/rootfs/usr/lib/x86_64-linux-gnu").glob("*.so*")
     library = max((each for each in libraries if not each.is_symlink()), key=lambda each: each.stat().st_size)
     command = ["/bench/fileops", "/bench", f"/usr/lib/x86_64-linux-gnu/{library.name}", "/usr/bin/python3"]
     verbs.detached(path, "files")
-    for number in itertools.count():
+    for number in numbers or itertools.count():
         if not one(verbs, figures, [*command, number]):
             break
     verbs.quiet("delete", "--force", "files")

@@ -1,6 +1,7 @@
-"""Whether a start costs more than the baseline that is committed. Run by `make test` in the lab under instruction counting.
+"""Whether a start, or what a container does most often, costs more than the baseline that is committed. Run by `make test` in the lab
+under instruction counting.
 
-    regression.py BASELINE.json OUT.json ROOTFS.tar CHITON
+    regression.py BASELINE.json OUT.json ROOTFS.tar PROGRAMS CHITON
 
 A figure may be 3 % above the baseline. A change that costs more, and is worth it, replaces the baseline with what OUT holds in the same
 commit; so does one that saves more. Instructions are executed ones, so neither the machine nor its load matters; compilers and the lab's
@@ -11,22 +12,29 @@ import json
 import pathlib
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 
+import files
+import tcp
 from counting import EXITS, exits, trace
+from figures import Figures
 from host import Host
 from verbs import Verbs, bundle
 
 RUNS = 2
 TOLERANCE = 0.03
+# Numbers of fileops' works, and what is looked at of them and of the work with a peer.
+FILE_OPERATIONS = (8, 17)
+OPERATIONS = ("create, close and unlink", "write 4 KiB over it", "TCP, a byte there and back")
 TOOLS = {"rustc": ["rustc", "--version"], "gcc": ["gcc", "--version"], "qemu": ["sed", "-n", "s/^readonly VERSION='\\(.*\\)'/\\1/p", "tests/lab/qemu.sh"]}
 
 
 def main():
-    baseline, out, rootfs, chiton = sys.argv[1:]
-    figures = measure(rootfs, chiton)
+    baseline, out, rootfs, programs, chiton = sys.argv[1:]
+    figures = measure(rootfs, [pathlib.Path(programs) / name for name in ("fileops", "peer")], chiton)
     made_with = tools()
     pathlib.Path(out).write_text(json.dumps({"figures": figures, "made with": made_with}, indent=1) + "\n")
     before = json.loads(pathlib.Path(baseline).read_text())
@@ -47,7 +55,7 @@ def main():
         sys.exit(f"more than {TOLERANCE:.0%} above {baseline}: {', '.join(grown)}")
 
 
-def measure(rootfs, chiton):
+def measure(rootfs, programs, chiton):
     """Millions of instructions and numbers of exits by name, of the cheapest of a few runs: of a machine with the host's memory, and of
     one with 512 MiB, which shows what address space costs. Of a start's phases it has the one that is the guest's alone: how much of
     another the host has done by the program's first instruction, and how much later, its scheduler decides."""
@@ -64,6 +72,7 @@ def measure(rootfs, chiton):
         wholes = [verbs.counted("run", "--bundle", path, f"whole{n}").busy for n in range(RUNS)]
         path = bundle(host, "small", "true", change=small)
         smalls = [verbs.counted("run", "--bundle", path, f"small{n}").busy for n in range(RUNS)]
+        operations = measure_operations(verbs, programs)
     finally:
         host.remove()
         shutil.rmtree(work)
@@ -73,7 +82,19 @@ def measure(rootfs, chiton):
         "guest kernel, M": round(min(run["guest kernel"] for run in runs), 2),
         "VM exits": counted.total,
         "VM exits to user space": counted.user,
+        **operations,
     }
+
+
+def measure_operations(verbs, programs):
+    """Thousands of instructions of each of OPERATIONS."""
+    files.prepare(verbs.host, programs)
+    for program in programs:
+        verbs.host.install(program)
+    figures = Figures()
+    files.measure(verbs, figures, FILE_OPERATIONS)
+    tcp.measure(verbs, figures)
+    return {f"{name}, k": round(statistics.median(figures.values[name]["of"][verbs.name]), 2) for name in OPERATIONS}
 
 
 def small(config):
