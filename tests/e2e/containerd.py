@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import tarfile
 
@@ -12,6 +13,13 @@ from chiton import wait_for
 from network import Namespace
 
 BINARIES = {"chiton": os.environ["CHITON"], "runc": "/usr/sbin/runc"}
+
+# A directory with another version's containerd, containerd-shim-runc-v2 and ctr, in place of the distribution's.
+PROGRAMS = os.environ.get("E2E_CONTAINERD", "/usr/bin")
+CTR = f"{PROGRAMS}/ctr"
+# 1.6 and so on, as a pair of numbers.
+_told = subprocess.run([CTR, "--version"], capture_output=True, text=True, check=True).stdout
+VERSION = tuple(map(int, re.search(r"\bv?(\d+)\.(\d+)\.\d", _told).groups()))
 
 CONFIG = """
 version = 2
@@ -45,7 +53,9 @@ class Daemons:
         """Starts a daemon and waits until it answers."""
         log = self.base / (os.path.basename(args[0]) + ".log")
         with open(log, "ab") as output:
-            daemon = subprocess.Popen(self.command(*args), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            # containerd looks for its shim there first.
+            path = f"{PROGRAMS}:{os.environ['PATH']}"
+            daemon = subprocess.Popen(self.command(*args), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"PATH": path})
         self.running.append(daemon)
 
         def ready():
@@ -57,10 +67,10 @@ class Daemons:
     def containerd(self, disabled='"io.containerd.grpc.v1.cri"', more=""):
         config = self.base / "containerd.toml"
         config.write_text(CONFIG.format(base=self.base, disabled=disabled, more=more))
-        self.serve("/usr/bin/containerd", "--config", config, answers=lambda: self.ctr("version").returncode == 0)
+        self.serve(f"{PROGRAMS}/containerd", "--config", config, answers=lambda: self.ctr("version").returncode == 0)
 
     def ctr(self, *args, **kwargs):
-        return self.run("/usr/bin/ctr", "--address", self.base / "containerd.sock", *args, **kwargs)
+        return self.run(CTR, "--address", self.base / "containerd.sock", *args, **kwargs)
 
     def ctr_ok(self, *args, **kwargs):
         """The same for what must succeed; its standard output."""

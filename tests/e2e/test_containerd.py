@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from chiton import alive, wait_for
-from containerd import BINARIES, Daemons, image, small_tree
+from containerd import BINARIES, CTR, Daemons, image, small_tree
 from terminals import Terminal
 
 
@@ -82,7 +82,7 @@ def test_an_image_and_a_terminal(client, debian, tmp_path):
     terminal.resize(33, 77)
     usr = f"type=bind,src={debian}/usr,dst=/usr,options=rbind:ro"
     process = subprocess.Popen(
-        client.command("/usr/bin/ctr", "--address", client.base / "containerd.sock",
+        client.command(CTR, "--address", client.base / "containerd.sock",
                        *client.arguments("--rm", "--tty", "--mount", usr, "chiton.test/debian:1", "terminal")),
         stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
@@ -106,7 +106,7 @@ def test_an_image_and_a_terminal(client, debian, tmp_path):
 @pytest.mark.timeout(400)
 def test_a_task_and_its_verbs(client, debian):
     log = open(client.base / "events", "w+")
-    events = subprocess.Popen(client.command("/usr/bin/ctr", "--address", client.base / "containerd.sock", "events"),
+    events = subprocess.Popen(client.command(CTR, "--address", client.base / "containerd.sock", "events"),
                               stdout=log, stdin=subprocess.DEVNULL)
     done = client.start("--detach", *PATH, "--pid-file", client.base / "pid", "--rootfs", debian, "task",
                         "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done")
