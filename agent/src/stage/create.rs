@@ -39,6 +39,7 @@ pub(super) fn set_up(create: &Create, setup: Setup, wire: &Wire) -> Result<()> {
     if configuration.makes(LinuxNamespaceType::Time) {
         new_time(&configuration.spec)?;
     }
+    process::set_oom_score(process)?;
     if configuration.has(LinuxNamespaceType::User) {
         process::make_room(process, &configuration.setup.overlay.limits)?;
     }

@@ -162,6 +162,7 @@ fn prepare(
     if let Some(cpus) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()) {
         process::run_on(cpus).during(|| "set process.execCPUAffinity.final")?;
     }
+    process::set_oom_score(process)?;
     // The host has completed its limits.
     process::limit(&configuration.spec, process, &[])?;
     enter(door)?;

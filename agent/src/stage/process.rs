@@ -49,17 +49,13 @@ fn mask(set: Option<&Capabilities>) -> Result<u64> {
     Ok(mask)
 }
 
-/// Applies the AppArmor profile, rlimits, OOM score, scheduling and personality: what needs privileges
+/// Applies the AppArmor profile, rlimits, scheduling and personality: what needs privileges
 /// and the guest's own /proc.
 ///
 /// `inherited` are the resource limits where the process names none, as `Overlay::limits`.
 pub(crate) fn limit(spec: &Spec, process: &Process, inherited: &[(u64, u64)]) -> Result<()> {
     // Before no_new_privs, the loss of capabilities and the filter, as runc.
     apparmor::enter(process)?;
-    if let Some(score) = process.oom_score_adj() {
-        fs::write("/proc/self/oom_score_adj", score.to_string())
-            .during(|| format!("set process.oomScoreAdj to {score}"))?;
-    }
     for limit in limits(process, inherited) {
         limit.set()?;
     }
@@ -183,6 +179,17 @@ fn limits(process: &Process, inherited: &[(u64, u64)]) -> Vec<Limit> {
     let mut limits: Vec<Limit> = inherited.filter(unnamed).collect();
     limits.extend(named);
     limits
+}
+
+/// Gives the caller the process's OOM score, which is born with it: whoever has become root of a user namespace may not
+/// write to its own files in /proc any more, and has no right to lower the score either (Linux, fs/proc/base.c,
+/// task_dump_owner and __set_oom_adj).
+pub(super) fn set_oom_score(process: &Process) -> Result<()> {
+    match process.oom_score_adj() {
+        Some(score) => fs::write("/proc/self/oom_score_adj", score.to_string())
+            .during(|| format!("set process.oomScoreAdj to {score}")),
+        None => Ok(()),
+    }
 }
 
 /// Lets a process that is born into a user namespace take its limits: there it has no right to raise a hard one
