@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from chiton import GRAB, wait_for
-from containerd import BINARIES, Daemons, image, small_tree
+from containerd import BINARIES, VERSION, Daemons, image, small_tree
 from test_localhost import there
 
 PLUGIN = """
@@ -109,26 +109,29 @@ class Kubelet(Daemons):
 # Values of NamespaceMode: a pod's own, a container's own, another container's.
 POD, CONTAINER, TARGET = 0, 1, 3
 EXITED = 2
+# The ids of a pod's user namespace: the first on the host and in it, and how many.
+IDS = {1: 100000, 2: 0, 3: 65536}
 
 
 class Pod:
     """A pod, and what the kubelet says of it and its containers."""
 
-    def __init__(self, kubelet, name, pid=CONTAINER, annotations=None):
+    def __init__(self, kubelet, name, pid=CONTAINER, annotations=None, users=False):
         self.kubelet, self.pid, self.numbers = kubelet, pid, 0
+        self.users = {5: {1: POD, 2: IDS, 3: IDS}} if users else {}
         self.volume = kubelet.base / f"volume-{name}"
         self.volume.mkdir()
         self.logs = kubelet.base / f"logs-{name}"
         annotations = [{1: key, 2: value} for key, value in (annotations or {}).items()]
         self.config = {1: {1: name, 2: f"uid-{name}", 3: "default"}, 2: f"host-{name}", 3: str(self.logs), 7: annotations,
-                       8: {1: "/pods", 2: {1: {1: POD, 2: pid, 3: POD}}}}
+                       8: {1: "/pods", 2: {1: {1: POD, 2: pid, 3: POD, **self.users}}}}
         self.sandbox = kubelet.call("RunPodSandbox", {1: self.config, 2: kubelet.handler})[1].decode()
 
     def create(self, *args, readonly=False, memory=0, target=None, privileged=False):
         """Makes a container of a program; its id."""
         self.numbers += 1
         mounts = [{1: "/usr", 2: str(self.kubelet.debian / "usr"), 3: 1}, {1: "/shared", 2: str(self.volume), 3: int(readonly)}]
-        namespaces = {1: POD, 2: TARGET if target else self.pid, 3: POD, **({4: target} if target else {})}
+        namespaces = {1: POD, 2: TARGET if target else self.pid, 3: POD, **({4: target} if target else {}), **self.users}
         linux = {1: {4: memory} if memory else {}, 2: {2: int(privileged), 3: namespaces}}
         config = {1: {1: f"c{self.numbers}"}, 2: {1: "chiton.test/debian:1"}, 3: list(args), 7: mounts, 11: f"{self.numbers}.log", 15: linux}
         return self.kubelet.call("CreateContainer", {1: self.sandbox, 2: config, 3: self.config})[1].decode()
@@ -154,6 +157,8 @@ class Pod:
 
 @pytest.fixture(scope="module", params=os.environ.get("E2E_RUNTIMES", "chiton").split(","))
 def kubelet(request, scratch, debian):
+    # With runc, users of a user namespace go this way to their root filesystem.
+    scratch.chmod(0o711)
     its = Kubelet(BINARIES[request.param], scratch / f"cri-{request.param}")
     its.handler, its.debian, its.name = "chiton", debian, request.param
     tree = its.base / "tree"
@@ -310,6 +315,21 @@ def test_one_process_tree(kubelet, pods):
     debugger = other.run("sleep", "1000", target=app)
     seen = executed(kubelet, debugger, "ps", "ax")
     assert "sleep 4321" in seen and "/pause" not in seen
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(VERSION < (1, 7), reason="this containerd knows no user namespaces of pods")
+def test_users_of_a_pod(kubelet, pods):
+    """hostUsers: false. containerd 2 pins the pod's user namespace before there is a container."""
+    pod = pods("users", users=True)
+    one, two = pod.run("sleep", "1000"), pod.run("sleep", "1000")
+    maps = executed(kubelet, one, "cat", "/proc/self/uid_map", "/proc/self/gid_map").split()
+    assert maps == ["0", "100000", "65536"] * 2
+    for kind in ("user", "net", "ipc", "uts"):
+        assert len({executed(kubelet, each, "readlink", f"/proc/self/ns/{kind}") for each in (one, two)}) == 1, kind
+    assert executed(kubelet, one, "sh", "-c", "touch /made; stat -c %u /made /etc/passwd; hostname") == "0\n0\nhost-users-0\n"
+    address = decode(decode(kubelet.call("PodSandboxStatus", {1: pod.sandbox})[1])[5])[1].decode()
+    assert kubelet.run("ping", "-c1", "-w30", address).returncode == 0
 
 
 @pytest.mark.timeout(300)

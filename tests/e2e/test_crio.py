@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from chiton import alive, cgroups, left_behind, only_chiton, processes, wait_for
+from chiton import alive, cgroups, joining, left_behind, only_chiton, processes, wait_for
 from network import command
 from test_conmon import Conmon, Crio, crios, in_pod, pod  # noqa: F401
 from test_crashes import cleaned, traced  # noqa: F401
@@ -86,8 +86,6 @@ class Pins:
                 namespace["path"] = f"/proc/{pid}/ns/pid"
         if "user" in self.paths:
             config["linux"]["namespaces"].append({"type": "user", "path": str(self.paths["user"])})
-            maps = [{"containerID": 0, "hostID": IDS[0], "size": IDS[1]}]
-            config["linux"].update(uidMappings=maps, gidMappings=maps)
         config["hostname"] = "a-pod"
 
     def remove(self):
@@ -422,6 +420,34 @@ def test_users_of_a_pod(runtime, bundle, pod, pins):  # noqa: F811
         each.kill()
         each.delete()
     assert not it.machines()
+
+
+@only_chiton
+def test_users_that_are_pinned_alone(container, pins):
+    """A user namespace and a network that belongs to it, without the others, as containerd 2 pins them for a pod: no pod of pinned
+    namespaces, but a container that has the maps of the pinned one, whatever its configuration says of them."""
+    pinned = pins(None, True)
+    pinned.connect()
+
+    def in_users(config, said):
+        maps = [{"containerID": 0, "hostID": said, "size": 1}]
+        config["process"]["oomScoreAdj"] = -998
+        config["linux"]["namespaces"].append({"type": "user"})
+        config["linux"].update(uidMappings=maps, gidMappings=maps)
+
+    def change(config):
+        in_users(config, 0)
+        for namespace in config["linux"]["namespaces"]:
+            if namespace["type"] in ("network", "user"):
+                namespace["path"] = str(pinned.paths[namespace["type"]])
+    one = container("sleep", "1000", change=change)
+    two = container("sleep", "1000", change=lambda config: in_users(config, 5) or joining(one.pid, *KINDS)(config))
+    assert two.output("cat", "/proc/self/uid_map", "/proc/self/gid_map").split() == ["0", *map(str, IDS)] * 2
+    assert one.output("sh", "-c", "id -u; echo x >/dev/shm/y; stat -c %u /dev/shm/y; ls /sys/class/net").split() == ["0", "0", "eth0", "lo"]
+    command("ping", "-c1", "-w30", POD)
+    assert [each.output("cat", "/proc/1/oom_score_adj") for each in (one, two)] == ["-998\n"] * 2
+    for name in KINDS.values():
+        assert one.output("readlink", f"/proc/self/ns/{name}") == two.output("readlink", f"/proc/self/ns/{name}"), name
 
 
 @pytest.mark.timeout(600)

@@ -358,6 +358,19 @@ pub struct Overlay {
     /// Kernel parameters of the host, as paths below `/proc/sys` with their values. The guest's are not to be less.
     #[serde(default)]
     pub parameters: Vec<(String, String)>,
+    /// The maps of a user namespace of the host that the configuration names: the guest's has them in place of those of
+    /// the configuration.
+    #[serde(default)]
+    pub id_maps: Option<IdMaps>,
+}
+
+/// The maps of a user namespace, as `/proc/PID/uid_map` and `gid_map` show them (`user_namespaces(7)`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMaps {
+    /// Of users.
+    pub uids: String,
+    /// Of groups.
+    pub gids: String,
 }
 
 /// A mount of the host that the guest sees files of.
@@ -507,7 +520,7 @@ mod tests {
                 r#"{"id":"c1","bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
                 r#""devices":[[4,{"major":1,"minor":3}]],"mounts":[{"path":"mnt/0/x","attributes":2}],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
-                r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"],"limits":[[0,18446744073709551615]],"parameters":[["vm/max_map_count","65530"]]}}"#,
+                r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"],"limits":[[0,18446744073709551615]],"parameters":[["vm/max_map_count","65530"]],"id_maps":{"uids":"0 100000 65536\n","gids":"0 200000 65536\n"}}}"#,
             ),
         );
     }
@@ -565,6 +578,10 @@ mod tests {
                 env: vec!["A=b".to_owned()],
                 limits: vec![(0, u64::MAX)],
                 parameters: vec![("vm/max_map_count".to_owned(), "65530".to_owned())],
+                id_maps: Some(IdMaps {
+                    uids: "0 100000 65536\n".to_owned(),
+                    gids: "0 200000 65536\n".to_owned(),
+                }),
             },
             config: b" {\"ociVersion\":\"1.0\"}\n".to_vec(),
         }

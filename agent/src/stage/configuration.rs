@@ -4,6 +4,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protocol::Setup;
 use specification::namespace;
 
+use super::ids;
 use crate::error::{Error, Result};
 
 /// The container to be made. The host has refused what cannot be had, before there was a machine.
@@ -20,6 +21,9 @@ impl Configuration {
         if let (Some(process), false) = (spec.process_mut(), setup.overlay.env.is_empty()) {
             let env = process.env().iter().flatten().chain(&setup.overlay.env);
             process.set_env(Some(env.cloned().collect()));
+        }
+        if let Some(maps) = &setup.overlay.id_maps {
+            ids::set_maps(&mut spec, maps);
         }
         Ok(Configuration {
             setup,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, fchown};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Process, Spec};
-use protocol::Stdio;
+use protocol::{IdMaps, Stdio};
 
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -50,18 +50,26 @@ pub(super) fn mapped(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> Option<
 pub(super) fn take_maps(spec: &mut Spec, pid: i32) -> Result<()> {
     let read = |file| {
         let path = format!("/proc/{pid}/{file}");
-        let text = fs::read_to_string(&path).during(|| format!("read {path}"))?;
-        Ok(text.lines().filter_map(mapping).collect::<Vec<_>>())
+        fs::read_to_string(&path).during(|| format!("read {path}"))
     };
-    let maps = (read("uid_map")?, read("gid_map")?);
-    if let Some(linux) = spec.linux_mut() {
-        linux.set_uid_mappings(Some(maps.0));
-        linux.set_gid_mappings(Some(maps.1));
-    }
+    let maps = IdMaps {
+        uids: read("uid_map")?,
+        gids: read("gid_map")?,
+    };
+    set_maps(spec, &maps);
     Ok(())
 }
 
-/// A line of uid_map (user_namespaces(7)), read where the other side is the guest's own namespace.
+/// Gives the configuration these maps in place of its own.
+pub(super) fn set_maps(spec: &mut Spec, maps: &IdMaps) {
+    let parse = |text: &str| Some(text.lines().filter_map(mapping).collect());
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_uid_mappings(parse(&maps.uids));
+        linux.set_gid_mappings(parse(&maps.gids));
+    }
+}
+
+/// A line of uid_map (user_namespaces(7)), read where the other side is the guest's own namespace or the host's.
 fn mapping(line: &str) -> Option<LinuxIdMapping> {
     let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
     let mut number = || numbers.next()?.ok();

@@ -10,15 +10,19 @@
 //!
 //! The process's own id is in both: it is not of the upper half, so the shifted map has a line for it.
 
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+use protocol::IdMaps;
 
-use crate::sys;
+use crate::sys::{self, Cloned};
 
 /// How much greater an id is outside of a shifted namespace. From here on nobody has ids (systemd's UIDS-GIDS.md), since
 /// not all software can.
@@ -130,6 +134,36 @@ pub(crate) fn parse(lines: &str) -> Option<Vec<IdRange>> {
     lines.lines().map(range).collect()
 }
 
+/// The maps of a user namespace of this host.
+///
+/// # Errors
+/// Those of getting there, or of reading them.
+pub(crate) fn maps_of(namespace: &File) -> io::Result<IdMaps> {
+    let pid = match sys::clone_process(None)? {
+        Cloned::Child => {
+            let errno = setns(namespace, CloneFlags::CLONE_NEWUSER).err();
+            let errno = errno.map_or(0, |errno| u8::try_from(errno as i32).unwrap_or(u8::MAX));
+            sys::exit_now(errno)
+        }
+        Cloned::Parent(pid) => pid,
+    };
+    // Until it is waited for, it stands for the namespace in /proc.
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    let ended = waitid(Id::Pid(Pid::from_raw(pid)), flags);
+    let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let maps = match ended {
+        Ok(WaitStatus::Exited(_, 0)) => read("uid_map").and_then(|uids| {
+            let gids = read("gid_map")?;
+            Ok(IdMaps { uids, gids })
+        }),
+        Ok(WaitStatus::Exited(_, errno)) => Err(io::Error::from_raw_os_error(errno)),
+        Ok(_) => Err(Errno::EINTR.into()),
+        Err(e) => Err(e.into()),
+    };
+    waitpid(Pid::from_raw(pid), None)?;
+    maps
+}
+
 /// A user namespace with this map, in which no process lives.
 pub(super) fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
     let pid = sys::ended_in_user_namespace()?;
@@ -141,7 +175,7 @@ pub(super) fn user_namespace(map: &IdMap) -> io::Result<OwnedFd> {
 /// The user namespace of a process, once it has this map.
 fn mapped(pid: i32, map: &IdMap) -> io::Result<OwnedFd> {
     for (file, ranges) in [("uid_map", &map.uids), ("gid_map", &map.gids)] {
-        std::fs::write(format!("/proc/{pid}/{file}"), lines(ranges))?;
+        fs::write(format!("/proc/{pid}/{file}"), lines(ranges))?;
     }
     let path = format!("/proc/{pid}/ns/user");
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;

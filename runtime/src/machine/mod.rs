@@ -49,7 +49,7 @@ mod view;
 pub(crate) use cores::CORE_SCHEDULING;
 pub(crate) use disk::BlockDevice;
 pub(crate) use error::Error;
-pub(crate) use id_map::{IdMap, IdRange, parse as parse_ids};
+pub(crate) use id_map::{IdMap, IdRange, maps_of, parse as parse_ids};
 pub(crate) use jail::CAPABILITIES;
 pub(crate) use launch::{Isolation, Launch};
 pub(crate) use member::{Admitted, admit, leave};

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
-use protocol::{Device, Overlay, Seccomp};
+use protocol::{Device, IdMaps, Overlay, Seccomp};
 use serde_json::{Value, json};
 use specification::{HookKind, MountOption};
 
@@ -163,7 +163,7 @@ pub(crate) struct Decision {
 /// Decides what is done about a configuration. `value` is all of it, unknown properties included.
 pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision {
     let mut ledger = Ledger::of(value);
-    let linux = spec.linux().clone().unwrap_or_default_empty();
+    let mut linux = spec.linux().clone().unwrap_or_default_empty();
     let rootfs = rootfs(spec, facts, &mut ledger);
     check_cgroup(spec, &linux, facts, &mut ledger);
     check_hooks(spec, &mut ledger);
@@ -172,7 +172,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     let annotations = spec.annotations().as_ref().unwrap_or(&no_annotations);
     let said = annotations::said(annotations, &mut ledger);
     namespaces::check(spec, &linux, &mut ledger);
-    let member = member(&linux, annotations, facts, &mut ledger);
+    let (member, id_maps) = member(&mut linux, annotations, facts, &mut ledger);
     if !said.guests_namespaces {
         namespaces::check_host(&linux, &mut ledger);
     }
@@ -224,6 +224,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 env: Vec::new(),
                 limits: Vec::new(),
                 parameters: Vec::new(),
+                id_maps,
             },
             // A process that is executed later may have a profile where the init has none.
             apparmor: facts.policies.is_some(),
@@ -243,21 +244,27 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     Decision { ledger, plan }
 }
 
-/// The machine of another container that this one becomes a member of, if it does.
+/// The machine of another container that this one becomes a member of, if it does, and the maps of the user namespace that
+/// it names, if that is pinned: the configuration has them from here on.
 fn member(
-    linux: &Linux,
+    linux: &mut Linux,
     annotations: &HashMap<String, String>,
     facts: &Facts<'_>,
     ledger: &mut Ledger,
-) -> Option<Member> {
-    let member = namespaces::member(linux, facts, ledger)?;
-    namespaces::check_member(linux, ledger);
-    // A machine that is to be made is made as this container says.
-    if member.machine.is_some() {
-        let of_machine = (facts.annotations)(&member.sandbox);
-        annotations::check_member(annotations, &of_machine, &member.sandbox, ledger);
+) -> (Option<Member>, Option<IdMaps>) {
+    let (member, id_maps) = namespaces::member(linux, facts, ledger);
+    if let Some(maps) = &id_maps {
+        namespaces::set_maps(linux, maps);
     }
-    Some(member)
+    if let Some(member) = &member {
+        namespaces::check_member(linux, ledger);
+        // A machine that is to be made is made as this container says.
+        if member.machine.is_some() {
+            let of_machine = (facts.annotations)(&member.sandbox);
+            annotations::check_member(annotations, &of_machine, &member.sandbox, ledger);
+        }
+    }
+    (member, id_maps)
 }
 
 /// The limits of the machine that slow it down. They hold from the container's first instruction on, not while the

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Linux, LinuxDeviceType, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType as Kind,
-    LinuxTimeOffset, Spec,
+    Linux, LinuxDeviceType, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace,
+    LinuxNamespaceType as Kind, LinuxTimeOffset, Spec,
 };
-use protocol::{ContainerId, Joined};
+use protocol::{ContainerId, IdMaps, Joined};
 use specification::{Place, namespace, sysctl};
 
 use super::Facts;
@@ -14,6 +14,7 @@ use super::annotations::HOST_NAMESPACES;
 use super::ledger::Ledger;
 use super::pins::{self, Pin};
 use crate::host::network::{self, NetDevice};
+use crate::machine::{IdRange, parse_ids};
 use crate::state::{Identity, Network, Pinned, Seat};
 
 /// Maximum number of lines of an id map (user_namespaces(7)).
@@ -76,8 +77,13 @@ pub(super) struct Named<'a> {
 }
 
 /// The machine that the container becomes a member of, because a namespace of its configuration is that of a container
-/// in there or pinned for a pod; and refuses namespaces that it cannot have.
-pub(super) fn member(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) -> Option<Member> {
+/// in there or pinned for a pod, and the maps of a user namespace that is pinned; and refuses namespaces that it cannot
+/// have.
+pub(super) fn member(
+    linux: &Linux,
+    facts: &Facts<'_>,
+    ledger: &mut Ledger,
+) -> (Option<Member>, Option<IdMaps>) {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let named = namespaces.iter().enumerate();
     let named = named.filter_map(|(index, namespace)| {
@@ -94,9 +100,10 @@ pub(super) fn member(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) -> O
         Ok(found) => found,
         Err((property, problem)) => {
             ledger.refuse(property, problem);
-            return None;
+            return (None, None);
         }
     };
+    let mut id_maps = None;
     for each in named {
         if let Some(problem) = problem(&each, found.as_ref()) {
             ledger.refuse(each.property, problem);
@@ -113,11 +120,29 @@ pub(super) fn member(linux: &Linux, facts: &Facts<'_>, ledger: &mut Ledger) -> O
                 });
                 member.join(seat.number, each.kind);
             }
-            Ok(Owner::Pinned(_)) if found.is_some() => ledger.place(&each.property, Place::Both),
+            Ok(Owner::Pinned(pin)) => {
+                if found.as_ref().is_some_and(|member| member.joins(each.kind)) {
+                    ledger.place(&each.property, Place::Both);
+                } else if each.kind == Kind::User {
+                    ledger.place(&each.property, Place::Guest);
+                }
+                id_maps = id_maps.or(pin.maps);
+            }
             _ => {}
         }
     }
-    found
+    (found, id_maps)
+}
+
+/// Gives the configuration the maps of the user namespace that it names in place of its own, as the guest does.
+pub(super) fn set_maps(linux: &mut Linux, maps: &IdMaps) {
+    let mapping = |range: IdRange| {
+        let mapping = LinuxIdMappingBuilder::default().container_id(range.file);
+        mapping.host_id(range.seen).size(range.count).build().ok()
+    };
+    let parse = |text: &str| Some(parse_ids(text)?.into_iter().filter_map(mapping).collect());
+    linux.set_uid_mappings(parse(&maps.uids));
+    linux.set_gid_mappings(parse(&maps.gids));
 }
 
 /// Why a member of a machine, or of none so far, cannot have a namespace.
@@ -139,6 +164,8 @@ fn problem(named: &Named<'_>, found: Option<&Member>) -> Option<String> {
             _ => None,
         },
         Ok(Owner::Pinned(_)) if found.is_some_and(|member| member.joins(kind)) => None,
+        // The guest has one with the same maps.
+        Ok(Owner::Pinned(_)) if kind == Kind::User => None,
         // It is joined, whosever it is.
         Ok(Owner::Host | Owner::Pinned(_)) if kind == Kind::Network => None,
         Ok(Owner::Pinned(_)) => Some(format!(

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
-use protocol::{FIRST, HOLDER};
+use protocol::{FIRST, HOLDER, IdMaps};
 use serde_json::{Value, json};
 
 use super::annotations;
@@ -27,6 +27,8 @@ pub(crate) struct Pin {
     pub(crate) inode: u64,
     /// The machine of the pod that has its name from this one, and all that is pinned for it.
     pub(crate) pod: Option<(Identity, Pins)>,
+    /// Of a user namespace: its maps, which are all that it means in a guest.
+    pub(crate) maps: Option<IdMaps>,
 }
 
 /// What makes the pod's own container.
@@ -83,6 +85,7 @@ pub(super) fn member(named: &[Named<'_>]) -> Result<Option<Member>, (String, Str
             uts: uts.path.to_owned(),
             ipc: ipc.path.to_owned(),
             net: net.map(|(named, _)| named.path.to_owned()),
+            user: user.map(|(named, _)| named.path.to_owned()),
         }),
     };
     let joined = [Kind::Uts, Kind::Ipc, Kind::Network, Kind::User];
@@ -93,8 +96,8 @@ pub(super) fn member(named: &[Named<'_>]) -> Result<Option<Member>, (String, Str
 }
 
 impl Holder<'_> {
-    /// Its configuration. What is said of the machine is what the container says that it is made for, and so are the
-    /// ids of the pod's user namespace; its network is the pinned one, or an empty one.
+    /// Its configuration. What is said of the machine is what the container says that it is made for; its network is the
+    /// pinned one, or an empty one, and the ids of its user namespace are those of the pinned one.
     pub(crate) fn configuration(&self) -> Value {
         let Holder { spec, pinned, .. } = self;
         let mut namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount"]
@@ -104,8 +107,8 @@ impl Holder<'_> {
             Some(path) => json!({"type": "network", "path": path}),
             None => json!({"type": "network"}),
         });
-        if pinned.pins.user.is_some() {
-            namespaces.push(json!({"type": "user"}));
+        if let Some(path) = &pinned.user {
+            namespaces.push(json!({"type": "user", "path": path}));
         }
         let own = spec.annotations().iter().flatten();
         let annotations: BTreeMap<_, _> = own
@@ -127,12 +130,6 @@ impl Holder<'_> {
                 "sysctl": self.parameters,
             },
         });
-        if pinned.pins.user.is_some()
-            && let Some(linux) = spec.linux()
-        {
-            config["linux"]["uidMappings"] = json!(linux.uid_mappings());
-            config["linux"]["gidMappings"] = json!(linux.gid_mappings());
-        }
         // What confines the machine on the host is what its first container names for itself.
         let process = spec.process().as_ref();
         if let Some(label) = process.and_then(|process| process.selinux_label().as_ref()) {

@@ -96,6 +96,7 @@ pub(crate) struct Pinned {
     pub(crate) uts: PathBuf,
     pub(crate) ipc: PathBuf,
     pub(crate) net: Option<PathBuf>,
+    pub(crate) user: Option<PathBuf>,
 }
 
 /// The SELinux labels of a container, as the kernel writes them.

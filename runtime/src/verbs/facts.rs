@@ -20,6 +20,7 @@ use super::error::Error;
 use crate::config::Config;
 use crate::error::{Doing, one_line};
 use crate::host::{apparmor, resctrl, selinux};
+use crate::machine;
 use crate::plan::{self, Decision, Facts, FileKind, Owner, Pin, Policies, Policy};
 use crate::state::{ContainerId, Record, StateDir, index};
 use crate::sys;
@@ -177,7 +178,13 @@ fn owner(root: &Path, path: &Path, kind: Kind) -> Result<Owner, String> {
         _ => None,
     };
     let pod = pod.and_then(|pod| pod.process.zip(pod.pins));
-    Ok(Owner::Pinned(Pin { inode, pod }))
+    let maps = match kind {
+        Kind::User => Some(machine::maps_of(&file)),
+        _ => None,
+    };
+    let maps = maps.transpose();
+    let maps = maps.map_err(|e| format!("read the id maps of {}: {e}", path.display()))?;
+    Ok(Owner::Pinned(Pin { inode, pod, maps }))
 }
 
 /// The process whose namespace a path names: `/proc/<pid>/ns/<kind>`.

@@ -19,6 +19,7 @@ pub(super) fn owner(path: &Path) -> Owner {
         Owner::Pinned(Pin {
             inode,
             pod: pod.map(|pins| (of("ns:11", 6, 0).machine, pins)),
+            maps: (inode == 4).then(id_maps),
         })
     };
     match path.to_str().unwrap() {
@@ -36,6 +37,14 @@ pub(super) fn owner(path: &Path) -> Owner {
             Some("9") => Owner::Container(of("other", 9, 0)),
             _ => Owner::Host,
         },
+    }
+}
+
+/// The maps of the pinned user namespace.
+fn id_maps() -> IdMaps {
+    IdMaps {
+        uids: "         0     100000      65536\n".into(),
+        gids: "         0     200000      65536\n".into(),
     }
 }
 
@@ -230,6 +239,7 @@ fn pinned_namespaces_make_a_pod() {
         uts: "/run/utsns/new".into(),
         ipc: "/run/ipcns/new".into(),
         net: Some("/run/netns/new".into()),
+        user: None,
     };
     assert_eq!(member.pinned, Some(pinned));
     // Without a network that is pinned it has its own.
@@ -242,7 +252,9 @@ fn pinned_namespaces_make_a_pod() {
         .member
         .unwrap();
     assert_eq!(member.joins[0].namespaces, flags(&[Uts, Ipc, User]));
-    assert_eq!(member.pinned.unwrap().pins.user, Some(4));
+    let pinned = member.pinned.unwrap();
+    assert_eq!(pinned.pins.user, Some(4));
+    assert_eq!(pinned.user, Some("/run/userns/new".into()));
     // A machine that there is, and the processes of a container in it.
     let made = [("network", "/run/netns/made"), ("pid", "/proc/5/ns/pid")];
     let member = pod("made", &made).unwrap().member.unwrap();
@@ -321,6 +333,30 @@ fn one_pinned_namespace_makes_no_pod() {
 }
 
 #[test]
+fn a_pinned_user_namespace_is_its_maps() {
+    let mut config = joining(&[("user", "/run/userns/new"), ("network", "/run/netns/new")]);
+    // As Podman has it: what is said of a namespace that is joined means nothing.
+    let said = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    config["linux"]["uidMappings"] = said.clone();
+    config["linux"]["gidMappings"] = said;
+    config["mounts"] = json!([
+        {"destination": "/srv", "type": "bind", "source": "/srv", "options": ["idmap"]}]);
+    let plan = planned(&config).unwrap_or_else(|e| panic!("{e}"));
+    assert!(plan.member.is_none() && plan.network == Network::Path("/run/netns/new".into()));
+    assert_eq!(plan.overlay.id_maps, Some(id_maps()));
+    let map = plan.shares[1].id_map.as_ref().unwrap();
+    let seen = |ranges: &[crate::machine::IdRange]| ranges[0].seen;
+    assert_eq!((seen(&map.uids), seen(&map.gids)), (100000, 200000));
+    // With a namespace of its own the configuration's count.
+    config["linux"]["namespaces"] = json!([{"type": "user"}]);
+    assert_eq!(planned(&config).ok().unwrap().overlay.id_maps, None);
+    // One that is this host's own, or that of one of its processes, is not a pinned one.
+    let error = planned(&joining(&[("user", "/proc/1/ns/user")]));
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("belongs to this host's kernel"), "{error}");
+}
+
+#[test]
 fn the_container_of_a_pods_own() {
     let mut value = joining(&[("uts", "/run/utsns/new"), ("ipc", "/run/ipcns/new")]);
     value["annotations"] =
@@ -332,10 +368,7 @@ fn the_container_of_a_pods_own() {
         value["linux"]["cgroupsPath"] = path.into();
         let mut pins = MADE;
         if path.is_some() {
-            let map = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
-            value["linux"]["uidMappings"] = map.clone();
-            value["linux"]["gidMappings"] = map;
-            pins.user = Some(14);
+            pins.user = Some(4);
         }
         let spec: Spec = serde_json::from_value(value).unwrap();
         let pinned = Pinned {
@@ -343,6 +376,7 @@ fn the_container_of_a_pods_own() {
             uts: "/u".into(),
             ipc: "/i".into(),
             net,
+            user: pins.user.map(|_| "/run/userns/new".into()),
         };
         let holder = Holder {
             spec: &spec,
@@ -364,13 +398,10 @@ fn the_container_of_a_pods_own() {
     assert!(plan.own_pids && plan.member.is_none());
     assert_eq!(config["linux"]["sysctl"], json!({"kernel/shmmax": "77"}));
     assert_eq!(config["hostname"], "name");
-    assert_eq!(config["linux"]["namespaces"][5], json!({"type": "user"}));
-    for ids in ["uidMappings", "gidMappings"] {
-        assert_eq!(config["linux"][ids][0]["hostID"], 100000);
-    }
+    assert_eq!(plan.overlay.id_maps, Some(id_maps()));
     let alone = made(false, None, None);
     assert_eq!(alone["linux"]["namespaces"][4], json!({"type": "network"}));
-    assert!(alone["linux"].get("uidMappings").is_none());
+    assert_eq!(alone["linux"]["namespaces"].as_array().unwrap().len(), 5);
     for (systemd, path, expected) in [
         (false, None, "chiton-pod-11"),
         (false, Some("/pods/x/crio-1"), "/pods/x/chiton-pod-11"),
