@@ -261,7 +261,7 @@ pub(crate) struct Exec {
     pub(crate) user: Option<String>,
     /// Additional group ids
     #[arg(short = 'g', long, value_name = "GID")]
-    pub(crate) additional_gids: Vec<u32>,
+    pub(crate) additional_gids: Vec<i64>,
     /// File with an OCI process object as JSON
     #[arg(short, long, value_name = "FILE")]
     pub(crate) process: Option<PathBuf>,

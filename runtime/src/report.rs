@@ -79,7 +79,7 @@ impl Report {
 
     /// The end of a verb that failed. A line break in the text would be taken for a second message.
     pub(crate) fn error(&self, text: &str) {
-        let text = text.trim_end().replace('\n', "; ");
+        let text = plain(text.trim_end()).replace('\n', "; ");
         self.write("error", &text);
         if self.log.is_some() || io::stderr().is_terminal() {
             eprintln!("{text}");
@@ -124,6 +124,38 @@ impl Report {
     }
 }
 
+/// The text of an error with those of the system as Go has them, which some callers look for: without the number that
+/// Rust puts behind them, and beginning with a small letter.
+fn plain(text: &str) -> String {
+    const NUMBER: &str = " (os error ";
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(NUMBER) {
+        let Some((number, after)) = after.split_once(')') else {
+            break;
+        };
+        if number.parse::<i32>().is_err() {
+            plain += before;
+            plain += NUMBER;
+            rest = &rest[before.len() + NUMBER.len()..];
+            continue;
+        }
+        let begin = before.rfind(": ").map_or(0, |colon| colon + 2);
+        let (doing, error) = before.split_at(begin);
+        plain += doing;
+        let mut letters = error.chars();
+        match (letters.next(), letters.next()) {
+            (Some(first), Some(second)) if second.is_lowercase() => {
+                plain.extend(first.to_lowercase());
+                plain += &error[first.len_utf8()..];
+            }
+            _ => plain += error,
+        }
+        rest = after;
+    }
+    plain + rest
+}
+
 fn format_line(format: LogFormat, level: &str, msg: &str, time: String) -> String {
     match format {
         LogFormat::Text => format!("time=\"{time}\" level={level} msg={msg:?}\n"),
@@ -149,6 +181,30 @@ mod tests {
         );
         let json = "{\"level\":\"error\",\"msg\":\"exec: \\\"x\\\"\",\"time\":\"T\"}\n";
         assert_eq!(line(LogFormat::Json), json);
+    }
+
+    #[test]
+    fn errors_of_the_system_are_gos() {
+        for (text, expected) in [
+            (
+                "open /x: No such file or directory (os error 2)",
+                "open /x: no such file or directory",
+            ),
+            ("Not a directory (os error 20)", "not a directory"),
+            (
+                "a: Bad address (os error 14); b: Input/output error (os error 5) (twice)",
+                "a: bad address; b: input/output error (twice)",
+            ),
+            ("x: RPC failed (os error 99)", "x: RPC failed"),
+            (
+                "open /x (os error y): Is (os error 21)",
+                "open /x (os error y): is",
+            ),
+            ("open /X (os error ", "open /X (os error "),
+            ("No number", "No number"),
+        ] {
+            assert_eq!(plain(text), expected);
+        }
     }
 
     #[test]

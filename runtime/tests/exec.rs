@@ -189,7 +189,7 @@ fn what_cannot_be_executed_is_255_and_leaves_no_pid_file() {
     let (client, _) = machine.runs();
     failed(
         &verb.wait_with_output().unwrap(),
-        "write none/pid: No such file or directory (os error 2)",
+        "write none/pid: no such file or directory",
     );
     assert_eq!(client.hears(), None);
 }

@@ -127,7 +127,7 @@ fn bad_configurations_are_refused() {
         ),
         (
             |c| c["root"]["path"] = json!("none"),
-            "bundle/none: No such file or directory",
+            "bundle/none: no such file or directory",
         ),
         (
             |c| c["root"]["path"] = json!("config.json"),
@@ -149,7 +149,7 @@ fn bad_configurations_are_refused() {
         ),
         (
             |c| c["hooks"] = json!({"prestart": [{"path": "/x"}]}),
-            "error running prestart hook #0: /x: No such file or directory",
+            "error running prestart hook #0: /x: no such file or directory",
         ),
         (
             |c| c["mounts"] = json!([{"destination": "/m", "type": "bind", "source": "none"}]),
@@ -189,10 +189,10 @@ fn files_that_are_no_configurations_are_refused() {
     fs::write(&path, vec![b' '; 4 << 20]).unwrap();
     place.refused(&["create", "x"], "config.json is larger than");
     fs::remove_file(&path).unwrap();
-    place.refused(&["create", "x"], "config.json: No such file or directory");
+    place.refused(&["create", "x"], "config.json: no such file or directory");
     place.refused(
         &["create", "--bundle", "none", "x"],
-        "chdir none: No such file or directory",
+        "chdir none: no such file or directory",
     );
 }
 
@@ -219,7 +219,7 @@ fn a_terminal_needs_somebody_who_shows_it() {
     place.refused(&["run", "-d", "x"], alone);
     let vain = "cannot use console socket if chiton will not detach or allocate tty";
     place.refused(&["run", "--console-socket", "s", "x"], vain);
-    let missing = "connect to s: No such file or directory";
+    let missing = "connect to s: no such file or directory";
     place.refused(&["create", "--console-socket", "s", "x"], missing);
     config["process"]["consoleSize"] = json!({"height": 65536, "width": 1});
     place.write(&config);
@@ -240,7 +240,7 @@ fn what_a_flag_asks_for_and_is_not_there_is_refused() {
         ),
         (
             &["create", "--pidfd-socket", "s", "x"],
-            "connect to s: No such file or directory",
+            "connect to s: no such file or directory",
         ),
         (
             &["create", "--console-socket", "s", "x"],
@@ -366,7 +366,7 @@ fn a_container_that_is_not_there() {
     }
     assert_eq!(place.run(&["delete", "--force", "x"]).code, Some(0));
     let header = "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n";
-    place.refused(&["list"], "No such file or directory");
+    place.refused(&["list"], "no such file or directory");
     fs::create_dir(place.root()).unwrap();
     assert_eq!(place.run(&["list"]).stdout, header);
     assert_eq!(place.run(&["list", "--format", "json"]).stdout, "[]\n");

@@ -38,7 +38,7 @@ def test_no_room_for_the_state(chiton, bundle, small):
     (small / "root").mkdir()
     fill(small / "fill")
     done = other("run", "--bundle", made.path, "x")
-    assert done.returncode == 1 and "No space left" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 1 and "no space left" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     (small / "fill").unlink()
     assert other.ok("list", "-q") == ""
     other.ok("run", "--bundle", made.path, "x")

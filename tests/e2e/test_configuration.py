@@ -179,7 +179,7 @@ def test_namespaces_of_a_path(runtime, container, bundle):
     made = bundle("true")
     for path, text in (("/proc/self/ns/ipc", "/proc/self/ns/ipc belongs to this host's kernel, and the container's processes run on another"),
                        ("/proc/self/status", "/proc/self/status is not a namespace"),
-                       ("/no/such", "open /no/such: No such file")):
+                       ("/no/such", "open /no/such: no such file")):
         made.config["linux"]["namespaces"] = [{"type": "ipc", "path": path}, {"type": "mount"}, {"type": "uts"}]
         done = runtime("run", "--bundle", made.save().path, "x")
         assert done.returncode == 1 and f"linux.namespaces[0].path: {text}" in done.stderr, done.stderr

@@ -49,6 +49,35 @@ def test_streams_and_exit_codes(container):
     assert c.status == "running"
 
 
+def test_what_is_wrong_is_said_in_the_words_of_runc(container, rootfs):
+    (rootfs / "rubbish").write_text("rubbish")
+    (rootfs / "rubbish").chmod(0o755)
+    (rootfs / "no-interpreter").write_text("#!/no/such\n")
+    (rootfs / "no-interpreter").chmod(0o755)
+    c = container("sleep", "1000")
+    # What versions of runc agree upon.
+    for options, program, code, text in (
+        (["--cwd", "/no/such"], "pwd", 255, 'container process: chdir to cwd ("/no/such") set in config.json failed: no such file or directory'),
+        (["--cwd", "/etc/passwd"], "pwd", 255, 'chdir to cwd ("/etc/passwd") set in config.json failed: not a directory'),
+        (["--cwd", "relative"], "pwd", 255, "exec failed: Cwd must be an absolute path"),
+        (["--user=nobody"], "id", 255, 'strconv.Atoi: parsing "nobody": invalid syntax'),
+        (["--user=0:wheel"], "id", 255, 'strconv.Atoi: parsing "wheel": invalid syntax'),
+        (["-g=-1"], "id", 255, "exec failed: additional-gids must be a positive number -1"),
+        (["--cgroup", "../other"], "id", 255, "unable to create new parent process: ../other is not a sub cgroup path"),
+        (["--cgroup", "missing"], "id", 255, "/missing"),
+        (["--process", "/no/such"], "id", 255, "exec failed: open /no/such: no such file or directory"),
+        (["--frob"], "id", 1, "flag provided but not defined: -frob"),
+        (["--preserve-fds", "x"], "id", 1, 'invalid value "x" for flag -preserve-fds: parse error'),
+        ([], "/rubbish", None, "exec /rubbish: exec format error"),  # 1 of Debian's runc, 255 of a newer one
+        ([], "/no-interpreter", None, "exec /no-interpreter: no such file or directory"),
+    ):
+        done = c.exec(program, options=options)
+        assert done.returncode == code if code else done.returncode in (1, 255), (options, program, done)
+        assert text in done.stderr.replace('\\"', '"'), (options, program, done.stderr)
+    done = c.runtime("exec", c.name)
+    assert done.returncode == 255 and "cannot be empty" in done.stderr, done
+
+
 def test_more_than_a_mebibyte_of_environment(container):
     def change(config):
         config["process"]["env"] += [f"V{number}=" + "x" * 1000 for number in range(1500)]

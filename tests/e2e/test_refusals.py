@@ -17,7 +17,7 @@ def refused(done, *words):
 def test_no_config(chiton, scratch):
     empty = scratch / "empty"
     empty.mkdir(exist_ok=True)
-    refused(chiton("run", "--bundle", empty, "x"), "config.json", "No such file")
+    refused(chiton("run", "--bundle", empty, "x"), "config.json", "no such file")
 
 
 def test_broken_json(chiton, bundle):
@@ -34,7 +34,7 @@ def change(bundle, edit, *args):
 
 def test_missing_rootfs(chiton, bundle):
     path = change(bundle, lambda c: c["root"].update(path="/nowhere/rootfs"))
-    refused(chiton("run", "--bundle", path, "x"), "/nowhere/rootfs", "No such file")
+    refused(chiton("run", "--bundle", path, "x"), "/nowhere/rootfs", "no such file")
 
 
 @pytest.mark.parametrize("program, text", [
@@ -86,12 +86,12 @@ def test_kvm_is_absent(chiton, bundle, scratch):
     command = " ".join(chiton.command("run", "--bundle", made.path, "x"))
     absent = f"mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec {command}"
     done = subprocess.run(["unshare", "-m", "sh", "-ec", absent], capture_output=True, text=True, timeout=60, check=False)
-    refused(done, "/dev/kvm", "No such file")
+    refused(done, "/dev/kvm", "no such file")
     denied = f"touch {scratch}/kvm && mount --bind -o nodev {scratch} {scratch} && mknod {scratch}/kvmdev c 10 232 && mount --bind {scratch}/kvmdev /dev/kvm && exec {command}"
     done = subprocess.run(["unshare", "-m", "sh", "-ec", denied], capture_output=True, text=True, timeout=60, check=False)
     os.unlink(scratch / "kvmdev")
     os.unlink(scratch / "kvm")
-    refused(done, "/dev/kvm", "Permission denied")
+    refused(done, "/dev/kvm", "permission denied")
 
 
 def test_check(chiton):

@@ -113,14 +113,14 @@ pub(crate) fn update(resources: LinuxResources, directory: &Path) -> Result<bool
     let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
     let checked = resources.memory().as_ref();
     let checked = checked.filter(|memory| memory.check_before_update() == Some(true));
-    if let Some(limit) = checked
-        .and_then(LinuxMemory::limit)
-        .filter(|limit| *limit > 0)
-    {
-        let used: Option<i64> = read("memory.current").trim().parse().ok();
-        if used.is_some_and(|used| used > limit) {
-            let text = "linux.resources.memory.limit is below what is used";
-            return Err(Error::Config(text.into()));
+    if let Some(memory) = checked {
+        let used: i64 = read("memory.current").trim().parse().unwrap_or(0);
+        // The guest does not swap. The texts are runc's.
+        for (what, limit) in [("memory+swap", memory.swap()), ("memory", memory.limit())] {
+            if let Some(limit) = limit.filter(|limit| *limit > 0 && *limit <= used) {
+                let text = format!("rejecting {what} limit {limit} <= usage {used}");
+                return Err(Error::Config(text));
+            }
         }
     }
     let mut settings = settings(&complete(resources, read))?;
@@ -468,7 +468,8 @@ mod tests {
             own(&[("memory.max", "1600")])
         );
         let below = r#"{"memory":{"limit":800,"checkBeforeUpdate":true}}"#;
-        assert!(super::update(serde_json::from_str(below).unwrap(), dir.path()).is_err());
+        let error = super::update(serde_json::from_str(below).unwrap(), dir.path()).unwrap_err();
+        assert_eq!(error.to_string(), "rejecting memory limit 800 <= usage 900");
         let json = r#"{"pids":{"limit":8}}"#;
         super::update(serde_json::from_str(json).unwrap(), dir.path()).unwrap();
         assert!(get("pids.max").starts_with('8'));

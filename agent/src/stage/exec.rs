@@ -100,7 +100,12 @@ fn affinity<'a>(spec: &'a Spec, process: &'a Process) -> Option<&'a ExecCPUAffin
 
 fn open_cgroup(directory: &Path) -> Result<OwnedFd> {
     File::open(directory)
-        .during(|| format!("open the cgroup {}", directory.display()))
+        .during(|| {
+            format!(
+                "error adding the process to cgroups: open {}",
+                directory.display()
+            )
+        })
         .map(OwnedFd::from)
 }
 

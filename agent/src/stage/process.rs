@@ -340,7 +340,8 @@ pub(crate) fn become_user(process: &Process) -> Result<()> {
     prctl::set_keepcaps(true).during(|| "keep capabilities")?;
     set_user(process)?;
     if entered.is_err() {
-        chdir(cwd).during(|| format!("change to process.cwd {}", cwd.display()))?;
+        // The text is runc's.
+        chdir(cwd).during(|| format!("chdir to cwd ({cwd:?}) set in config.json failed"))?;
     }
     stay_inside(cwd)?;
     prctl::set_keepcaps(false).during(|| "stop keeping capabilities")?;

@@ -16,6 +16,7 @@ use crate::config::{Config, keys};
 use crate::control::{Control, control};
 use crate::error::Doing;
 use crate::host::cgroup::Cgroup;
+use crate::host::resctrl;
 use crate::plan::{self, MachineSize};
 use crate::report::Report;
 use crate::state::Verb;
@@ -84,12 +85,23 @@ pub(crate) fn update(root: &Path, args: &cli::Update, report: &Report) -> Result
 
 /// What is asked for, as a `linux.resources` object.
 fn request(args: &cli::Update) -> Result<Value, Error> {
-    for (flag, schema) in [
-        ("--l3-cache-schema", &args.l3_cache_schema),
-        ("--mem-bw-schema", &args.mem_bw_schema),
+    for (flag, schema, missing) in [
+        (
+            "--l3-cache-schema",
+            &args.l3_cache_schema,
+            "Intel RDT/CAT: l3 cache schema is not enabled",
+        ),
+        (
+            "--mem-bw-schema",
+            &args.mem_bw_schema,
+            "Intel RDT/MBA: memory bandwidth schema is not enabled",
+        ),
     ] {
         if schema.as_ref().is_some_and(|schema| !schema.is_empty()) {
-            return Err(Error::Unsupported(flag));
+            return Err(match resctrl::is_mounted() {
+                true => Error::Unsupported(flag),
+                false => Error::Invalid(missing.to_owned()),
+            });
         }
     }
     match args.resources.as_deref() {

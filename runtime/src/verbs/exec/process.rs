@@ -1,6 +1,7 @@
 //! From the arguments of exec to the `process` object that the guest is given; the rules are runc's (exec.go,
 //! newInitConfig).
 
+use std::num::IntErrorKind;
 use std::path::{Component, Path};
 
 use oci_spec::runtime::Process;
@@ -110,6 +111,10 @@ fn from_flags(args: &cli::Exec, mut process: Value) -> Result<Value, Error> {
         process["user"]["uid"] = json!(id(uid, "uid")?);
     }
     for gid in &args.additional_gids {
+        if *gid < 0 {
+            let text = format!("additional-gids must be a positive number {gid}");
+            return Err(invalid(text));
+        }
         append(&mut process["user"]["additionalGids"], json!(gid));
     }
     Ok(process)
@@ -125,8 +130,18 @@ fn append(array: &mut Value, element: Value) {
 }
 
 fn id(text: &str, what: &str) -> Result<u32, Error> {
-    text.parse()
-        .map_err(|e| invalid(format!("parsing {text} as int for {what} failed: {e}")))
+    // As Go says it (strconv.Atoi); what does not fit into an id is no less wrong.
+    let problem = match text.parse::<i64>().map_err(|e| *e.kind()) {
+        Ok(id) => match u32::try_from(id) {
+            Ok(id) => return Ok(id),
+            Err(_) => "value out of range",
+        },
+        Err(IntErrorKind::PosOverflow | IntErrorKind::NegOverflow) => "value out of range",
+        Err(_) => "invalid syntax",
+    };
+    Err(invalid(format!(
+        "bad {what}: strconv.Atoi: parsing {text:?}: {problem}"
+    )))
 }
 
 /// What a process does not say is as for the container's own.
@@ -204,18 +219,38 @@ pub(super) fn sub_cgroup(args: &[String]) -> Result<String, Error> {
             _ => return Err(invalid(format!("invalid --cgroup argument: {arg}"))),
         }
     }
-    if let Some((controllers, _)) = first.split_once(':') {
-        let controller = controllers.split(',').next().unwrap_or_default();
-        return Err(invalid(format!(
-            "unknown controller {controller} in SubCgroupPaths"
-        )));
+    let named = args
+        .iter()
+        .filter_map(|arg| Some((arg, arg.split_once(':')?.0)));
+    let mut controllers = Vec::new();
+    for (arg, names) in named {
+        for controller in names.split(',') {
+            let problem = if controller.is_empty() {
+                format!("invalid --cgroup argument: {arg} (empty <controller> prefix)")
+            } else if controllers.contains(&controller) {
+                format!(
+                    "invalid --cgroup argument(s): controller {controller} specified multiple times"
+                )
+            } else {
+                controllers.push(controller);
+                continue;
+            };
+            return Err(invalid(problem));
+        }
+    }
+    let no_process = |problem: String| {
+        let text = format!("unable to create new parent process: {problem}");
+        Err(invalid(text))
+    };
+    if let Some(controller) = controllers.first() {
+        return no_process(format!("unknown controller {controller} in SubCgroupPaths"));
     }
     let mut below = Vec::new();
     for component in Path::new(first).components() {
         match component {
             Component::Normal(name) => below.push(name.to_string_lossy()),
             Component::ParentDir => {
-                return Err(invalid(format!("{first} is not a sub cgroup path")));
+                return no_process(format!("{first} is not a sub cgroup path"));
             }
             _ => {}
         }

@@ -147,17 +147,24 @@ fn bad_flags_are_refused() {
         (&["--cwd", "tmp", "c", "id"], "Cwd must be an absolute path"),
         (
             &["-u", "root", "c", "id"],
-            "parsing root as int for uid failed",
+            "bad uid: strconv.Atoi: parsing \"root\": invalid syntax",
         ),
         (
             &["--user=-1", "c", "id"],
-            "parsing -1 as int for uid failed",
+            "bad uid: strconv.Atoi: parsing \"-1\": value out of range",
         ),
         (
             &["-u", "0:wheel", "c", "id"],
-            "parsing wheel as int for gid failed",
+            "bad gid: strconv.Atoi: parsing \"wheel\": invalid syntax",
         ),
-        (&["-u", ":1", "c", "id"], "parsing  as int for uid failed"),
+        (
+            &["-u", ":1", "c", "id"],
+            "bad uid: strconv.Atoi: parsing \"\": invalid syntax",
+        ),
+        (
+            &["-g=-1", "c", "id"],
+            "additional-gids must be a positive number -1",
+        ),
         (
             &["--apparmor", "p", "c", "id"],
             "process.apparmorProfile: no profile \"p\"",
@@ -315,8 +322,22 @@ fn cgroups_are_runcs() {
         (&["/"], Ok("")),
         (&["a/b"], Ok("a/b")),
         (&["/a//b/"], Ok("a/b")),
-        (&["../x"], Err("../x is not a sub cgroup path")),
-        (&["a/../b"], Err("a/../b is not a sub cgroup path")),
+        (
+            &["../x"],
+            Err("unable to create new parent process: ../x is not a sub cgroup path"),
+        ),
+        (
+            &["a/../b"],
+            Err("unable to create new parent process: a/../b is not a sub cgroup path"),
+        ),
+        (
+            &[":a"],
+            Err("invalid --cgroup argument: :a (empty <controller> prefix)"),
+        ),
+        (
+            &["cpu:a", "io,cpu:b"],
+            Err("invalid --cgroup argument(s): controller cpu specified multiple times"),
+        ),
         (&["a:b:c"], Err("invalid --cgroup argument: a:b:c")),
         (
             &["a", "b"],
@@ -324,7 +345,7 @@ fn cgroups_are_runcs() {
         ),
         (
             &["cpu,memory:a"],
-            Err("unknown controller cpu in SubCgroupPaths"),
+            Err("unable to create new parent process: unknown controller cpu in SubCgroupPaths"),
         ),
     ] {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
