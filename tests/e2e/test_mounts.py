@@ -448,6 +448,67 @@ print(json.dumps([open("/etc/masked").read(), open("/zero", "rb").read(3).hex()]
     assert found == ["", "000000"]
 
 
+def test_what_an_earlier_mount_provides(container, rootfs, volume):
+    """Mounts are made in their order below the root directory, so a source below it is what has been mounted there."""
+    (rootfs / "filled").mkdir()
+    (rootfs / "filled/copied").write_text("copied\n")
+    (rootfs / "data").mkdir()
+    (rootfs / "data/file").write_text("hidden\n")
+    os.symlink("/data", rootfs / "alias")
+
+    def change(config):
+        def bind(source, destination, *options):
+            config["mounts"].append({"destination": destination, "type": "bind", "source": str(source), "options": list(options)})
+        config["mounts"].append({"destination": "/filled", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]})
+        bind(rootfs / "data/file", "/before", "bind")
+        bind(volume, "/alias", "rbind", "nosuid", "noexec")
+        bind(rootfs / "data", "/tree", "rbind", "noexec", "nosuid")
+        bind(rootfs / "data/file", "/file", "bind", "ro")
+        bind(rootfs / "data/below", "/below", "bind")
+        bind(rootfs / "filled", "/again", "bind", "ro")
+        bind(rootfs / "again/copied", "/copied", "bind")
+
+    found = ran(container, rootfs, MOUNTINFO + """
+def read(path):
+    with open(path) as file:
+        return file.read()
+with open("/filled/new", "w") as file:
+    file.write("new")
+seen = mounts()
+flags = {path: sorted({"ro", "nosuid", "noexec"} & set(seen[path]["options"])) for path in ("/tree", "/file", "/below", "/again")}
+print(json.dumps({"read": [read(path) for path in ("/before", "/file", "/tree/file", "/tree/below/file", "/below/file", "/copied", "/again/new")],
+                  "flags": flags, "written": os.access("/again", os.W_OK)}))
+""", change)
+    assert found["read"] == ["hidden\n", "file\n", "file\n", "below\n", "below\n", "copied\n", "new"]
+    assert found["flags"]["/tree"] == ["noexec", "nosuid"] and "ro" in found["flags"]["/file"] and "ro" in found["flags"]["/again"]
+    assert found["written"] is False
+    assert (rootfs / "filled/copied").read_text() == "copied\n" and not (rootfs / "filled/new").exists()
+
+
+def test_what_is_provided_is_explained(chiton, bundle, scratch):
+    """Where the guest alone has the source `explain` says so; what cannot be had is refused by both, in the same words."""
+    made = bundle("true")
+    root = made.config["root"]["path"]
+    made.config["mounts"] += [{"destination": "/data", "type": "tmpfs", "source": "tmpfs"},
+                              {"destination": "/m", "type": "bind", "source": f"{root}/data", "options": ["bind"]}]
+    explained = chiton.ok("explain", made.save().path / "config.json")
+    place = {line.split()[0]: line.split()[1] for line in explained.splitlines() if line.startswith("mounts[")}
+    assert place["mounts[8].source"] == "guest", explained
+    assert chiton("run", "--bundle", made.path, "provided").returncode == 0
+    made.config["root"]["readonly"] = True
+    made.config["mounts"][8] |= {"source": root, "options": ["rbind"]}
+    words = f"mounts[8].source: {root} is of the read-only root filesystem, with an earlier mount below it"
+    done = chiton("run", "--bundle", made.save().path, "provided")
+    assert done.returncode == 1 and words in done.stderr, done.stderr
+    explained = chiton("explain", made.path / "config.json")
+    assert explained.returncode == 1 and words.split(": ")[1] in explained.stdout, explained.stdout
+    # A missing part of what is provided is known when it is mounted.
+    made.config["root"]["readonly"] = False
+    made.config["mounts"][8] |= {"source": f"{root}/data/missing"}
+    done = chiton("run", "--bundle", made.save().path, "provided")
+    assert done.returncode == 1 and "/data/missing, a source, in the container: no such file" in done.stderr, done.stderr
+
+
 def test_what_cannot_be_mounted_is_refused_by_name(chiton, bundle, scratch):
     """One container for each: none of them comes to be."""
     listener = socket.socket(socket.AF_UNIX)
@@ -464,7 +525,7 @@ def test_what_cannot_be_mounted_is_refused_by_name(chiton, bundle, scratch):
         (bind(here, "shared"), "mounts[7].options: shared"),
         (bind(here, "rubbish"), "mounts[7].options: rubbish: is unknown to bind mounts"),
         (bind(here, "idmap"), "idmap needs mappings"),
-        (bind(here / "missing"), "No such file or directory"),
+        (bind(here / "missing"), "no such file or directory"),
         ({"destination": "/m", "type": "nfs", "source": "server:/"}, "mounts[7].type: "),
     ):
         made = bundle("true")

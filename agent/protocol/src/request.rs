@@ -335,6 +335,10 @@ pub struct Overlay {
     /// the guest has one of its own.
     #[serde(default)]
     pub devices: Vec<(usize, Device)>,
+    /// For each bind mount whose source an earlier one of the mounts provides: its index in `mounts`, and the source's
+    /// path in the container.
+    #[serde(default)]
+    pub inner: Vec<(usize, String)>,
     /// Mounts of the host among those sources and below them, outer before inner, as far as they
     /// differ from what is mounted around them or may come to.
     #[serde(default)]
@@ -518,7 +522,7 @@ mod tests {
             },
             concat!(
                 r#"{"id":"c1","bundle":"/b","overlay":{"rootfs":"rootfs","binds":[[3,"mnt/0"]],"#,
-                r#""devices":[[4,{"major":1,"minor":3}]],"mounts":[{"path":"mnt/0/x","attributes":2}],"#,
+                r#""devices":[[4,{"major":1,"minor":3}]],"inner":[[5,"/data/below"]],"mounts":[{"path":"mnt/0/x","attributes":2}],"#,
                 r#""disks":[{"device":{"major":8,"minor":0},"serial":"disk0"}],"#,
                 r#""guests_devices":true,"seccomp":{"flags":2,"program":[6]},"env":["A=b"],"limits":[[0,18446744073709551615]],"parameters":[["vm/max_map_count","65530"]],"id_maps":{"uids":"0 100000 65536\n","gids":"0 200000 65536\n"}}}"#,
             ),
@@ -567,6 +571,7 @@ mod tests {
                     program: vec![6],
                 }),
                 devices: vec![(4, Device { major: 1, minor: 3 })],
+                inner: vec![(5, "/data/below".to_owned())],
                 mounts: vec![HostMount {
                     path: "mnt/0/x".to_owned(),
                     attributes: 2,

@@ -32,6 +32,8 @@ const CGROUP_TREE: &CStr = c"/sys/fs/cgroup";
 pub(crate) struct Sources {
     rootfs: OwnedFd,
     binds: HashMap<usize, OwnedFd>,
+    /// Sources that earlier mounts provide, by their paths in the container.
+    inner: HashMap<usize, String>,
     notify: Option<OwnedFd>,
 }
 
@@ -87,6 +89,7 @@ impl Sources {
         Ok(Sources {
             rootfs,
             binds,
+            inner: overlay.inner.iter().cloned().collect(),
             notify,
         })
     }
@@ -125,7 +128,10 @@ pub(crate) fn mount_all(spec: &Spec, sources: Sources, directory: &Path) -> Resu
     sys::attach(&sources.rootfs, staging).during(|| "mount the root file system")?;
     let tree = Tree::new(sources.rootfs);
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        one(&tree, mount, sources.binds.get(&index), index)?;
+        let inner = sources.inner.get(&index);
+        let inner = inner.map(|path| provided(&tree, mount, path)).transpose()?;
+        let source = inner.as_ref().or_else(|| sources.binds.get(&index));
+        one(&tree, mount, source, index)?;
     }
     if let Some(notify) = sources.notify {
         let set = libc::MOUNT_ATTR_RDONLY
@@ -140,6 +146,13 @@ pub(crate) fn mount_all(spec: &Spec, sources: Sources, directory: &Path) -> Resu
         tree.attach(&notify, Path::new(NOTIFY))?;
     }
     Ok(tree)
+}
+
+/// A mount of what an earlier one has put into the container.
+fn provided(tree: &Tree, mount: &Mount, path: &str) -> Result<OwnedFd> {
+    let source = tree.open(Path::new(path), OFlag::O_PATH);
+    let source = source.during(|| format!("open {path}, a source, in the container"))?;
+    clone_mount(&source, Path::new(""), parse(mount).recursive)
 }
 
 fn one(tree: &Tree, mount: &Mount, source: Option<&OwnedFd>, index: usize) -> Result<()> {

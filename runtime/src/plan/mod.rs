@@ -14,6 +14,7 @@ mod namespaces;
 mod pins;
 mod process;
 mod properties;
+mod provided;
 mod resources;
 pub(crate) mod seccomp;
 mod selinux;
@@ -84,6 +85,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) room: u64,
     /// What a path of this host is, or why that is not known.
     pub(crate) kind: &'a dyn Fn(&Path) -> Result<FileKind, String>,
+    /// A path without symbolic links, as far as there is something: of this host, or of a container by its root directory.
+    pub(crate) real: &'a dyn Fn(Option<&Path>, &Path) -> PathBuf,
     /// Whether systemd is to make the cgroup.
     pub(crate) systemd: bool,
     /// Whether resctrl is mounted.
@@ -192,7 +195,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
     }
     let labels = selinux::labels(spec, member.as_ref(), facts, &mut ledger);
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let mounts = mounts::mounts(mounts, &linux, facts, &mut ledger);
+    let mounts = mounts::mounts(mounts, &rootfs, &linux, facts, &mut ledger);
     let seccomp = compile_seccomp(&linux, &mut ledger);
     let memory_policy = memory_policy::memory_policy(linux.memory_policy().as_ref(), &mut ledger);
     let guests_devices = devices::everything_is_allowed(spec);
@@ -216,6 +219,7 @@ pub(crate) fn decide(spec: &Spec, value: &Value, facts: &Facts<'_>) -> Decision 
                 rootfs: ROOTFS.into(),
                 binds: mounts.binds,
                 devices: mounts.devices,
+                inner: mounts.inner,
                 mounts: Vec::new(),
                 disks: disks.iter().map(BlockDevice::for_the_guest).collect(),
                 guests_devices,

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | bind of a directory or file | a clone of the mount in the share | a bind mount of that |
 //! | bind of a character device that the guest has too | - | a bind mount of the guest's own |
+//! | bind of what an earlier mount has put below the root | - | a bind mount of that |
 //! | bind of procfs or a namespace | refused: it leads to the machine process | - |
 //! | overlay, whose layers are the host's | mounts it in the share | a bind mount of that |
 //! | anything else of [`GUEST_TYPES`] | - | mounts it |
@@ -16,6 +17,7 @@ use specification::mount::{Change, Reach, is_bind, options};
 use specification::{MountOption, Place};
 
 use super::ledger::Ledger;
+use super::provided::Provided;
 use super::{CLOSED, Facts, FileKind, devices};
 use crate::machine::{Content, IdMap, IdRange, Share, Target};
 
@@ -41,6 +43,8 @@ pub(super) struct Mounts {
     pub(super) binds: Vec<(usize, String)>,
     /// Index of a bind mount of a character device, and the device.
     pub(super) devices: Vec<(usize, Device)>,
+    /// Index of a bind mount whose source an earlier mount provides, and its path in the container.
+    pub(super) inner: Vec<(usize, String)>,
 }
 
 /// A property of a mount and why it is refused.
@@ -49,11 +53,13 @@ type Problem = (&'static str, String);
 /// Sorts the mounts; what is not supported is refused in `ledger`.
 pub(super) fn mounts(
     mounts: &[Mount],
+    rootfs: &Share,
     linux: &Linux,
     facts: &Facts<'_>,
     ledger: &mut Ledger,
 ) -> Mounts {
     let mut sorted = Mounts::default();
+    let mut provided = Provided::new(&rootfs.source, rootfs.sealed, facts);
     for (index, mount) in mounts.iter().enumerate() {
         let property = |name: &str| format!("mounts[{index}].{name}");
         if !mount.destination().is_absolute() {
@@ -72,7 +78,13 @@ pub(super) fn mounts(
             continue;
         }
         let kind = mount.typ().as_deref().unwrap_or_default();
-        let taken = if is_bind(mount) {
+        let inner = sorted.inner(mount, index, id_map.is_some(), &provided, facts);
+        provided.add(mount.destination());
+        let taken = if inner == Ok(true) {
+            continue;
+        } else if let Err(problem) = inner {
+            Err(problem)
+        } else if is_bind(mount) {
             sorted.bind(mount, index, id_map, facts)
         } else if kind == "overlay" {
             sorted.overlay(mount, index)
@@ -92,6 +104,37 @@ pub(super) fn mounts(
 }
 
 impl Mounts {
+    /// Whether it is a bind mount of what the guest has by an earlier one.
+    fn inner(
+        &mut self,
+        mount: &Mount,
+        index: usize,
+        is_mapped: bool,
+        provided: &Provided<'_>,
+        facts: &Facts<'_>,
+    ) -> Result<bool, Problem> {
+        let source = mount.source().as_deref().filter(|_| is_bind(mount));
+        let Some(source) = source.filter(|source| !source.as_os_str().is_empty()) else {
+            return Ok(false);
+        };
+        let source = facts.bundle.join(source);
+        let recursive = has(mount, |option| option == MountOption::Bind(Reach::Tree));
+        let refuse = |name, why: &str| Err((name, format!("{} is {why}", source.display())));
+        let path = match provided.find(&source, recursive) {
+            Ok(Some(path)) => path,
+            Ok(None) => return Ok(false),
+            Err(why) => return refuse("source", why),
+        };
+        if is_mapped {
+            return refuse("uidMappings", "what an earlier mount provides");
+        }
+        let Some(path) = path.to_str() else {
+            return refuse("source", "not UTF-8");
+        };
+        self.inner.push((index, path.to_owned()));
+        Ok(true)
+    }
+
     fn bind(
         &mut self,
         mount: &Mount,

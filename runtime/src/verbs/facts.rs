@@ -5,10 +5,12 @@ use std::arch::x86_64::__cpuid;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, major, minor};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, NSFS_MAGIC, PROC_SUPER_MAGIC, statfs};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 use protocol::Device;
@@ -37,6 +39,7 @@ pub(super) fn decide(
         memory,
         room: room(memory),
         kind: &kind_of,
+        real: &real,
         systemd: context.systemd_cgroup,
         resctrl: resctrl::is_mounted(),
         policies: policies(),
@@ -112,6 +115,42 @@ fn kind_of(path: &Path) -> Result<FileKind, String> {
     } else {
         FileKind::File
     })
+}
+
+/// A path without symbolic links, as far as there is something. One of a container is that below `root`, which no link
+/// leaves.
+fn real(root: Option<&Path>, path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|existing| {
+        let rest = path.strip_prefix(existing).ok()?;
+        let real = real_existing(root, existing)?;
+        // As a path that ends in `/` it would be another one.
+        Some(match rest.as_os_str().is_empty() {
+            true => real,
+            false => real.join(rest),
+        })
+    });
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// The same of all of a path; `None` if there is nothing.
+fn real_existing(root: Option<&Path>, path: &Path) -> Option<PathBuf> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let open = |path: &Path| open(path, flags, Mode::empty()).ok();
+    let found = match root {
+        None => open(path)?,
+        Some(root) => {
+            let how = OpenHow::new()
+                .flags(flags)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+            openat2(open(root)?, path, how).ok()?
+        }
+    };
+    // In fewer calls than by looking at each directory of it.
+    let found = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+    match root {
+        None => Some(found),
+        Some(root) => Some(Path::new("/").join(found.strip_prefix(root).ok()?)),
+    }
 }
 
 /// What a file or directory is of which the file system decides.
@@ -209,6 +248,8 @@ fn record(root: &Path, id: &str) -> Option<Record> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -218,6 +259,30 @@ mod tests {
         }
         assert_eq!(kind_of(Path::new("/sys")), Ok(FileKind::Directory));
         assert_eq!(kind_of(Path::new("/etc/passwd")), Ok(FileKind::File));
+    }
+
+    #[test]
+    fn paths_are_without_links_as_far_as_they_exist() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(directory.path()).unwrap();
+        fs::create_dir(root.join("there")).unwrap();
+        symlink("/there", root.join("link")).unwrap();
+        for (path, expected) in [
+            ("/link", "/there"),
+            ("/link/a/b", "/there/a/b"),
+            ("/../link/a", "/there/a"),
+            ("/no/such", "/no/such"),
+            ("/", "/"),
+        ] {
+            assert_eq!(
+                real(Some(&root), Path::new(path)),
+                Path::new(expected),
+                "{path}"
+            );
+        }
+        assert_eq!(real(None, &root.join("there/x")), root.join("there/x"));
+        // There it leads to the host's.
+        assert_eq!(real(None, &root.join("link/x")), root.join("link/x"));
     }
 
     #[test]

@@ -217,6 +217,7 @@ mod tests {
             memory: 8 << 30,
             room: 8 << 30,
             kind: &|_| Ok(FileKind::Directory),
+            real: &|_, path| path.to_owned(),
             systemd: false,
             resctrl: false,
             policies: None,

@@ -33,6 +33,7 @@ pub fn plan(text: &str, systemd: bool) -> Option<Planned> {
         memory: 1 << 34,
         room: 1 << 34,
         kind: &kind,
+        real: &|_, path| path.to_owned(),
         systemd,
         resctrl: true,
         policies: Some(&policy),
