@@ -222,3 +222,37 @@ def test_readers_of_every_kind_are_served(run, rootfs):
     done = run("python3", "/readers.py", input=feed, stdin=None)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ok\n"
+
+
+# Waits on standard input by turns, and says what was told and read: for an event that need not be asked for, and as most do.
+WAITERS = """
+import os, select
+def polled(events):
+    poll = select.poll()
+    poll.register(0, events)
+    return [found for _, found in poll.poll(20000)]
+print(os.read(0, 100) if "{first}" else None, flush=True)
+print(polled({events}), os.read(0, 100), polled({events}), os.read(0, 100), select.select([0], [], [], 20)[0])
+"""
+
+
+@pytest.mark.parametrize("first", ["", "hello"])
+@pytest.mark.parametrize("events", ["0", "select.POLLPRI", "select.POLLIN", "select.POLLIN | select.POLLRDHUP"])
+def test_who_waits_for_the_end_is_told(container, first, events):
+    """The caller's other end hangs up when nothing is left: POLLHUP, which is told whoever waits for whatever."""
+    c = container("sleep", "1000")
+    command = c.runtime.command("exec", c.name, "python3", "-c", WAITERS.format(first=first, events=events))
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdin.write(first)
+    process.stdin.flush()
+    assert process.stdout.readline() == f"{first.encode() or None}\n"
+    process.stdin.close()
+    hung_up = [16]  # POLLHUP
+    assert process.stdout.read() == f"{hung_up} b'' {hung_up} b'' [0]\n"
+    assert process.wait(30) == 0
+
+
+def test_what_was_sent_is_there_after_the_end(container):
+    c = container("sleep", "1000")
+    script = "import os, time, select; time.sleep(1); print(os.read(0, 3), select.select([0], [], [], 20)[0], os.read(0, 9), os.read(0, 9))"
+    assert c.exec("python3", "-c", script, input="hello", stdin=None).stdout == "b'hel' [0] b'lo' b''\n"

@@ -69,6 +69,13 @@ pub struct Source {
     resets: bool,
 }
 
+/// What there is in a pipe that has hung up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    Something,
+}
+
 /// A descriptor to write to. It is only ever closed, never shut down: the object behind it is the caller's. Unless the
 /// caller has given it away: [`Sink::given_away`].
 #[derive(Debug)]
@@ -134,6 +141,23 @@ impl Source {
     /// Whether the guest is to tell an error from the end.
     pub(super) fn resets(&self) -> bool {
         self.resets
+    }
+
+    /// Whether its end can be told before it is read: nobody opens a pipe without a name again once its writers are
+    /// gone, as can be done with a FIFO.
+    pub(super) fn hangs_up(&self) -> bool {
+        sys::is_pipe(self.as_fd())
+    }
+
+    /// Whether its writers are gone, and if so whether nothing of what they have written is left.
+    pub(super) fn hung_up(&self) -> io::Result<Option<Left>> {
+        let found = sys::poll(self.as_fd(), libc::POLLIN, 0)?;
+        Ok(
+            (found & libc::POLLHUP != 0).then_some(match found & libc::POLLIN {
+                0 => Left::Nothing,
+                _ => Left::Something,
+            }),
+        )
     }
 
     /// Reads at most `limit` bytes, straight into guest memory. 0 is the end.

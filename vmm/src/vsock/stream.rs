@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Port;
 use super::connection::{Connection, Key, Outcome};
-use super::host_stream::{HostStream, Sink, Source};
+use super::host_stream::{HostStream, Left, Sink, Source};
 use super::packet::{Header, Received, RxBuffer, op};
 
 /// A host descriptor that epoll can be asked to watch.
@@ -35,6 +35,15 @@ struct Watched<T: AsFd> {
 impl<T: AsFd> Watched<T> {
     /// Asks for one event. `Ok(false)`: epoll does not watch this kind of file because it is always ready.
     fn arm(&mut self) -> io::Result<bool> {
+        self.arm_for(self.event)
+    }
+
+    /// Asks to be told once when it hangs up, which epoll tells unasked.
+    fn arm_for_end(&mut self) -> io::Result<bool> {
+        self.arm_for(EpollEvent::new(EventSet::ONE_SHOT, self.event.data()))
+    }
+
+    fn arm_for(&mut self, event: EpollEvent) -> io::Result<bool> {
         let operation = if self.registered {
             ControlOperation::Modify
         } else {
@@ -42,7 +51,7 @@ impl<T: AsFd> Watched<T> {
         };
         match self
             .epoll
-            .ctl(operation, self.end.as_fd().as_raw_fd(), self.event)
+            .ctl(operation, self.end.as_fd().as_raw_fd(), event)
         {
             Ok(()) => {
                 self.registered = true;
@@ -77,6 +86,19 @@ pub(super) struct Tokens<'a> {
     pub(super) sink: u64,
 }
 
+/// What is known of the end of a source that is read on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Only a read can tell.
+    Unknown,
+    /// It is to be watched for when nothing is wanted.
+    Unwatched,
+    Watched,
+    /// Nobody writes any more, but there is something left.
+    HungUp,
+    Reached,
+}
+
 /// A connection joined with its host descriptors. The connection may be gone already.
 pub(super) struct Stream {
     key: Key,
@@ -86,6 +108,8 @@ pub(super) struct Stream {
     readable: bool,
     /// What the guest still gets of a source that is read on demand.
     wanted: Option<u32>,
+    /// What is known of the end of such a source, which a program may wait for without asking for anything.
+    end: End,
     sink: Option<Watched<Sink>>,
     /// What the sink has not taken.
     pending: VecDeque<u8>,
@@ -102,10 +126,11 @@ impl Stream {
             connection.end_sending();
         }
         let on_demand = host.source.as_ref().is_some_and(Source::is_on_demand);
+        let hangs_up = on_demand && host.source.as_ref().is_some_and(Source::hangs_up);
         if host.sink.is_none() && !on_demand {
             connection.end_receiving();
         }
-        Stream {
+        let mut stream = Stream {
             key: connection.key(),
             connection: Some(connection),
             source: host
@@ -113,11 +138,18 @@ impl Stream {
                 .map(|end| watched(end, EventSet::IN, tokens.source, tokens)),
             readable: true,
             wanted: on_demand.then_some(0),
+            end: if hangs_up {
+                End::Unwatched
+            } else {
+                End::Unknown
+            },
             sink: host
                 .sink
                 .map(|end| watched(end, EventSet::OUT, tokens.sink, tokens)),
             pending: VecDeque::new(),
-        }
+        };
+        stream.watch_end();
+        stream
     }
 
     /// The ports of the connection.
@@ -144,8 +176,8 @@ impl Stream {
     pub(super) fn has_work(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| {
             let wanted = self.wanted != Some(0) && connection.allowance() > 0;
-            let data = wanted && self.readable && self.source.is_some();
-            connection.has_control() || data
+            let more = (wanted && self.readable) || self.end == End::Reached;
+            connection.has_control() || (more && self.source.is_some())
         })
     }
 
@@ -294,6 +326,34 @@ impl Stream {
     /// epoll has an event of the source.
     pub(super) fn source_ready(&mut self) {
         self.readable = true;
+        if self.end == End::Watched {
+            self.end = End::Unwatched;
+            self.look_for_end();
+        }
+    }
+
+    /// Nothing is wanted of the source just now. A program that waits for its end alone is to learn of it.
+    fn watch_end(&mut self) {
+        let Some(source) = self.source.as_mut().filter(|_| self.wanted == Some(0)) else {
+            return;
+        };
+        match self.end {
+            End::Unwatched if matches!(source.arm_for_end(), Ok(true)) => self.end = End::Watched,
+            End::HungUp => self.look_for_end(),
+            _ => {}
+        }
+    }
+
+    fn look_for_end(&mut self) {
+        let Some(source) = self.source.as_ref().filter(|_| self.wanted == Some(0)) else {
+            return;
+        };
+        match source.end.hung_up() {
+            Ok(Some(Left::Nothing)) => self.end = End::Reached,
+            Ok(Some(Left::Something)) => self.end = End::HungUp,
+            // Whoever reads finds out.
+            Ok(None) | Err(_) => {}
+        }
     }
 
     /// Puts the next packet for the guest into `buffer`: its header is returned, a payload is in place. `None`: there
@@ -310,6 +370,9 @@ impl Stream {
         let limit = connection.allowance().min(wanted) as usize;
         let limit = buffer.room().len().min(limit);
         let source = self.source.as_mut()?;
+        if self.end == End::Reached {
+            return self.end_source();
+        }
         if !self.readable || limit == 0 {
             return None;
         }
@@ -325,11 +388,16 @@ impl Stream {
                     None if emptied && matches!(source.arm(), Ok(true)) => self.readable = false,
                     None => {}
                 }
-                Some(connection.data(got))
+                let header = connection.data(got);
+                self.watch_end();
+                Some(header)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => match source.arm() {
                 Ok(true) => {
                     self.readable = false;
+                    if self.end == End::Unwatched {
+                        self.end = End::Watched;
+                    }
                     None
                 }
                 // It can neither be read nor waited for. The guest must not take this for an orderly end.
@@ -337,15 +405,19 @@ impl Stream {
             },
             Err(_) if source.end.resets() => self.break_source(),
             // A terminal whose other side is gone, a connection that was reset: nothing more will come.
-            Ok(0) | Err(_) => {
-                self.source = None;
-                connection.end_sending();
-                if self.sink.is_none() {
-                    connection.end_receiving();
-                }
-                connection.control()
-            }
+            Ok(0) | Err(_) => self.end_source(),
         }
+    }
+
+    /// There is no more to send; what the guest is told.
+    fn end_source(&mut self) -> Option<Header> {
+        self.source = None;
+        let connection = self.connection.as_mut()?;
+        connection.end_sending();
+        if self.sink.is_none() {
+            connection.end_receiving();
+        }
+        connection.control()
     }
 }
 

@@ -9,6 +9,9 @@ use vmm_sys_util::epoll::Epoll;
 
 use crate::sys::retry;
 
+/// `linux/magic.h`
+const PIPEFS_MAGIC: libc::__fsword_t = 0x5049_5045;
+
 pub(super) use crate::sys::{Incoming, Outgoing, random, read, write};
 
 /// A message header over `iovecs`, without address and control data.
@@ -73,14 +76,32 @@ pub(super) fn ready_within(
     events: libc::c_short,
     milliseconds: libc::c_int,
 ) -> io::Result<bool> {
+    Ok(poll(fd, events, milliseconds)? != 0)
+}
+
+/// What poll(2) reports of `events`, an error and a hangup within `milliseconds`.
+pub(super) fn poll(
+    fd: BorrowedFd<'_>,
+    events: libc::c_short,
+    milliseconds: libc::c_int,
+) -> io::Result<libc::c_short> {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),
         events,
         revents: 0,
     };
     // SAFETY: one initialized pollfd, written only during the call.
-    let count = retry(|| unsafe { libc::poll(&raw mut poll, 1, milliseconds) as libc::ssize_t })?;
-    Ok(count > 0)
+    retry(|| unsafe { libc::poll(&raw mut poll, 1, milliseconds) as libc::ssize_t })?;
+    Ok(poll.revents)
+}
+
+/// Whether it is a pipe without a name (fstatfs(2), PIPEFS_MAGIC).
+pub(super) fn is_pipe(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: statfs is plain data for which all zeros is valid.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid place for the result.
+    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut found) };
+    result == 0 && found.f_type == PIPEFS_MAGIC
 }
 
 /// fcntl(F_GETFL): access mode and status flags.

@@ -1,5 +1,7 @@
 //! Sources of which the guest gets what it asks for.
 
+use std::os::unix::fs::OpenOptionsExt;
+
 use super::*;
 
 fn on_demand(fd: impl Into<OwnedFd>) -> HostStream {
@@ -65,11 +67,60 @@ fn a_pipe_gives_what_is_there_and_keeps_the_rest() {
     assert_eq!(driver.data(), b"th");
     assert_eq!(available(&callers), b"ree");
     drop(writer);
-    driver.run();
-    assert!(driver.packet().is_none());
-    ask(&mut driver, 1);
+    driver.wait();
     driver.expect_op(op::SHUTDOWN);
     assert_eq!(driver.closed, [PORT]);
+}
+
+#[test]
+fn the_end_of_a_pipe_is_told_to_who_asks_for_nothing() {
+    let (reader, writer) = pipe();
+    let (mut driver, mut writer) = (Driver::new(), File::from(writer));
+    driver.connect(on_demand(reader));
+    driver.run();
+    assert!(driver.packet().is_none());
+    writer.write_all(b"four").unwrap();
+    drop(writer);
+    driver.wait();
+    assert!(driver.packet().is_none(), "there is something to be read");
+    for expected in [&b"fou"[..], b"r"] {
+        assert!(driver.closed.is_empty());
+        ask(&mut driver, 3);
+        assert_eq!(driver.data(), expected);
+    }
+    driver.expect_op(op::SHUTDOWN);
+    assert_eq!(driver.closed, [PORT]);
+
+    let (reader, writer) = pipe();
+    let mut driver = Driver::new();
+    driver.connect(on_demand(reader));
+    driver.run();
+    drop(writer);
+    driver.wait();
+    driver.expect_op(op::SHUTDOWN);
+    assert_eq!(driver.closed, [PORT]);
+}
+
+#[test]
+fn a_fifo_can_get_another_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    sys::make_fifo(&path);
+    let open = |write: bool| {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(!write).write(write);
+        options.custom_flags(libc::O_NONBLOCK).open(&path).unwrap()
+    };
+    let reader = open(false);
+    let mut driver = Driver::new();
+    driver.connect(on_demand(reader));
+    drop(open(true));
+    driver.run();
+    assert!(driver.packet().is_none());
+    let mut writer = open(true);
+    writer.write_all(b"later").unwrap();
+    ask(&mut driver, 10);
+    assert_eq!(driver.data(), b"later");
 }
 
 #[test]
