@@ -38,7 +38,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
-use cli::{Cli, Rootless, Stop, Verb};
+use cli::{Cli, LogFormat, Rootless, Stop, Verb};
 use config::SPEC_VERSION;
 use report::Report;
 use verbs::Context;
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Err(Stop::Usage { text, code, global }) => {
             match global.map(|cli| report(&cli)) {
                 Some(Ok(report)) => report.error(&text),
-                _ => eprintln!("{text}"),
+                _ => Report::without_log(LogFormat::Text).error(&text),
             }
             return ExitCode::from(code);
         }
@@ -64,7 +64,8 @@ fn main() -> ExitCode {
     let report = match report(&cli) {
         Ok(report) => report,
         Err(e) => {
-            eprintln!("open {}: {e}", cli.log.unwrap_or_default().display());
+            let text = format!("open {}: {e}", cli.log.unwrap_or_default().display());
+            Report::without_log(cli.log_format).error(&text);
             return ExitCode::FAILURE;
         }
     };

@@ -51,6 +51,15 @@ impl Report {
         })
     }
 
+    /// To standard error, when there can be no log.
+    pub(crate) fn without_log(format: LogFormat) -> Report {
+        Report {
+            log: None,
+            format,
+            debug: false,
+        }
+    }
+
     /// The same for a process that goes on without the caller: a report to the log alone, if there is one.
     pub(crate) fn to_log_only(&self) -> io::Result<Option<Report>> {
         let Some(log) = &self.log else {
