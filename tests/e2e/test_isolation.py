@@ -140,7 +140,7 @@ time.sleep(1000)
     used = len(os.listdir(f"/proc/{made.pid}/fd"))
     assert used < 1024 - 256 - 23 * 4, used
     refused = made.exec("true")
-    assert refused.returncode == 255 and "Too many open files in system" in refused.stderr, refused
+    assert refused.returncode == 255 and "too many open files in system" in refused.stderr, refused
     for verb in ("pause", "resume", "ps"):
         runtime.ok(verb, made.name)
     runtime.ok("kill", made.name, "USR1")
