@@ -74,7 +74,7 @@ def test_no_room_for_processes(chiton, bundle, parent):
     for most in (0, 1, 2, 5):
         (parent / "pids.max").write_text(str(most))
         code, lines = created(chiton, bundle, within(parent))
-        assert code == 1 and len(lines) == 1 and "Resource temporarily unavailable" in lines[0], (most, lines)
+        assert code == 1 and len(lines) == 1 and "resource temporarily unavailable" in lines[0], (most, lines)
         assert chiton.ok("list", "-q") == "" and not (parent / "inner").exists()
     (parent / "pids.max").write_text("max")
     code, lines = created(chiton, bundle, within(parent))
