@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from chiton import NAMESPACES, SHARED, alive, ended, joining, only_chiton, processes, subreaper, wait_for
+from test_privileged import ATTEMPT, privileged
 
 
 @pytest.fixture
@@ -258,3 +259,41 @@ def test_the_tree_of_all_containers_is_nobodys(runtime, container, member):
               "for kind in (b'tmpfs', b'virtiofs'):\n"
               "    print(libc.mount(b'chiton', b'/tmp', kind, 0, None), os.strerror(ctypes.get_errno()))\n")
     assert one.output("python3", "-c", mounts) == "0 Success\n-1 Device or resource busy\n"
+
+
+THIEF = ATTEMPT + """
+import json, os
+def read(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+for kind in (b"proc", b"cgroup2", b"devpts"):
+    os.mkdir(b"/tmp/" + kind)
+    mount(kind, b"/tmp/" + kind, kind, 0, b"newinstance" if kind == b"devpts" else None)
+seen = {pid for place in ("/proc", "/tmp/proc") for pid in os.listdir(place) if pid.isdigit()}
+mounts = [line.split()[4] for line in open("/proc/self/mountinfo")]
+members = [pid for where, _, files in os.walk("/tmp/cgroup2") for pid in read(where + "/cgroup.procs").split()]
+print(json.dumps({
+    "mounts": sorted(os.listdir("/tmp")),
+    "processes": [pid for pid in seen for file in ("cmdline", "environ") if b"secret" in read(f"/proc/{pid}/{file}")],
+    "signals": [pid for pid in range(1, 20000) if str(pid) not in seen and attempt(lambda: os.kill(pid, 0)) != "ESRCH"
+                and not os.path.exists(f"/proc/{pid}")],
+    "cgroups": members.count(b"0"),
+    "files": [path for path in mounts if os.path.exists(path + "/secret")],
+    "roots": [pid for pid in seen if os.path.exists(f"/proc/{pid}/root/dev/shm/secret")],
+}))
+"""
+
+
+def test_a_member_with_every_right(runtime, container, member, rootfs):
+    """As root with all capabilities, devices and paths a container has nothing of another one that they do not share."""
+    pod = container("sleep", "1000")
+    victim = member(pod, "sh", "-c", "echo secret >/dev/shm/secret; exec sleep 4321", change=lambda config: config["process"]["env"].append("A=secret"))
+    wait_for(lambda: victim.exec("test", "-s", "/dev/shm/secret").returncode == 0)
+    (rootfs / "thief.py").write_text(THIEF)
+    thief = member(pod, "sleep", "1000", change=privileged)
+    found = json.loads(thief.output("python3", "/thief.py"))
+    assert found == {"mounts": ["cgroup2", "devpts", "proc"], "processes": [], "signals": [], "cgroups": 0, "files": [], "roots": []}
+    assert victim.status == pod.status == "running"
