@@ -9,13 +9,13 @@
 //! reads and writes: checksums and segmentation are the two kernels' affair.
 //!
 //! Packets of one frame are sent in the exit that the driver's notification is, by the vCPU's own thread, unless the
-//! event loop is at it: no thread waits for the other. Longer ones are part of a stream. The driver adds more of them
-//! while it is left alone, so the event loop sends them, many in a turn.
+//! event loop is at the queues: a vCPU never waits for that. Longer ones are part of a stream. The driver adds more of
+//! them while it is left alone, so the event loop sends them, many in a turn.
 //!
 //! Invariants: queues and tap are used under one mutex, which is held for one bounded turn, so that after a reset no
 //! turn touches the queues; a turn leaves work behind only if something will start the next turn: the driver's
-//! notification, the tap's (edge-triggered) event, or the tx queue's own event, which a turn that used up its budget
-//! raises, or leaves too long a packet, and a notification that finds the mutex taken.
+//! notification, the tap's (edge-triggered) event, or the tx queue's own event. That is raised by a turn that has used
+//! up its budget or leaves a packet to the event loop, and by a notification that finds the mutex taken.
 //!
 //! Nothing is lost because room ran out but in the tap's own queue: without rx buffers the tap is not read, and when the
 //! tap takes no more the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap
