@@ -151,7 +151,8 @@ impl Devices {
         self.workers.drain(..).try_for_each(|start| start(threads))
     }
 
-    /// Puts a network device into the next free slot, and returns the slot's number.
+    /// Gives a tap to a network device without one, or to a new one in the next free slot, and returns the slot's
+    /// number.
     pub(crate) fn attach_net(
         &mut self,
         mac: MacAddress,
@@ -159,18 +160,32 @@ impl Devices {
         poll: &Poll,
     ) -> Result<u8, Error> {
         let slots = self.board.slots.nets();
-        let number = u8::try_from(self.nets.len()).ok();
+        let free = self.nets.iter().position(Net::is_free);
+        let number = u8::try_from(free.unwrap_or(self.nets.len())).ok();
         let number = number.filter(|number| *number < slots);
         let number = number.ok_or_else(|| Error::NoNetSlot(slots.into()))?;
         let tap = Tap::new(tap).map_err(Error::Net)?;
         let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
         poll.watch(&tap, set, Token::Tap(number))?;
+        if let Some(net) = self.net(number) {
+            net.attach(mac, tap);
+            return Ok(self.board.slots.of(Device::Net(number)));
+        }
         let (front, net) = Net::new(mac, tap);
         self.nets.push(net);
         self.board
             .plug(Device::Net(number), Box::new(front), |kicks| {
                 poll.watch_queues(kicks, Token::NetQueues(number))
             })
+    }
+
+    /// Takes the tap of the network device in a slot away, which is closed.
+    pub(crate) fn detach_net(&mut self, slot: u8) {
+        let mut numbers = 0..self.board.slots.nets();
+        let number = numbers.find(|number| self.board.slots.of(Device::Net(*number)) == slot);
+        if let Some(net) = number.and_then(|number| self.net(number)) {
+            net.detach();
+        }
     }
 
     /// Where vCPUs find the devices.

@@ -129,7 +129,7 @@ impl Board {
         let is_lent = !self.turns.is_multiple_of(16);
         self.workers.iter().for_each(|work| work(is_lent));
         if self.turns.is_multiple_of(2) {
-            let mut devices = self.transports.iter_mut();
+            let devices = self.transports.iter_mut();
             devices.for_each(|device| device.notified(1));
         }
         self.rng.process();

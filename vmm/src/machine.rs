@@ -151,15 +151,21 @@ impl Machine {
     }
 
     /// Puts a network device with an Ethernet address into a free slot, its other end being a tap made with
-    /// `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`. It is possible at any time, and for good. Returns the device's number, which
-    /// the guest's kernel has it by: `virtio-mmio.N`. A kernel that has seen the slot idle must be told to look again
-    /// (its driver's `bind`).
+    /// `IFF_TAP|IFF_NO_PI|IFF_VNET_HDR`. It is possible at any time. Returns the device's number, which the guest's
+    /// kernel has it by: `virtio-mmio.N`. A kernel that has seen the slot idle must be told to look again (its driver's
+    /// `bind`).
     ///
     /// # Errors
     /// [`Error::NoNetSlot`]; others when the descriptor is of no use or KVM does not take the device, for which its
     /// slot is lost then.
     pub fn attach_net(&mut self, mac: MacAddress, tap: OwnedFd) -> Result<u8, Error> {
         self.devices.attach_net(mac, tap, &self.poll)
+    }
+
+    /// Takes away the tap of a network device, by the slot's number, and closes it. The guest must be told, so that it
+    /// lets its driver go (`unbind`); nothing else that it does gets the tap back. The slot can be used again.
+    pub fn detach_net(&mut self, slot: u8) {
+        self.devices.detach_net(slot);
     }
 
     /// Starts the machine's threads, each of which calls `enter` first; no thread is made later. A second call does

@@ -15,7 +15,8 @@ pub struct Machine {
     vsock: Vsock,
     _front: VsockFront,
     events: Vec<Event>,
-    nets: usize,
+    /// The network slots that are in use.
+    nets: [bool; MAX_NET_SLOTS],
 }
 
 impl Machine {
@@ -29,7 +30,7 @@ impl Machine {
             vsock,
             _front: front,
             events: Vec::new(),
-            nets: 0,
+            nets: [false; MAX_NET_SLOTS],
         })
     }
 
@@ -55,11 +56,15 @@ impl Machine {
     /// # Errors
     /// [`Error::NoNetSlot`].
     pub fn attach_net(&mut self, _: MacAddress, _: OwnedFd) -> Result<u8, Error> {
-        if self.nets == MAX_NET_SLOTS {
-            return Err(Error::NoNetSlot(MAX_NET_SLOTS));
-        }
-        self.nets += 1;
-        Ok(self.nets as u8)
+        let free = self.nets.iter().position(|used| !used);
+        let free = free.ok_or(Error::NoNetSlot(MAX_NET_SLOTS))?;
+        self.nets[free] = true;
+        Ok(free as u8)
+    }
+
+    pub fn detach_net(&mut self, slot: u8) {
+        assert!(self.nets[usize::from(slot)], "it is not in use");
+        self.nets[usize::from(slot)] = false;
     }
 
     /// # Errors

@@ -3,6 +3,7 @@
 //! Requests are served by threads of their own, several at a time; the protocol orders none of them. The host's cache
 //! is between the guest and the device, as for a process of the host: what a flush has answered is on the device.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
@@ -246,8 +247,8 @@ impl VirtioDevice for Blk {
             | u64::from(self.read_only) << VIRTIO_BLK_F_RO
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {

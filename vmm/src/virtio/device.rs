@@ -11,6 +11,7 @@
 //! [`Activation`] and runs where the device wants it (the event loop, worker threads). Before activation no code can
 //! reach guest memory.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -48,8 +49,8 @@ pub trait VirtioDevice: Send {
     }
 
     /// The device configuration space; what is beyond its end reads as zeros. Some devices have none.
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
 
     /// Address and length of the shared memory region `id` (virtio 1.2, section 2.10). Most devices have none.

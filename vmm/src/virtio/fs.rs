@@ -1,6 +1,7 @@
 //! virtio-fs (virtio 1.2, section 5.11): takes FUSE requests off the queues and lets a pool of threads have them
 //! served.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -96,8 +97,8 @@ impl<S: RequestServer> VirtioDevice for Fs<S> {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn shared_memory(&self, id: u32) -> Option<(u64, u64)> {

@@ -128,7 +128,8 @@ impl Transport {
         match offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
             Some(offset) => {
                 let config = usize::try_from(offset).ok();
-                let config = config.and_then(|offset| self.device.config().get(offset..));
+                let all = self.device.config();
+                let config = config.and_then(|offset| all.get(offset..));
                 for (to, from) in data.iter_mut().zip(config.unwrap_or_default()) {
                     *to = *from;
                 }

@@ -1,6 +1,7 @@
 //! The transport as a driver uses it, and as a hostile one does.
 
 use super::*;
+use std::borrow::Cow;
 use std::io;
 use std::sync::Mutex;
 
@@ -35,8 +36,8 @@ impl VirtioDevice for Probe {
     fn features(&self) -> u64 {
         OFFERED
     }
-    fn config(&self) -> &[u8] {
-        &[1, 2, 3, 4, 5, 6]
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[1, 2, 3, 4, 5, 6])
     }
     fn shared_memory(&self, id: u32) -> Option<(u64, u64)> {
         (id == 3).then_some((0x0000_0005_4000_0000, 0x0000_0001_2000_0000))

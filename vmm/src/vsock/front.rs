@@ -6,6 +6,7 @@
 //! learns that the connections it knows belong to queues that are gone, even when a new activation has followed before
 //! it looked.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -136,8 +137,8 @@ impl VirtioDevice for VsockFront {
         1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
-    fn config(&self) -> &[u8] {
-        &self.guest_cid
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.guest_cid)
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! The front half: configuration, activation, reset.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -11,20 +12,11 @@ use virtio_bindings::virtio_net::{
 
 use super::rx::Rx;
 use super::tx::Tx;
-use super::{Active, FEATURES, MacAddress, QUEUE_SIZES, State, TX, lock};
+use super::{Active, FEATURES, QUEUE_SIZES, State, TX, lock};
 use crate::virtio::{Activation, ActiveQueue, VirtioDevice};
 
 /// The front half of a network device.
-pub(crate) struct NetFront {
-    mac: MacAddress,
-    state: Arc<Mutex<State>>,
-}
-
-impl NetFront {
-    pub(super) fn new(mac: MacAddress, state: Arc<Mutex<State>>) -> NetFront {
-        NetFront { mac, state }
-    }
-}
+pub(crate) struct NetFront(pub(super) Arc<Mutex<State>>);
 
 impl VirtioDevice for NetFront {
     fn device_type(&self) -> u32 {
@@ -40,7 +32,7 @@ impl VirtioDevice for NetFront {
     }
 
     fn notified(&mut self, queue: u32) -> bool {
-        match self.state.try_lock() {
+        match self.0.try_lock() {
             Ok(mut state) if queue == TX => {
                 state.turn(Active::send_frames);
                 true
@@ -54,9 +46,13 @@ impl VirtioDevice for NetFront {
     }
 
     /// The configuration space is the address; what follows belongs to features that are not offered (virtio 1.2,
-    /// section 5.1.4).
-    fn config(&self) -> &[u8] {
-        &self.mac
+    /// section 5.1.4). It changes with the tap.
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(lock(&self.0).mac.to_vec())
+    }
+
+    fn config_generation(&self) -> u32 {
+        lock(&self.0).taps
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
@@ -73,8 +69,10 @@ impl VirtioDevice for NetFront {
         };
         let (rx, tx) = (required()?, required()?);
         let offloads = offloads(features)?;
-        let mut state = lock(&self.state);
-        state.tap.set_offloads(offloads).map_err(io::Error::other)?;
+        let mut state = lock(&self.0);
+        let tap = state.tap.as_mut();
+        let tap = tap.ok_or_else(|| io::Error::other("the device has no tap"))?;
+        tap.set_offloads(offloads).map_err(io::Error::other)?;
         // A notification from before this moment found no device.
         tx.kick.write(1)?;
         state.active = Some(Active {
@@ -88,7 +86,7 @@ impl VirtioDevice for NetFront {
     }
 
     fn reset(&mut self) {
-        lock(&self.state).active = None;
+        lock(&self.0).active = None;
     }
 }
 

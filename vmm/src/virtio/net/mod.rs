@@ -20,6 +20,9 @@
 //! Nothing is lost because room ran out but in the tap's own queue: without rx buffers the tap is not read, and when the
 //! tap takes no more the tx queue is left alone until it does. What has no place to go is dropped: packets that the tap
 //! refuses, and received packets that the driver's buffers cannot hold.
+//!
+//! A device whose tap has been taken away stays in its slot, does nothing, and may get another one. The driver is to be
+//! unbound in between, for the address is another one then.
 
 mod front;
 mod ring;
@@ -106,8 +109,11 @@ pub(crate) struct Net(Arc<Mutex<State>>);
 
 /// What the two halves share.
 struct State {
-    tap: Tap,
-    /// The device while the driver has it running and keeps the rules.
+    mac: MacAddress,
+    tap: Option<Tap>,
+    /// Number of taps that it has had.
+    taps: u32,
+    /// The device while it has a tap, and the driver has it running and keeps the rules.
     active: Option<Active>,
 }
 
@@ -124,8 +130,33 @@ struct Active {
 impl Net {
     /// Both halves of a device.
     pub(crate) fn new(mac: MacAddress, tap: Tap) -> (NetFront, Net) {
-        let state = Arc::new(Mutex::new(State { tap, active: None }));
-        (NetFront::new(mac, Arc::clone(&state)), Net(state))
+        let state = Arc::new(Mutex::new(State {
+            mac,
+            tap: Some(tap),
+            taps: 1,
+            active: None,
+        }));
+        (NetFront(Arc::clone(&state)), Net(state))
+    }
+
+    /// Whether it has no tap.
+    pub(crate) fn is_free(&self) -> bool {
+        lock(&self.0).tap.is_none()
+    }
+
+    /// Gives it a tap in place of one that was taken away.
+    pub(crate) fn attach(&self, mac: MacAddress, tap: Tap) {
+        let mut state = lock(&self.0);
+        state.mac = mac;
+        state.tap = Some(tap);
+        state.taps = state.taps.wrapping_add(1);
+    }
+
+    /// Takes its tap away, whatever the driver does with it.
+    pub(crate) fn detach(&self) {
+        let mut state = lock(&self.0);
+        state.active = None;
+        state.tap = None;
     }
 
     /// Must be called when one of the queues' events is raised.
@@ -136,8 +167,9 @@ impl Net {
     /// Must be called when the tap has an event.
     pub(crate) fn tap_ready(&self) {
         let mut state = lock(&self.0);
-        let packets_wait = !state.tap.writable;
-        state.tap.ready();
+        let Some(tap) = &mut state.tap else { return };
+        let packets_wait = !tap.writable;
+        tap.ready();
         match packets_wait {
             true => state.turn(Active::send_and_receive),
             false => state.turn(Active::receive),
@@ -155,10 +187,10 @@ impl Net {
 impl State {
     /// A turn of bounded work on queues.
     fn turn(&mut self, work: impl FnOnce(&mut Active, &mut Tap) -> Result<Batch, Broken>) {
-        let Some(active) = &mut self.active else {
+        let (Some(active), Some(tap)) = (&mut self.active, &mut self.tap) else {
             return;
         };
-        match work(active, &mut self.tap) {
+        match work(active, tap) {
             Ok(Batch { more, interrupt }) => {
                 if interrupt {
                     active.interrupt.signal_used();

@@ -17,7 +17,7 @@ fn the_front_half_describes_the_device() {
         (19, 3)
     );
     assert_eq!(front.features(), 1 << 32 | 1 << 29);
-    assert_eq!(front.config(), [3, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(*front.config(), [3, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]

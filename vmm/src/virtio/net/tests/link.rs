@@ -12,7 +12,58 @@ fn socket() -> OwnedFd {
 #[test]
 fn the_configuration_is_the_address() {
     let (front, _net) = Net::new(MAC, bottomless());
-    assert_eq!(front.config(), [2, b'c', b'h', b'i', b't', 0]);
+    assert_eq!(*front.config(), [2, b'c', b'h', b'i', b't', 0]);
+}
+
+/// A driver that goes on with a device whose tap has been taken away gets and sends nothing, not even by the next tap,
+/// until it starts anew and learns of the new address.
+#[test]
+fn a_tap_is_taken_away_and_another_one_given() {
+    let mut bench = Bench::new(0, false);
+    bench.room(0, BUFFERS, 2048);
+    bench.net.detach();
+    assert!(bench.net.is_free());
+    assert_eq!(
+        bench.peer.write(&packet(72, 1)).unwrap_err().kind(),
+        io::ErrorKind::ConnectionRefused,
+        "it is closed"
+    );
+    let send = |bench: &mut Bench| {
+        bench.put(BUFFERS + 0x1000, &packet(72, 2));
+        bench.offer(TX, 8, &[(BUFFERS + 0x1000, 72)], 0);
+        assert!(bench.front.notified(TX as u32));
+        bench.net.kicked();
+        bench.net.tap_ready();
+    };
+    send(&mut bench);
+
+    let (tap, peer) = UnixDatagram::pair().unwrap();
+    for socket in [&tap, &peer] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    bench.peer = OwnedFd::from(peer).into();
+    let other = [2, 0, 0, 0, 0, 9];
+    bench.net.attach(other, Tap::ready_made(OwnedFd::from(tap)));
+    assert!(!bench.net.is_free());
+    send(&mut bench);
+    assert_eq!(bench.sent(), None);
+    assert_eq!(*bench.front.config(), other);
+    assert_eq!(bench.front.config_generation(), 2);
+
+    bench.front.reset();
+    bench.driver = Driver::new(&QUEUE_SIZES);
+    bench.activate(0, false);
+    send(&mut bench);
+    assert_eq!(bench.sent(), Some(packet(72, 2)));
+}
+
+/// A driver that is started while there is no tap has a device that does not work.
+#[test]
+fn without_a_tap_nothing_is_activated() {
+    let (mut front, net) = Net::new(MAC, bottomless());
+    net.detach();
+    let activation = Driver::new(&QUEUE_SIZES).activation(true);
+    assert!(front.activate(activation).is_err());
 }
 
 #[test]
@@ -45,7 +96,8 @@ fn a_real_tap_takes_and_gives_packets() {
         activation.features = FEATURES;
         front.activate(activation).unwrap();
         let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-        assert_eq!(lock(&net.0).tap.offloads, offloads, "set by TUNSETOFFLOAD");
+        let set = lock(&net.0).tap.as_ref().unwrap().offloads;
+        assert_eq!(set, offloads, "set by TUNSETOFFLOAD");
 
         let driver = Driver::new(&QUEUE_SIZES);
         let mut activation = driver.activation(true);
@@ -81,7 +133,7 @@ fn a_real_tap_takes_and_gives_packets() {
             driver.offer(RX, head);
         }
         let epoll = Epoll::new().unwrap();
-        let fd = lock(&net.0).tap.as_raw_fd();
+        let fd = lock(&net.0).tap.as_ref().unwrap().as_raw_fd();
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll.ctl(ControlOperation::Add, fd, event).unwrap();
         let mut ready = [EpollEvent::default()];

@@ -124,10 +124,11 @@ impl Bench {
     /// Whether the tap still has packets that the device has not read.
     fn tap_has_packets(&self) -> bool {
         let state = lock(&self.net.0);
+        let tap = state.tap.as_ref().unwrap();
         let epoll = Epoll::new().unwrap();
         let event = EpollEvent::new(EventSet::IN, 0);
         epoll
-            .ctl(ControlOperation::Add, state.tap.as_raw_fd(), event)
+            .ctl(ControlOperation::Add, tap.as_raw_fd(), event)
             .unwrap();
         epoll.wait(0, &mut [EpollEvent::default()]).unwrap() == 1
     }
