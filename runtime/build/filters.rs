@@ -11,7 +11,7 @@ use libseccomp::{
 };
 
 /// The kinds of threads, as in the table.
-const THREADS: [&str; 4] = ["main", "guest", "blk", "stub"];
+const THREADS: [&str; 5] = ["main", "guest", "blk", "stub", "watch"];
 
 /// The level of seccomp_api_set(3) at which libseccomp knows the action KILL_PROCESS.
 const API_LEVEL: u32 = 3;
@@ -20,7 +20,7 @@ const API_LEVEL: u32 = 3;
 const NAMED: i32 = 512;
 
 /// The values that the table has names for.
-const VALUES: [(&str, u64); 23] = [
+const VALUES: [(&str, u64); 24] = [
     ("AF_INET", libc::AF_INET as u64),
     ("FIONBIO", libc::FIONBIO),
     ("FS_IOC_FIEMAP", 0xc020_660b),
@@ -43,6 +43,7 @@ const VALUES: [(&str, u64); 23] = [
     ("TCGETS", libc::TCGETS),
     ("TIOCGWINSZ", libc::TIOCGWINSZ),
     ("TUNGETIFF", libc::TUNGETIFF),
+    ("TUNSETIFF", libc::TUNSETIFF),
     ("TUNSETOFFLOAD", libc::TUNSETOFFLOAD),
     // linux/if_tun.h
     ("TUNSETVNETHDRSZ", 0x4004_54d8),

@@ -43,6 +43,9 @@ thread_local! {
 /// The filter of a stub.
 pub(crate) const STUB: &[u64] = table::STUB;
 
+/// The filter of a watcher.
+pub(crate) const WATCH: &[u64] = table::WATCH;
+
 /// The filter of a thread of a machine process, by the thread's name; that of the event loop for any other.
 pub(crate) fn of(thread: &str) -> &'static [u64] {
     match thread.trim_end_matches(|c: char| c.is_ascii_digit()) {

@@ -179,6 +179,13 @@ def joining(pid, *kinds, change=None):
     return both
 
 
+def watchers(container):
+    """The processes that watch networks, of the machine's cgroup on the host."""
+    path = "/sys/fs/cgroup" + pathlib.Path(f"/proc/{container.pid}/cgroup").read_text().strip().split(":", 2)[2]
+    pids = (pathlib.Path(path) / "cgroup.procs").read_text().split()
+    return [int(pid) for pid in pids if pathlib.Path(f"/proc/{pid}/comm").read_text() == "network\n"]
+
+
 def id_maps(pid):
     """Which id maps a machine process has: "shifted", "identity", or the maps themselves if it is neither."""
     own, shift = 0x78000000 + pid, 1 << 31

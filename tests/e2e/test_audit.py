@@ -22,14 +22,14 @@ STUB = {"descriptors", "root", "namespaces", "ids", "capabilities", "no_new_priv
 
 
 def audited(made):
-    """The findings, by verdict, of the machine and of each exec: {pid or None: {verdict: points}}."""
+    """The findings, by verdict, of the machine and of each exec or watcher: {pid or None: {verdict: points}}."""
     done = made.runtime("audit", "--format", "json", made.name)
     assert done.stderr == ""
     findings = json.loads(done.stdout)
     assert done.returncode == int(any(found["verdict"] == "fail" for found in findings)), findings
     sorted_out = {}
     for found in findings:
-        verdicts = sorted_out.setdefault(found.get("stub"), {"ok": set(), "fail": set(), "note": set()})
+        verdicts = sorted_out.setdefault(found.get("stub", found.get("watcher")), {"ok": set(), "fail": set(), "note": set()})
         verdicts[found["verdict"]].add(found["point"])
         print(found)
     return sorted_out
@@ -194,7 +194,13 @@ def test_a_network(container):
                                              for each in config["linux"]["namespaces"]]
         made = container("sleep", "1000", change=change)
         assert "192.0.2.7" in made.output("cat", "/proc/net/fib_trie")
-        as_declared(made)
+        text = made.runtime("audit", made.name).stdout
+        [watcher] = {int(line.split()[2].rstrip(":")) for line in text.splitlines() if line.split()[1] == "watcher"}
+        as_declared(made, [watcher])
+        namespace.ip("link", "set", "eth1", "name", "eth2")
+        namespace.ip("addr", "add", "192.0.2.8/24", "dev", "eth2")
+        wait_for(lambda: "192.0.2.8" in made.output("cat", "/proc/net/fib_trie"))
+        as_declared(made, [watcher])
         made.delete()
     finally:
         namespace.delete()

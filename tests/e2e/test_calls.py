@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from chiton import GRAB, joining, only_chiton, wait_for, without
+from chiton import GRAB, alive, joining, only_chiton, wait_for, watchers, without
 from network import Namespace
 from terminals import ConsoleSocket
 from test_devices import loop  # noqa: F401
@@ -34,7 +34,7 @@ VALUES = {"AF_INET": socket.AF_INET, "FIONBIO": termios.FIONBIO, "F_DUPFD_CLOEXE
           "F_SETFL": fcntl.F_SETFL, "FS_IOC_FIEMAP": 0xc020660b, "FS_IOC_FSGETXATTR": 0x801c581f, "FS_IOC_FSSETXATTR": 0x401c5820,
           "FS_IOC_GETFLAGS": 0x80086601, "FS_IOC_SETFLAGS": 0x40086602, "KVM_IOEVENTFD": 0x4040ae79, "KVM_IRQ_LINE": 0x4008ae61, "KVM_KVMCLOCK_CTRL": 0xaead, "KVM_RUN": 0xae80,
           "MADV_DONTNEED": 4, "MADV_POPULATE_READ": 22, "MADV_POPULATE_WRITE": 23, "TCGETS": 0x5401,
-          "TIOCGWINSZ": termios.TIOCGWINSZ, "TUNGETIFF": 0x800454d2, "TUNSETOFFLOAD": 0x400454d0, "TUNSETVNETHDRSZ": 0x400454d8}
+          "TIOCGWINSZ": termios.TIOCGWINSZ, "TUNGETIFF": 0x800454d2, "TUNSETIFF": 0x400454ca, "TUNSETOFFLOAD": 0x400454d0, "TUNSETVNETHDRSZ": 0x400454d8}
 
 
 def rows():
@@ -345,9 +345,6 @@ def test_stubs(watched, container):
         assert made.exec(*args, options=("--detach", "--tty", "--console-socket", console.path, "--pid-file", file)).returncode == 0
         return int(file.read_text()), console.terminal()
 
-    def gone(pid):
-        return not pathlib.Path(f"/proc/{pid}").exists() or "(zombie)" in pathlib.Path(f"/proc/{pid}/status").read_text()
-
     try:
         (killed, terminal), (ends, other) = stub("sleep", "1000"), stub("sh", "-c", "read x; exit 3")
         (CLOCK / "current_clocksource").write_text("acpi_pm")
@@ -359,10 +356,36 @@ def test_stubs(watched, container):
             terminal.resize(20, 30)
             os.kill(killed, signal.SIGTERM)
             other.send("x\n")
-            wait_for(lambda: gone(killed) and gone(ends))
+            wait_for(lambda: not alive(killed) and not alive(ends))
     finally:
         (CLOCK / "current_clocksource").write_text(before)
         console.close()
+
+
+@pytest.mark.timeout(100)
+def test_a_watcher(watched, container):
+    """What it does when an interface comes, while the vDSO does not read the clock."""
+    inner, peer = Namespace(), Namespace()
+    before = (CLOCK / "current_clocksource").read_text()
+    try:
+        connect(peer, "peer0", inner.name, "eth0")
+        fill(inner.ip)
+        made = container("sleep", "1000", change=joins(inner.path))
+        [watcher] = watchers(made)
+        (CLOCK / "current_clocksource").write_text("acpi_pm")
+        with watched.counting({watcher: "watch"}):
+            os.kill(watcher, signal.SIGSTOP)
+            time.sleep(0.2)
+            os.kill(watcher, signal.SIGCONT)
+            connect(peer, "peer1", inner.name, "eth1")
+            fill(inner.ip, "eth1", 6)
+            wait_for(lambda: "10.6.0.2" in made.output("ip", "addr"))
+            made.delete()
+            wait_for(lambda: not pathlib.Path(f"/proc/{watcher}").exists())
+    finally:
+        (CLOCK / "current_clocksource").write_text(before)
+        inner.delete()
+        peer.delete()
 
 
 @pytest.mark.timeout(200)

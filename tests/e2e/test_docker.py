@@ -256,6 +256,31 @@ def test_namespaces_of_another_container(docker):
     docker.ok("rm", "--force", "other")
 
 
+@pytest.mark.timeout(300)
+def test_networks_that_are_connected_later(docker):
+    """The names of the network are there with it, as is its address that Docker says."""
+    docker.ok("network", "create", "--subnet", "10.98.8.0/24", "later")
+    docker.detached("there", "--network", "later", "--", "sleep", "1000")
+    docker.detached("roams", "--", "sleep", "1000")
+
+    def shown():
+        return docker.ok("exec", "roams", "ip", "-4", "-o", "addr")
+
+    before = shown()
+    for _ in range(2):
+        docker.ok("network", "connect", "--ip", "10.98.8.77", "later", "roams")
+        wait_for(lambda: "10.98.8.77/24" in shown())
+        done = docker("exec", "roams", "sh", "-ec", "getent hosts there; ping -c1 -w20 there; ip route")
+        assert done.returncode == 0 and done.stdout.startswith("10.98.8."), done.stdout + done.stderr
+        assert docker("exec", "there", "ping", "-c1", "-w20", "roams").returncode == 0
+        docker.ok("network", "disconnect", "later", "roams")
+        wait_for(lambda: shown() == before)
+    gateway = docker.ok("exec", "roams", "sh", "-c", "ip route | sed -n 's/default via \\([^ ]*\\) .*/\\1/p'").strip()
+    assert docker("exec", "roams", "ping", "-c1", "-w20", gateway).returncode == 0
+    docker.ok("rm", "--force", "roams", "there")
+    docker.ok("network", "rm", "later")
+
+
 @pytest.mark.timeout(600)
 def test_an_application_of_three_services(docker, scratch):
     site = scratch / "docker-site"

@@ -11,7 +11,9 @@ import subprocess
 
 import pytest
 
-from chiton import alive, only_chiton, wait_for
+from chiton import alive, only_chiton, wait_for, watchers
+from network import Namespace
+from test_network import connect, fill, joins
 
 pytestmark = only_chiton
 
@@ -179,6 +181,36 @@ def test_a_stub_has_nothing(container):
     wait_for(lambda: not alive(pids[0]))
     os.kill(pids[1], signal.SIGKILL)
     wait_for(lambda: made.output("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").count("sleep 1000") == 1)
+
+
+def test_a_watcher_has_its_network_alone(container):
+    """The process that has a machine follow its network, seen from outside."""
+    peer, inner = Namespace(), Namespace()
+    try:
+        connect(peer, "peer0", inner.name, "eth0")
+        fill(inner.ip)
+        made = container("sleep", "1000", change=joins(inner.path))
+        [pid] = watchers(made)
+        proc = pathlib.Path(f"/proc/{pid}")
+        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+        own = str(0x78000000 + pid)
+        assert status["Uid"].split() == status["Gid"].split() == [own] * 4 and status["Groups"].split() == []
+        assert [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0, 1 << 12, 1 << 12, 0]
+        assert status["NoNewPrivs"].split() == ["1"] and status["Seccomp"].split() == ["2"]
+        assert [str(path.relative_to(proc / "root")) for path in (proc / "root").rglob("*")] == ["dev", "dev/net", "dev/net/tun"]
+        with pytest.raises(OSError):
+            (proc / "root/file").touch()
+        limits = {line[:25].strip(): line[25:].split()[:2] for line in (proc / "limits").read_text().splitlines()}
+        for name in ("Max file size", "Max core file size", "Max processes", "Max locked memory", "Max msgqueue size"):
+            assert limits[name] == ["0", "0"], name
+        kinds = [os.readlink(link) for link in (proc / "fd").iterdir()]
+        assert len(kinds) == 7 and not [kind for kind in kinds if not kind.startswith(("/dev/null", "socket:")) and not kind.endswith("/net/tcp")], kinds
+        assert os.readlink(proc / "ns/net") == os.readlink(f"/proc/{made.pid}/ns/net")
+        made.delete()
+        wait_for(lambda: not alive(pid))
+    finally:
+        inner.delete()
+        peer.delete()
 
 
 # Asks for connections to the host as fast as it can, without waiting for the answer to one, and prints what it gets. It has no

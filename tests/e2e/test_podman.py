@@ -14,6 +14,7 @@ import urllib.request
 import pytest
 
 from chiton import GRAB, Program, alive, wait_for
+from network import command
 from terminals import Tmux
 
 BINARIES = {"chiton": os.environ["CHITON"], "runc": "/usr/sbin/runc"}
@@ -148,8 +149,15 @@ def test_containers_of_a_named_network_find_each_other(podman):
     done = podman.run("--rm", "--network", "named", "--", "sh", "-c", "getent hosts one; ping -c1 -w20 one")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("10.99.7.")
+    # Another network for one that runs.
+    podman.ok("network", "create", "--subnet", "10.99.8.0/24", "later")
+    podman.ok("network", "connect", "--ip", "10.99.8.77", "later", "one")
+    wait_for(lambda: "10.99.8.77/24" in podman.ok("exec", "one", "ip", "-4", "-o", "addr"))
+    assert podman.run("--rm", "--network", "later", "--", "ping", "-c1", "-w20", "10.99.8.77").returncode == 0
+    podman.ok("network", "disconnect", "later", "one")
+    wait_for(lambda: "10.99.8." not in podman.ok("exec", "one", "ip", "-4", "-o", "addr"))
     podman.ok("rm", "--force", "--time", "0", "one")
-    podman.ok("network", "rm", "named")
+    podman.ok("network", "rm", "named", "later")
 
 
 @pytest.mark.timeout(300)
@@ -380,6 +388,11 @@ def test_a_pod(podman, image, scratch):
     assert podman.ok("exec", "two", "cat", "/root/copied") == "by podman"
     assert not pathlib.Path("/root/copied").exists()
     assert podman.ok("top", "one", "args").count("\n") >= 2
+    # The network is watched from elsewhere, for the pod's cgroup is denied all devices.
+    infra = podman.ok("pod", "inspect", "--format", "{{.InfraContainerID}}", "pod").strip()
+    inside = f"/proc/{json.loads(podman.ok('inspect', infra))[0]['State']['Pid']}/ns/net"
+    command("nsenter", f"--net={inside}", "ip", "addr", "add", "10.77.0.2/24", "dev", "eth0")
+    wait_for(lambda: "10.77.0.2" in podman.ok("exec", "one", "ip", "addr"))
     assert podman.run("--rm", "--pod", "pod", "--", "sh", "-c", "exit 6").returncode == 6
     podman.ok("pod", "stop", "--time", "0", "pod")
     podman.ok("pod", "start", "pod")

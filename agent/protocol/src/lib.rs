@@ -24,7 +24,8 @@ pub use hex::{from_hex, to_hex};
 pub use message::{Exit, Failure, FailureKind, Message, Process, Reply};
 pub use request::{
     Create, Device, Disk, Exec, Extra, HostMount, IdMaps, Interface, Joined, NetlinkRequest,
-    Network, Overlay, Ports, Request, RequestBody, Requests, Seccomp, Setup, Stdio, TerminalSize,
+    Network, NetworkChange, Overlay, Ports, Request, RequestBody, Requests, Seccomp, Setup, Stdio,
+    TerminalSize,
 };
 
 /// The vsock ports of the control stream, on the host (CID 2) and in the guest. The agent dials it

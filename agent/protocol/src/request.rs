@@ -29,6 +29,9 @@ pub enum RequestBody {
     /// Configures the container's network and executes its program. Answered by [`Reply::Started`](crate::Reply) once `execve` has
     /// succeeded. After a failure the container is of no use any more.
     Start(Network),
+    /// Changes the network of a container that runs. Answered by [`Reply::Done`](crate::Reply), or by the first failure; what can be
+    /// done of it is done all the same.
+    Network(NetworkChange),
     /// Executes one more process in the container. Answered by [`Reply::Executed`](crate::Reply) once
     /// `execve` has succeeded; its end is told by [`Message::Exited`](crate::Message).
     Exec(Exec),
@@ -179,6 +182,17 @@ pub struct Network {
     /// The host has a name server at [`NAMES_ADDRESS`](crate::NAMES_ADDRESS), which is to be there in the guest, too.
     #[serde(default)]
     pub names: bool,
+}
+
+/// What has become of the host's network namespace meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetworkChange {
+    /// The devices whose interfaces are gone; their drivers are to let go of them.
+    pub gone: Vec<u8>,
+    /// What the kernel is asked to take back, before it gets what is new. What is not there any more is none.
+    pub undone: Vec<NetlinkRequest>,
+    /// What is new. What is there already is there.
+    pub new: Network,
 }
 
 /// A network interface: what becomes of a device of the machine.

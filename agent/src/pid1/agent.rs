@@ -210,6 +210,11 @@ impl Agent {
                 }
                 Ok(None)
             }
+            RequestBody::Network(change) => {
+                let init = container.init().ok_or_else(not_running)?;
+                let changed = network::change(&change, init);
+                changed.map(|()| Some(Reply::Done)).map_err(|e| e.failure())
+            }
             RequestBody::Exec(exec) => self.exec(id, number, exec),
             RequestBody::Kill {
                 process,

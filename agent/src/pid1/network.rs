@@ -13,7 +13,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 use nix::sys::stat::Mode;
-use protocol::{Interface, NetlinkRequest, Network, Ports, from_hex};
+use protocol::{Interface, NetlinkRequest, Network, NetworkChange, Ports, from_hex};
 
 use super::spawn::{Inheritance, spawn_stage};
 use super::{device, names};
@@ -27,33 +27,76 @@ pub(crate) fn configure(network: &Network, init: i32) -> Result<()> {
     if *network == Network::default() {
         return Ok(());
     }
-    let path = |process: &str| PathBuf::from(format!("/proc/{process}/ns/net"));
-    let namespace = open_namespace(&path(&init.to_string()))?;
-    let own = open_namespace(&path("self"))?;
+    let namespace = open_namespace(&namespace_of(init))?;
     let routes = Rtnetlink::open()?;
     for interface in &network.interfaces {
-        let index = find(interface)?;
-        let what = || format!("move {} into the container's namespace", interface.name);
-        routes.ask(&move_message(index, &namespace, interface), what)?;
+        bring(&routes, &namespace, interface)?;
     }
+    let sockets = within(&namespace, || settle(network))??;
+    sockets.map_or(Ok(()), |sockets| names::start(&sockets))
+}
+
+/// Does to the network of the container whose init is given what has been done to the host's, as far as it can be done;
+/// the first failure.
+pub(crate) fn change(change: &NetworkChange, init: i32) -> Result<()> {
+    let mut results: Vec<Result<()>> = Vec::new();
+    results.extend(change.gone.iter().map(|device| device::unbind(*device)));
+    let namespace = open_namespace(&namespace_of(init))?;
+    let routes = Rtnetlink::open()?;
+    let new = change.new.interfaces.iter();
+    results.extend(new.map(|interface| bring(&routes, &namespace, interface)));
+    let sockets = within(&namespace, || {
+        results.extend(change.new.settings.iter().map(set));
+        let routes = Rtnetlink::open()?;
+        // The container may have done it itself.
+        let asked = change.undone.iter().map(|request| (request, &GONE[..]));
+        let new = change.new.requests.iter();
+        let asked = asked.chain(new.map(|request| (request, &[Errno::EEXIST][..])));
+        results.extend(asked.map(|(request, fine)| routes.carry_out(request, fine)));
+        change.new.names.then(names::bind).transpose()
+    })?;
+    results
+        .push(sockets.and_then(|sockets| sockets.map_or(Ok(()), |sockets| names::start(&sockets))));
+    results.into_iter().collect()
+}
+
+/// What the kernel says of what is to go and is not there: an interface, an address, a route or rule.
+const GONE: [Errno; 4] = [
+    Errno::ENODEV,
+    Errno::EADDRNOTAVAIL,
+    Errno::ESRCH,
+    Errno::ENOENT,
+];
+
+/// The file of a process's network namespace.
+fn namespace_of(process: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{process}/ns/net"))
+}
+
+/// Moves what becomes of a device into the container's namespace.
+fn bring(routes: &Rtnetlink, namespace: &OwnedFd, interface: &Interface) -> Result<()> {
+    let index = find(interface)?;
+    let what = || format!("move {} into the container's namespace", interface.name);
+    routes.ask(&move_message(index, namespace, interface), what)
+}
+
+/// Works in another network namespace and comes back: sockets and the files below /proc/sys/net belong to the namespace
+/// that they are opened in.
+fn within<T>(namespace: &OwnedFd, work: impl FnOnce() -> T) -> Result<T> {
+    let own = open_namespace(Path::new("/proc/self/ns/net"))?;
     let join = |namespace: &OwnedFd| {
         setns(namespace, CloneFlags::CLONE_NEWNET).during(|| "join a network namespace")
     };
-    // The caller's way back is short: sockets and the files below /proc/sys/net belong to the
-    // namespace they are opened in.
-    join(&namespace)?;
-    let result = settle(network);
+    join(namespace)?;
+    let result = work();
     join(&own)?;
-    match result? {
-        Some(sockets) => names::start(&sockets),
-        None => Ok(()),
-    }
+    Ok(result)
 }
 
 /// Connects somebody on the host to an address in the network namespace of a process, by a process that lives as long
 /// as the connection. What comes of it is told by the stream, which ends with that process: PID 1 has nothing to keep.
 pub(crate) fn connect(process: i32, address: SocketAddr, ports: Ports) -> Result<()> {
-    let namespace = open_namespace(&PathBuf::from(format!("/proc/{process}/ns/net")))?;
+    let namespace = open_namespace(&namespace_of(process))?;
     let host = vsock::dial(ports, vsock::STREAM_PATIENCE)?;
     let inheritance = Inheritance {
         others: &[host, namespace],
@@ -121,17 +164,18 @@ fn move_message(index: i32, namespace: &OwnedFd, interface: &Interface) -> Vec<u
 
 /// What is left to do in the container's namespace. The name server's sockets, if there is to be one.
 fn settle(network: &Network) -> Result<Option<[OwnedFd; 2]>> {
-    for (name, value) in &network.settings {
-        let file = Path::new("/proc/sys/net").join(name);
-        fs::write(&file, value).during(|| format!("write {value:?} to {}", file.display()))?;
-    }
+    network.settings.iter().try_for_each(set)?;
     let routes = Rtnetlink::open()?;
-    for NetlinkRequest { what, message } in &network.requests {
-        let message = from_hex(message);
-        let message = message.ok_or_else(|| Error::Config(format!("{what}: bad message")))?;
-        routes.ask(&message, || what.as_str())?;
+    for request in &network.requests {
+        routes.carry_out(request, &[])?;
     }
     network.names.then(names::bind).transpose()
+}
+
+/// Writes a setting of the network namespace that the caller is in.
+fn set((name, value): &(String, String)) -> Result<()> {
+    let file = Path::new("/proc/sys/net").join(name);
+    fs::write(&file, value).during(|| format!("write {value:?} to {}", file.display()))
 }
 
 /// A socket to the network configuration of the namespace it was opened in.
@@ -148,20 +192,32 @@ impl Rtnetlink {
 
     /// Sends a request and waits for its acknowledgement.
     fn ask<S: Into<String>>(&self, message: &[u8], what: impl FnOnce() -> S) -> Result<()> {
+        self.answer(message).during(what)
+    }
+
+    /// The same with a request of the host's. These errors are none.
+    fn carry_out(&self, request: &NetlinkRequest, fine: &[Errno]) -> Result<()> {
+        let NetlinkRequest { what, message } = request;
+        let message = from_hex(message);
+        let message = message.ok_or_else(|| Error::Config(format!("{what}: bad message")))?;
+        match self.answer(&message) {
+            Err(errno) if fine.contains(&errno) => Ok(()),
+            result => result.during(|| what.as_str()),
+        }
+    }
+
+    fn answer(&self, message: &[u8]) -> nix::Result<()> {
         let fd = self.0.as_raw_fd();
-        let answer = || {
-            send(fd, message, MsgFlags::empty())?;
-            let mut answer = [0; 4096];
-            let length = recv(fd, &mut answer, MsgFlags::empty())?;
-            // struct nlmsgerr behind the header (netlink(7)).
-            let code = answer[..length].get(16..20).ok_or(Errno::EBADMSG)?;
-            let code = <[u8; 4]>::try_from(code).map_err(|_| Errno::EBADMSG)?;
-            match i32::from_ne_bytes(code) {
-                0 => Ok(()),
-                code => Err(Errno::from_raw(-code)),
-            }
-        };
-        answer().during(what)
+        send(fd, message, MsgFlags::empty())?;
+        let mut answer = [0; 4096];
+        let length = recv(fd, &mut answer, MsgFlags::empty())?;
+        // struct nlmsgerr behind the header (netlink(7)).
+        let code = answer[..length].get(16..20).ok_or(Errno::EBADMSG)?;
+        let code = <[u8; 4]>::try_from(code).map_err(|_| Errno::EBADMSG)?;
+        match i32::from_ne_bytes(code) {
+            0 => Ok(()),
+            code => Err(Errno::from_raw(-code)),
+        }
     }
 }
 

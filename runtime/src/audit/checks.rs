@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::process::{Host, Process, Status};
-use super::{Claim, Subject};
-use crate::host::{cgroup, selinux};
+use super::{Claim, Subject, Verdict};
+use crate::host::{cgroup, selinux, watcher};
 use crate::machine::mountinfo::{self, Mount};
 use crate::machine::{self, IdMap};
 use crate::sys::landlock_version;
@@ -169,6 +169,10 @@ pub(super) fn stub_capabilities(process: &Process, _: &Host) -> Vec<Claim> {
     capabilities(process, 0, u64::MAX)
 }
 
+pub(super) fn watcher_capabilities(process: &Process, _: &Host) -> Vec<Claim> {
+    capabilities(process, watcher::CAPABILITIES.bits(), u64::MAX)
+}
+
 /// No thread has more than `most`.
 fn capabilities(process: &Process, most: u64, bounding: u64) -> Vec<Claim> {
     type Set = (&'static str, fn(&Status) -> u64, u64);
@@ -262,6 +266,16 @@ pub(super) fn stub_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
     } = &host.subject;
     let all: Vec<PathBuf> = cgroup.iter().chain(members).cloned().collect();
     in_cgroup(process, &all, |_| None)
+}
+
+/// One that could not have its device in the container's is in the caller's.
+pub(super) fn watcher_cgroup(process: &Process, host: &Host) -> Vec<Claim> {
+    let claims = stub_cgroup(process, host).into_iter();
+    let weighed = claims.map(|claim| match claim.verdict {
+        Verdict::Fail => Claim::note("in the caller's, where it may have /dev/net/tun"),
+        _ => claim,
+    });
+    weighed.collect()
 }
 
 /// The process is in one of these, of which nothing may be wrong.

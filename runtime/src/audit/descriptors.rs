@@ -86,6 +86,20 @@ pub(super) fn machine(process: &Process, host: &Host) -> Vec<Claim> {
 /// Those of a stub: /dev/null, signals, the connection to the machine process, a terminal; the limit of its own cgroup,
 /// if it stands for a container.
 pub(super) fn stub(process: &Process, host: &Host) -> Vec<Claim> {
+    attendant(process, host, |_| false)
+}
+
+/// Those of a watcher: /dev/null, the connection to the machine process, what the kernel says of its network.
+pub(super) fn watcher(process: &Process, host: &Host) -> Vec<Claim> {
+    attendant(process, host, |descriptor| match descriptor.kind {
+        libc::S_IFSOCK => family(process.pid, descriptor.number) == Some(AddressFamily::NETLINK),
+        libc::S_IFREG => descriptor.target.ends_with("/net/tcp"),
+        _ => false,
+    })
+}
+
+/// Those of an attendant, and what it has `besides`.
+fn attendant(process: &Process, host: &Host, besides: impl Fn(&Descriptor) -> bool) -> Vec<Claim> {
     let is_declared = |descriptor: &Descriptor| {
         let kind = kind(descriptor, host, &|| family(process.pid, descriptor.number));
         let is_file = matches!(
@@ -96,7 +110,7 @@ pub(super) fn stub(process: &Process, host: &Host) -> Vec<Claim> {
         let is_machines = ["kvm", "bpf", "io_uring"]
             .iter()
             .any(|word| descriptor.target.contains(word));
-        is_limit || kind == Kind::Declared && !is_file && !is_machines
+        is_limit || besides(descriptor) || kind == Kind::Declared && !is_file && !is_machines
     };
     let others = process
         .descriptors
@@ -188,7 +202,7 @@ mod tests {
     fn host() -> Host {
         let subject = Subject {
             machine: 1,
-            stubs: Vec::new(),
+            attendants: Vec::new(),
             cgroup: None,
             states: vec!["/".into()],
             members: Vec::new(),

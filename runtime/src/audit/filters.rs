@@ -32,6 +32,10 @@ pub(super) fn stub(process: &Process, _: &Host) -> Vec<Claim> {
     check(process, |_| filter::STUB)
 }
 
+pub(super) fn watcher(process: &Process, _: &Host) -> Vec<Claim> {
+    check(process, |_| filter::WATCH)
+}
+
 /// Each thread's newest filter is the one that is embedded for it, by its name; those before it are the caller's own,
 /// and can deny more only.
 fn check(process: &Process, expected: fn(&str) -> &'static [u64]) -> Vec<Claim> {

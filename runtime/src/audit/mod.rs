@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::host::watcher;
 use process::Process;
 pub(crate) use process::{Error, Host};
 
@@ -107,6 +108,21 @@ const STUB: [(&str, Check); 11] = [
     ("selinux", checks::stub_label),
 ];
 
+/// What holds of the process that has a machine follow its network.
+const WATCHER: [(&str, Check); 11] = [
+    ("descriptors", descriptors::watcher),
+    ("root", checks::root),
+    ("namespaces", checks::stub_namespaces),
+    ("ids", checks::ids),
+    ("capabilities", checks::watcher_capabilities),
+    ("no_new_privs", checks::no_new_privs),
+    ("seccomp", checks::seccomp),
+    ("filters", filters::watcher),
+    ("limits", checks::stub_limits),
+    ("cgroup", checks::watcher_cgroup),
+    ("selinux", checks::stub_label),
+];
+
 /// What was found at one point.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
@@ -114,6 +130,9 @@ pub(crate) struct Finding {
     /// The process, if it is a stub.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stub: Option<i32>,
+    /// The process, if it is a watcher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) watcher: Option<i32>,
     pub(crate) point: &'static str,
     pub(crate) text: String,
 }
@@ -122,8 +141,8 @@ pub(crate) struct Finding {
 pub(crate) struct Subject {
     /// The machine process.
     pub(crate) machine: i32,
-    /// The stubs of its containers.
-    pub(crate) stubs: Vec<i32>,
+    /// The stubs and watchers of its containers.
+    pub(crate) attendants: Vec<i32>,
     /// Its cgroup v2 directory.
     pub(crate) cgroup: Option<PathBuf>,
     /// Those of the further containers of the machine.
@@ -140,17 +159,23 @@ pub(crate) struct Subject {
 /// Looks at all of it.
 ///
 /// # Errors
-/// When the machine process cannot be looked at, for instance because it has ended. A stub that has ended meanwhile is
-/// left out.
+/// When the machine process cannot be looked at, for instance because it has ended. An attendant that has ended meanwhile
+/// is left out.
 pub(crate) fn audit(subject: Subject) -> Result<Vec<Finding>, Error> {
-    let (machine, stubs) = (subject.machine, subject.stubs.clone());
+    let (machine, attendants) = (subject.machine, subject.attendants.clone());
     let host = Host::read(subject)?;
-    let mut findings = findings(&Process::read(machine)?, &host, None, &MACHINE);
-    for pid in stubs {
-        match Process::read(pid) {
-            Err(Error::Ended(_)) => {}
-            process => findings.extend(self::findings(&process?, &host, Some(pid), &STUB)),
-        }
+    let machine = Process::read(machine)?;
+    let mut findings = findings(&machine, &host, (None, None), &MACHINE);
+    for pid in attendants {
+        let process = match Process::read(pid) {
+            Err(Error::Ended(_)) => continue,
+            process => process?,
+        };
+        // A stub cannot take the name, for which it has no call; and the filter of a watcher is another one.
+        findings.extend(match process.main().name == watcher::NAME {
+            true => self::findings(&process, &host, (None, Some(pid)), &WATCHER),
+            false => self::findings(&process, &host, (Some(pid), None), &STUB),
+        });
     }
     Ok(findings)
 }
@@ -158,7 +183,7 @@ pub(crate) fn audit(subject: Subject) -> Result<Vec<Finding>, Error> {
 fn findings(
     process: &Process,
     host: &Host,
-    stub: Option<i32>,
+    (stub, watcher): (Option<i32>, Option<i32>),
     checks: &[(&'static str, Check)],
 ) -> Vec<Finding> {
     let claims = checks.iter().flat_map(|(point, check)| {
@@ -169,6 +194,7 @@ fn findings(
         .map(|(point, Claim { verdict, text })| Finding {
             verdict,
             stub,
+            watcher,
             point,
             text,
         })

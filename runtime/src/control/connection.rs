@@ -127,21 +127,6 @@ pub(crate) fn exec(
     Ok((connection, answer))
 }
 
-/// Asks the machine process to give the container its network and to execute its program, and waits for the answer.
-///
-/// # Errors
-/// As [`control`].
-pub(crate) fn start(
-    address: &Address,
-    network: Network,
-    taps: &[OwnedFd],
-) -> Result<ControlReply, Error> {
-    let taps: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
-    let connection = Connection::open(address)?;
-    connection.ask_with(&Control::Start(network), &taps)?;
-    connection.answer_within(START_PATIENCE)
-}
-
 /// The error of a request that could not be put into words or sent.
 fn unwritten(e: protocol::Error) -> Error {
     match e {
@@ -210,6 +195,16 @@ impl Connection {
     ) -> Result<(), Error> {
         let frame = protocol::encode(&self.named(request)).map_err(unwritten)?;
         self.send_with(&frame, descriptors).map_err(unsent)
+    }
+
+    /// Asks the machine process to give the container its network and to execute its program, and waits for the answer.
+    ///
+    /// # Errors
+    /// As [`control`].
+    pub(crate) fn start(&self, network: Network, taps: &[OwnedFd]) -> Result<ControlReply, Error> {
+        let taps: Vec<BorrowedFd<'_>> = taps.iter().map(AsFd::as_fd).collect();
+        self.ask_with(&Control::Start(network), &taps)?;
+        self.answer_within(START_PATIENCE)
     }
 
     /// Has further requests be about another container of the machine.

@@ -3,7 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use protocol::{
-    ContainerId, EXTRA_MAX, Exit, Joined, Network, Overlay, Ports, Process, TerminalSize,
+    ContainerId, EXTRA_MAX, Exit, Joined, NetlinkRequest, Network, Overlay, Ports, Process,
+    TerminalSize,
 };
 use serde::{Deserialize, Serialize};
 use vmm::MAX_NET_SLOTS;
@@ -64,6 +65,8 @@ pub(crate) enum Control {
     /// Give the container its network and execute its program. The number of a device is that of no device yet; the tap
     /// of each interface comes along as a descriptor.
     Start(Network),
+    /// Do to the network of a running container what has been done to that of the host. More such requests may follow.
+    Network(NetworkChange),
     /// Send a signal to the container's init process, or to all of its processes.
     Kill {
         /// The signal's number.
@@ -87,6 +90,19 @@ pub(crate) enum Control {
     Events,
     /// Tell when the container has said that it is ready.
     Ready,
+}
+
+/// What has become of the container's network namespace on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct NetworkChange {
+    /// The indices of interfaces that are gone.
+    pub(crate) gone: Vec<i32>,
+    /// As of [`protocol::NetworkChange`].
+    pub(crate) undone: Vec<NetlinkRequest>,
+    /// What is new. Devices and taps are as of [`Control::Start`].
+    pub(crate) new: Network,
+    /// What the log is to say.
+    pub(crate) notes: Vec<String>,
 }
 
 /// A process to execute in the container.

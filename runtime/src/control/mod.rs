@@ -6,6 +6,7 @@
 //! | [`Control::Exec`] | `Executed` or an error; after `Executed` the client may send any number of [`ExecControl`], which are not answered; at last `Exited` |
 //! | [`Control::Admit`] | `Admitted` or an error; after `Admitted` the client sends one [`Control::Create`] |
 //! | [`Control::Create`] | `Created` or an error; from then on as after the `Executed` of an exec, for the container's init |
+//! | [`Control::Network`], and [`Control::Start`] with interfaces | one, after which the client may ask for more |
 //! | [`Control::Events`] | `OutOfMemory` each time; the connection ends with the container |
 //! | [`Control::Ready`] | one, when the container has said so or has ended |
 //! | the others | one |
@@ -18,9 +19,9 @@ mod connection;
 mod message;
 
 pub(crate) use connection::{
-    Address, Connection, Error, PATIENCE, control, control_within, exec, listen, listener, start,
+    Address, Connection, Error, PATIENCE, control, control_within, exec, listen, listener,
 };
 pub(crate) use message::{
     Control, ControlReply, CreateRequest, DESCRIPTORS_MAX, Direction, ExecControl, ExecRequest,
-    ExtraDescriptor, Passed, Preserved, Request, Stream,
+    ExtraDescriptor, NetworkChange, Passed, Preserved, Request, Stream,
 };

@@ -10,9 +10,12 @@
 //! | [`terminal`], [`relay`], [`signals`] | the terminal of a process, and the caller's terminal and signals lent to it |
 //! | [`surroundings`] | what a container has of the host and of the caller where its configuration says nothing |
 //! | [`preserved`], [`notify`] | passes on the caller's descriptors, and the container's readiness |
+//! | [`attendant`] | what stays behind of a verb, in a jail of its own: |
 //! | [`stub`] | the process that stands for an exec'd one |
+//! | [`watcher`] | the process that has the machine follow its network |
 
 pub(crate) mod apparmor;
+pub(crate) mod attendant;
 pub(crate) mod cgroup;
 pub(crate) mod hooks;
 pub(crate) mod network;
@@ -26,3 +29,4 @@ pub(crate) mod signals;
 pub(crate) mod stub;
 pub(crate) mod surroundings;
 pub(crate) mod terminal;
+pub(crate) mod watcher;

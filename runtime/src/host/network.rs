@@ -9,9 +9,11 @@
 //! At `start`, the latest moment at which callers have filled the namespace, it is looked at: each interface with
 //! addresses is joined to a tap, by redirecting all frames of each to the other, and the guest is told what to make of
 //! it. The host's addresses and routes stay; no packet gets to them any more. The taps belong to the machine process
-//! and end with it; the redirections of an interface that outlives it are taken away by `delete`.
+//! and end with it; the redirections of an interface that outlives it are taken away by `delete`. From then on the
+//! namespace is watched, and what changes in it is done to the guest's.
 
 mod bpf;
+mod change;
 #[cfg(fuzzing)]
 #[path = "../../../tests/fuzz/runtime/network.rs"]
 pub mod fuzz;
@@ -23,6 +25,7 @@ mod namespace;
 mod netlink;
 mod plan;
 mod scan;
+mod watch;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -39,8 +42,13 @@ use crate::error::{Doing, SystemError};
 use crate::report::Report;
 use crate::state::Network as Namespace;
 pub(crate) use moved::{Moved, NetDevice};
+use names::Listeners;
 use namespace::inside;
 use netlink::Socket;
+pub(crate) use watch::{Tell, Watch};
+
+/// What taps are made of.
+pub(crate) const TUN: &str = joint::TUN;
 
 /// What goes wrong with a container's network.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +101,15 @@ pub(crate) fn enter(network: &Namespace) -> Result<(), SystemError> {
     }
 }
 
+/// What is known of a name server in the namespace.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NameServer {
+    /// The container is to ask it.
+    pub(crate) asked: bool,
+    /// The machine process is in the namespace.
+    pub(crate) in_reach: bool,
+}
+
 /// A network that waits for its machine.
 #[derive(Default)]
 pub(crate) struct Joined {
@@ -100,25 +117,34 @@ pub(crate) struct Joined {
     pub(crate) network: Network,
     /// For each interface the tap that its packets go through.
     pub(crate) taps: Vec<OwnedFd>,
+    /// What becomes of it, unless it has no interface.
+    pub(crate) watch: Option<Watch>,
 }
 
 /// Joins the interfaces of the network namespace that a process lives in to taps: those with addresses, and those
-/// `wanted` by name. There may be as many as the machine has slots. With `names` the guest gets the name server of the
-/// namespace, if there is one.
+/// `wanted` by name. There may be as many as the machine has slots. The guest gets the name server of the namespace, if
+/// there is one that is asked.
 ///
 /// # Errors
 /// What the guest cannot have; with nothing changed in the namespace but leftovers of earlier machines.
 pub(crate) fn join(
     process: impl AsFd,
     wanted: &[String],
-    names: bool,
+    server: NameServer,
     slots: usize,
     report: &Report,
 ) -> Result<Joined, Error> {
     inside(process, |socket| {
+        // Before it is looked at, so that nothing that comes after is missed.
+        let watch = Watch::begin(wanted, slots)?;
         let scan = scan::scan(socket).doing("read the container's network namespace")?;
-        let mut plan = plan::plan(&scan, wanted, slots)?;
-        plan.network.names = names && names::listening().doing("look for a name server")?;
+        let mut plan = plan::plan(&scan, wanted, &[], slots)?;
+        let watched = !plan.network.interfaces.is_empty();
+        let listeners = (server.asked || watched && server.in_reach).then(Listeners::open);
+        let listeners = listeners.transpose().doing("look for a name server")?;
+        if let Some(listeners) = listeners.as_ref().filter(|_| server.asked) {
+            plan.network.names = listeners.at_name_server().doing("look for a name server")?;
+        }
         plan.skipped.iter().for_each(|text| report.debug(text));
         plan.warnings.iter().for_each(|text| report.warn(text));
         let interfaces = plan.network.interfaces.iter();
@@ -129,9 +155,12 @@ pub(crate) fn join(
         if taps.is_err() {
             let _ = joint::remove_all(socket);
         }
+        let network = plan.network;
+        let listeners = listeners.filter(|_| server.in_reach);
         Ok(Joined {
             taps: taps?,
-            network: plan.network,
+            watch: watched.then(|| watch.of(network.clone(), listeners)),
+            network,
         })
     })
 }

@@ -21,34 +21,25 @@
 //! connection: with the verb until the stub is cloned, with the stub from then on. A stub that is not committed ends
 //! when its verb does. A verb that waits for the process is its stub itself.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
-use nix::sys::wait::waitpid;
-use nix::unistd::{
-    Pid, chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout, fchdir, pivot_root, setgroups,
-    setresgid, setresuid, setsid,
-};
+use nix::unistd::{chdir, fchdir, pivot_root, setsid};
 use protocol::{Exit, TerminalSize};
 use rustix::fs::CWD;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsmount, fsopen,
-    move_mount,
-};
+use rustix::mount::{MoveMountFlags, move_mount};
 use rustix::process::ioctl_tiocsctty;
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use rustix::thread::CapabilitySet;
 
+use super::attendant::{self, Attendant};
 use super::selinux::Transition;
 use super::{network, terminal};
 use crate::control::{Connection, ControlReply, ExecControl};
@@ -56,13 +47,7 @@ use crate::error::{Doing, SystemError};
 use crate::filter;
 use crate::ids::Ids;
 use crate::state::Network;
-use crate::sys::{Cloned, clone_process, close_all_but, end_as, exit_now};
-
-/// What a stub says when it is ready. Anything else is the text of an error.
-const READY: &[u8] = b"ready";
-
-/// Maximum length of the text of a stub's error, in bytes.
-const TEXT_MAX: u64 = 4096;
+use crate::sys::{close_all_but, end_as, exit_now};
 
 /// How a process ended.
 pub(crate) struct Ended {
@@ -121,12 +106,6 @@ fn tell(connection: &Connection, request: &ExecControl) {
     let _ = connection.steer(request);
 }
 
-/// A stub that ends with this value unless it is committed.
-pub(crate) struct Stub {
-    pid: Pid,
-    sync: Option<UnixStream>,
-}
-
 /// Where a stub lives, and as what.
 pub(crate) struct Place<'a> {
     /// Its network namespace.
@@ -159,103 +138,30 @@ pub(crate) struct Init {
     pub(crate) limit: Option<OwnedFd>,
 }
 
-impl Stub {
-    /// Makes a stub for the process that `connection` stands for. `terminal`, the slave of the process's terminal, is
-    /// its controlling terminal.
-    pub(crate) fn new(
-        connection: &Connection,
-        terminal: Option<&OwnedFd>,
-        place: &Place<'_>,
-    ) -> io::Result<Stub> {
-        let (ours, theirs) = UnixStream::pair()?;
-        // Opened before it is in the cgroup, whose device rules may deny it.
-        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-        match clone_process(place.cgroup)? {
-            Cloned::Child => {
-                drop(ours);
-                main(connection, terminal, &null, place, theirs)
-            }
-            Cloned::Parent(pid) => {
-                drop(theirs);
-                let stub = Stub {
-                    pid: Pid::from_raw(pid),
-                    sync: Some(ours),
-                };
-                stub.await_ready()?;
-                Ok(stub)
-            }
-        }
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid.as_raw()
-    }
-
-    /// From here on the stub lives until its process ends.
-    pub(crate) fn commit(mut self) -> io::Result<()> {
-        if let Some(mut sync) = self.sync.as_ref() {
-            sync.write_all(&[0])?;
-        }
-        self.sync = None;
-        Ok(())
-    }
-
-    fn await_ready(&self) -> io::Result<()> {
-        let Some(sync) = self.sync.as_ref() else {
-            return Ok(());
-        };
-        let mut word = [0; READY.len()];
-        let mut text = Vec::new();
-        match (&mut &*sync).read_exact(&mut word) {
-            Ok(()) if word == READY => return Ok(()),
-            Ok(()) => text.extend(word),
-            Err(_) => return Err(io::Error::other("it ended unexpectedly")),
-        }
-        sync.take(TEXT_MAX).read_to_end(&mut text)?;
-        Err(io::Error::other(
-            String::from_utf8_lossy(&text).into_owned(),
-        ))
-    }
-}
-
-impl Drop for Stub {
-    fn drop(&mut self) {
-        if self.sync.is_some() {
-            let _ = kill(self.pid, Signal::SIGKILL);
-            while waitpid(self.pid, None) == Err(Errno::EINTR) {}
-        }
-    }
+/// Makes the stub for the process that `connection` stands for. `terminal`, the slave of the process's terminal, is its
+/// controlling terminal.
+pub(crate) fn make(
+    connection: &Connection,
+    terminal: Option<&OwnedFd>,
+    place: &Place<'_>,
+) -> io::Result<Attendant> {
+    let settle =
+        |null: &OwnedFd, sync: &UnixStream| settle(connection, terminal, null, place, sync);
+    Attendant::new(place.cgroup, settle, |signals| {
+        live(connection, terminal, place, &signals)
+    })
 }
 
 /// The life of a stub.
-fn main(
+fn live(
     connection: &Connection,
     terminal: Option<&OwnedFd>,
-    null: &OwnedFd,
     place: &Place<'_>,
-    mut sync: UnixStream,
+    signals: &SignalFd,
 ) -> ! {
-    let signals = match settle(connection, terminal, null, place, &sync) {
-        Ok(signals) => signals,
-        Err(e) => {
-            // Long enough to be told from the word for readiness.
-            let _ = write!(sync, "cannot {e}: {}", e.source);
-            exit_now(1)
-        }
-    };
-    let committed = sync
-        .write_all(READY)
-        .and_then(|()| sync.read_exact(&mut [0]));
-    if committed.is_err() {
-        // The verb has gone, and with it the wish for the process.
-        exit_now(1);
-    }
-    drop(sync);
     let size = || terminal.and_then(terminal::size);
     let resized = terminal.is_some().then_some(&size as &dyn Fn() -> _);
-    match attend(connection, &signals, resized, |_| true) {
+    match attend(connection, signals, resized, |_| true) {
         Ok(ended) => {
             if let Some(limit) = place.init.as_ref().and_then(|init| init.limit.as_ref())
                 && ended.short
@@ -286,7 +192,7 @@ fn settle(
             .doing("enter the container's network namespace")?,
         InNetwork::Own(network) => network::enter(network)?,
     }
-    replace_standard_streams(null).doing("replace the standard streams")?;
+    attendant::replace_standard_streams(null).doing("replace the standard streams")?;
     if let Some(score) = place.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).doing("set oom_score_adj")?;
     }
@@ -324,19 +230,16 @@ fn settle(
     if init.is_some() {
         leave_mounts().doing("leave the host's mounts")?;
     } else {
-        leave_files().doing("leave the host's files")?;
+        attendant::empty_files()
+            .and_then(|root| attendant::leave_files(&root))
+            .doing("leave the host's files")?;
     }
-    drop_privileges(place.ids.own()).doing("drop privileges")?;
+    // As many as are polled at once. Those that are open are more already, so that there can be no other.
+    attendant::drop_privileges(place.ids.own(), CapabilitySet::empty(), 2)
+        .doing("drop privileges")?;
     transition.map_or(Ok(()), Transition::take)?;
     filter::set(filter::STUB).doing("filter system calls")?;
     Ok(signals)
-}
-
-fn replace_standard_streams(null: &OwnedFd) -> io::Result<()> {
-    dup2_stdin(null)?;
-    dup2_stdout(null)?;
-    dup2_stderr(null)?;
-    Ok(())
 }
 
 /// Makes an empty file system the root of a mount namespace of its own, in which there is nothing else.
@@ -344,59 +247,11 @@ fn leave_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
-    let root = empty_files()?;
+    let root = attendant::empty_files()?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(root.as_fd(), c"", CWD, c"/", flags)?;
     fchdir(&root)?;
     // pivot_root(2), NOTES: both in one place, the old root on top, to be taken off.
     pivot_root(".", ".")?;
     Ok(umount2(".", MntFlags::MNT_DETACH)?)
-}
-
-/// Makes an empty file system that is mounted nowhere the root. Without the capability to there is no way back, nor a
-/// descriptor of a directory.
-fn leave_files() -> io::Result<()> {
-    fchdir(&empty_files()?)?;
-    Ok(chroot(".")?)
-}
-
-/// A detached mount of an empty file system that stays so.
-fn empty_files() -> io::Result<OwnedFd> {
-    let fs = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(fs.as_fd())?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    Ok(fsmount(
-        fs.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        attributes,
-    )?)
-}
-
-fn drop_privileges(id: u32) -> io::Result<()> {
-    for resource in [
-        Resource::RLIMIT_CORE,
-        Resource::RLIMIT_FSIZE,
-        Resource::RLIMIT_MEMLOCK,
-        Resource::RLIMIT_MSGQUEUE,
-        Resource::RLIMIT_NPROC,
-    ] {
-        setrlimit(resource, 0, 0)?;
-    }
-    // As many as are polled at once. Those that are open are more already, so that there can be no other.
-    setrlimit(Resource::RLIMIT_NOFILE, 2, 2)?;
-    setgroups(&[])?;
-    setresgid(id.into(), id.into(), id.into())?;
-    setresuid(id.into(), id.into(), id.into())?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none)?;
-    set_no_new_privs(true)?;
-    // The signal that ends the stub leaves no dump of it.
-    Ok(nix::sys::prctl::set_dumpable(false)?)
 }

@@ -5,7 +5,8 @@
 //!                        ├──> Exec: steers a process, until reply
 //!                        ├──> Admitted: asks for the container whose number it has been told; then Waiting again
 //!                        ├──> Listening: told of out-of-memory kills in a container
-//!                        └──> Expecting: told that a container is ready
+//!                        ├──> Expecting: told that a container is ready
+//!                        └──> Watching: asks for a network, or a change of one; then Asking again
 //! ```
 //! Invariants: nothing here blocks; there are at most [`CLIENTS_MAX`]; of each no more is kept than one request, its
 //! descriptors and the answers it has not read, which are one and a few short ones. A client that hangs up is closed in
@@ -47,6 +48,7 @@ pub(super) enum Role {
     Exec(Target),
     Listening(ContainerId),
     Expecting(ContainerId),
+    Watching,
     Leaving,
 }
 
@@ -149,10 +151,13 @@ impl Clients {
         found.map(|(serial, _)| *serial).collect()
     }
 
-    /// Answers and hangs up.
+    /// Answers and hangs up, unless the client may ask for more.
     pub(super) fn reply(&mut self, serial: u64, reply: &ControlReply) {
         self.tell(serial, reply);
-        self.close(serial);
+        match self.table.get(&serial).map(|client| client.role) {
+            Some(Role::Watching) => self.turn_into(serial, Role::Asking),
+            _ => self.close(serial),
+        }
     }
 
     /// Hangs up when the client has got all its answers.
@@ -268,9 +273,11 @@ impl Client {
     fn wants(&self) -> EpollFlags {
         let mut interest = match self.role {
             Role::Asking | Role::Admitted(_) | Role::Exec(_) => EpollFlags::EPOLLIN,
-            Role::Waiting | Role::Listening(_) | Role::Expecting(_) | Role::Leaving => {
-                EpollFlags::empty()
-            }
+            Role::Waiting
+            | Role::Listening(_)
+            | Role::Expecting(_)
+            | Role::Watching
+            | Role::Leaving => EpollFlags::empty(),
         };
         if !self.outbox.is_empty() {
             interest |= EpollFlags::EPOLLOUT;
@@ -299,7 +306,11 @@ impl Client {
                     if !self.may_ask(&request) {
                         return Err(io::ErrorKind::InvalidData.into());
                     }
-                    self.role = Role::Waiting;
+                    self.role = match &request.control {
+                        Control::Network(_) => Role::Watching,
+                        Control::Start(network) if !network.interfaces.is_empty() => Role::Watching,
+                        _ => Role::Waiting,
+                    };
                     let descriptors = std::mem::take(&mut self.descriptors);
                     told.push(ClientEvent::Asked(serial, request, descriptors));
                 }
@@ -309,7 +320,11 @@ impl Client {
                     told.push(ClientEvent::Steered(process, control));
                 }
             }
-            Role::Waiting | Role::Listening(_) | Role::Expecting(_) | Role::Leaving => {}
+            Role::Waiting
+            | Role::Listening(_)
+            | Role::Expecting(_)
+            | Role::Watching
+            | Role::Leaving => {}
         }
         Ok(())
     }

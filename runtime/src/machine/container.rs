@@ -13,6 +13,7 @@
 //! Invariants: what the guest sends moves the phase along these arrows only; once Draining, nothing but the readers of
 //! the container's output decides when it is over.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use nix::sys::stat::{Mode, SFlag, mknodat};
@@ -65,6 +66,8 @@ pub(super) struct Container {
     pub(super) client: Option<u64>,
     /// The guest's kernel has killed because memory ran out.
     pub(super) short: bool,
+    /// The devices that its network interfaces have, by their indices.
+    pub(super) interfaces: BTreeMap<i32, u8>,
     /// Its output streams that have not been delivered to their end.
     output: Vec<Port>,
     /// All streams that end with it.
@@ -98,6 +101,7 @@ impl Container {
             ready: false,
             client: None,
             short: false,
+            interfaces: BTreeMap::new(),
             files,
         }
     }

@@ -25,6 +25,7 @@ mod forwards;
 pub mod fuzz;
 mod id_map;
 mod inside;
+mod interfaces;
 mod jail;
 mod launch;
 mod life;

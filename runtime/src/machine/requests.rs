@@ -4,21 +4,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::libc;
-use nix::sys::socket::SockType;
-use protocol::{
-    ContainerId, FIRST, INIT, NAMES_DATAGRAM_PORT, NAMES_MAX, NAMES_STREAM_PORT, Network,
-    RequestBody, from_hex,
-};
+use protocol::{ContainerId, FIRST, INIT, RequestBody, from_hex};
 use vmm::vsock::{self, Port};
 
 use super::clients::ClientEvent;
 use super::container::Phase;
 use super::execs::{EXECS_MAX, Finished, Target};
 use super::life::{Life, Waiting};
+use super::streams;
 use super::timeline::now;
-use super::{names, streams};
 use crate::control::{Control, ControlReply, ExecControl, ExecRequest, Request};
-use crate::error::one_line;
 
 impl Life {
     pub(super) fn client_events(&mut self) -> io::Result<()> {
@@ -121,7 +116,7 @@ impl Life {
                 if id == FIRST {
                     self.parts.timeline.start = now();
                 }
-                match self.attach(network, descriptors) {
+                match self.attach(id, network, descriptors) {
                     Ok(network) => (RequestBody::Start(network), Waiting::Start(client)),
                     Err(reply) => {
                         // A container with half a network is of no use. A guest that cannot be asked is at its end
@@ -148,6 +143,10 @@ impl Life {
                 (kill, Waiting::Client(client))
             }
             Control::Exec(exec) => self.exec(client, id, exec, descriptors)?,
+            Control::Network(change) => {
+                let change = self.change_network(id, change, descriptors)?;
+                (RequestBody::Network(change), Waiting::Client(client))
+            }
             Control::Pause if container.paused => return Err(ControlReply::Paused),
             Control::Pause => (RequestBody::Pause, Waiting::Pause(client)),
             Control::Resume if !container.paused => {
@@ -170,35 +169,6 @@ impl Life {
                 return Ok(None);
             }
         }))
-    }
-
-    /// Gets the machine its network devices.
-    fn attach(
-        &mut self,
-        mut network: Network,
-        taps: Vec<OwnedFd>,
-    ) -> Result<Network, ControlReply> {
-        if taps.len() != network.interfaces.len() {
-            let text = "the network interfaces and their taps do not fit together";
-            return Err(ControlReply::Failed(text.into()));
-        }
-        for (interface, tap) in network.interfaces.iter_mut().zip(taps) {
-            let device = self.parts.machine.attach_net(interface.mac, tap);
-            interface.device = device.map_err(|e| {
-                let text = format!("network interface {}: {}", interface.name, one_line(&e));
-                ControlReply::Failed(text)
-            })?;
-        }
-        if network.names {
-            let vsock = self.parts.machine.vsock();
-            for (port, kind) in [
-                (NAMES_DATAGRAM_PORT, SockType::Datagram),
-                (NAMES_STREAM_PORT, SockType::Stream),
-            ] {
-                vsock.accept(port, NAMES_MAX, move || names::connected(kind));
-            }
-        }
-        Ok(network)
     }
 
     /// Gets a process its number and its streams.

@@ -1,6 +1,7 @@
 //! `audit`: whether a container's processes on this host are in their jails.
 
 use std::fmt::Write;
+use std::fs;
 use std::path::Path;
 
 use oci_spec::runtime::LinuxDeviceType;
@@ -11,7 +12,7 @@ use crate::audit::{self, Finding, Subject, Verdict};
 use crate::cli::{self, AuditFormat};
 use crate::config::Config;
 use crate::host::cgroup::Cgroup;
-use crate::host::selinux;
+use crate::host::{selinux, watcher};
 use crate::state::{ContainerId, Record, StateDir, Status};
 
 /// What is found, as text, and whether any of it is a failure.
@@ -31,7 +32,7 @@ pub(crate) fn audit(root: &Path, args: &cli::Audit) -> Result<(String, bool), Er
     };
     let mut subject = Subject {
         machine: machine.pid,
-        stubs: Vec::new(),
+        attendants: Vec::new(),
         cgroup,
         members: Vec::new(),
         states: vec![first.path().to_owned()],
@@ -56,9 +57,10 @@ pub(crate) fn audit(root: &Path, args: &cli::Audit) -> Result<(String, bool), Er
         let processes = Cgroup::existing(cgroup.clone())
             .processes()
             .unwrap_or_default();
-        let stubs = processes.into_iter().filter(|pid| *pid != machine.pid);
-        subject.stubs.extend(stubs);
+        let others = processes.into_iter().filter(|pid| *pid != machine.pid);
+        subject.attendants.extend(others);
     }
+    subject.attendants.extend(watchers(&subject));
     let found = audit::audit(subject);
     // What was looked at may have been another process.
     if !machine.is_alive() {
@@ -71,6 +73,28 @@ pub(crate) fn audit(root: &Path, args: &cli::Audit) -> Result<(String, bool), Er
         AuditFormat::Json => serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n",
     };
     Ok((text, failed))
+}
+
+/// The watchers of networks that the machine's processes are in, but for those in its cgroups: they may be in the cgroups
+/// of their callers.
+fn watchers(subject: &Subject) -> Vec<i32> {
+    let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let own: Vec<_> = subject
+        .attendants
+        .iter()
+        .chain([&subject.machine])
+        .filter_map(|pid| network(*pid))
+        .collect();
+    let is_watcher = |pid: &i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim_end() == watcher::NAME)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| !subject.attendants.contains(pid) && is_watcher(pid))
+        .filter(|pid| network(*pid).is_some_and(|its| own.contains(&its)))
+        .collect()
 }
 
 /// The numbers of the block devices that the configuration gives the container.
@@ -95,9 +119,10 @@ fn as_text(findings: &[Finding]) -> String {
             Verdict::Note => "note",
         };
         let stub = found.stub.map(|pid| format!("stub {pid}: "));
-        let stub = stub.unwrap_or_default();
+        let watcher = found.watcher.map(|pid| format!("watcher {pid}: "));
+        let who = stub.or(watcher).unwrap_or_default();
         // Writing to a string does not fail.
-        let _ = writeln!(text, "{word} {stub}{}: {}", found.point, found.text);
+        let _ = writeln!(text, "{word} {who}{}: {}", found.point, found.text);
         text
     })
 }
@@ -111,6 +136,7 @@ mod tests {
         let finding = |verdict, stub, text: &str| Finding {
             verdict,
             stub,
+            watcher: None,
             point: "ids",
             text: text.into(),
         };

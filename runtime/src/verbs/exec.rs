@@ -24,7 +24,7 @@ use crate::host::cgroup::Cgroup;
 use crate::host::preserved::Inherited;
 use crate::host::relay::Relay;
 use crate::host::signals;
-use crate::host::stub::{self, InNetwork, Place, Stub};
+use crate::host::stub::{self, InNetwork, Place};
 use crate::host::surroundings;
 use crate::host::terminal::{self, DescriptorSocket, Terminal};
 use crate::ids::Ids;
@@ -209,7 +209,7 @@ impl Executed<'_> {
     fn detach(self, place: &Place<'_>) -> Result<u8, Error> {
         let slave = self.terminal.map(|terminal| terminal.slave);
         let slave = slave.as_ref();
-        let stub = Stub::new(&self.connection, slave, place);
+        let stub = stub::make(&self.connection, slave, place);
         let stub = stub.doing("start the process that stands for it")?;
         let pid_file = publish(stub.pid(), self.pidfd_socket, self.pid_file)?;
         stub.commit()

@@ -16,10 +16,11 @@ use super::error::Error;
 use super::streams::Streams;
 use crate::control::{Address, CreateRequest};
 use crate::error::{Doing, SystemError, one_line};
+use crate::host::attendant::Attendant;
 use crate::host::cgroup::Cgroup;
 use crate::host::hooks::{Hooks, Kind};
 use crate::host::selinux;
-use crate::host::stub::{InNetwork, Init, Place, Stub};
+use crate::host::stub::{self, InNetwork, Init, Place};
 use crate::ids::Ids;
 use crate::machine::{self, Admitted};
 use crate::plan;
@@ -28,7 +29,7 @@ use crate::state::{Journal, Network, Record, Seat, StateDir};
 /// A container that is created in the machine of another one. It ends with this value unless it is committed.
 pub(super) struct Joined {
     /// First, so that it goes first: what it stands for is ended by that.
-    stub: Option<Stub>,
+    stub: Option<Attendant>,
     share: Shared,
 }
 
@@ -51,7 +52,7 @@ impl Drop for Shared {
 impl Joined {
     /// The pid of the stub.
     pub(super) fn pid(&self) -> i32 {
-        self.stub.as_ref().map_or(0, Stub::pid)
+        self.stub.as_ref().map_or(0, Attendant::pid)
     }
 
     /// From here on the container lives until its init ends.
@@ -100,7 +101,7 @@ pub(super) fn join(
         label: plan.labels.process.as_deref(),
         init: Some(Init { limit }),
     };
-    let stub = Stub::new(admitted.connection(), prepared.slave.as_ref(), &place);
+    let stub = stub::make(admitted.connection(), prepared.slave.as_ref(), &place);
     let stub = stub.doing("start the container's process")?;
     let joined = Joined {
         stub: Some(stub),

@@ -1,16 +1,21 @@
 //! `start`.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use super::ask::{done, open};
 use super::context::Context;
 use super::delete::destroy;
 use super::error::Error;
 use crate::config::Config;
-use crate::control;
+use crate::control::Connection;
 use crate::error::Doing;
+use crate::host::attendant::Attendant;
 use crate::host::cgroup::{Cgroup, Limit};
 use crate::host::hooks::{Hooks, Kind};
-use crate::host::network::{self, Joined};
+use crate::host::network::{self, Joined, NameServer, Watch};
 use crate::host::notify::NotifySocket;
+use crate::host::watcher::{self, Place};
+use crate::ids::Ids;
 use crate::plan;
 use crate::report::Report;
 use crate::state::{self, Record, StateDir, Verb, process as processes};
@@ -53,13 +58,20 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
     let config = Config::load(dir.path())?;
     let hooks = Hooks::of(&config.spec, record);
     let process = record.process.ok_or(Error::NotRunning)?;
-    let Joined { network, taps } = match record.network.slots() {
+    let pidfd = process.open().doing("open the container's process")?;
+    let pidfd = pidfd.ok_or(Error::NotRunning)?;
+    let Joined {
+        network,
+        taps,
+        watch,
+    } = match record.network.slots() {
         0 => Joined::default(),
         slots => {
-            let process = process.open().doing("open the container's process")?;
-            let process = process.ok_or(Error::NotRunning)?;
-            let names = network::names::are_asked(&config.spec);
-            network::join(process, &record.net_devices, names, slots, report)?
+            let server = NameServer {
+                asked: network::names::are_asked(&config.spec),
+                in_reach: record.member.is_none(),
+            };
+            network::join(&pidfd, &record.net_devices, server, slots, report)?
         }
     };
     if network.names && record.member.is_some() {
@@ -78,8 +90,16 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
     if let Some(cgroup) = &cgroup {
         cgroup.set_all(&early)?;
     }
-    done(control::start(&dir.address(Some(record)), network, &taps)?)?;
+    let connection = Connection::open(&dir.address(Some(record)))?;
+    let watcher = watch.map(|watch| watcher(watch, &connection, pidfd.as_fd(), record));
+    let watcher = watcher.transpose()?;
+    done(connection.start(network, &taps)?)?;
     report.debug("container started");
+    if let Some(watcher) = watcher {
+        watcher
+            .commit()
+            .doing("commit the watcher of the network")?;
+    }
     let set = cgroup.map_or(Ok(()), |cgroup| cgroup.set_all(&late));
     let set = set.map_err(Error::from);
     let run = set.and_then(|()| Ok(hooks.run(Kind::Poststart, process.pid)?));
@@ -90,4 +110,23 @@ pub(super) fn start_created(dir: &StateDir, record: &Record, report: &Report) ->
         let _ = processes::kill(&pidfd);
     }
     run
+}
+
+/// Makes the process that has the container's machine follow its network.
+fn watcher(
+    watch: Watch,
+    connection: &Connection,
+    process: BorrowedFd<'_>,
+    record: &Record,
+) -> Result<Attendant, Error> {
+    let cgroup = record.cgroup.clone().map(Cgroup::existing);
+    let cgroup = cgroup.map(|cgroup| cgroup.open()).transpose()?;
+    let place = Place {
+        process,
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        ids: Ids::of_host()?,
+        label: record.labels.process.as_deref(),
+    };
+    let made = watcher::make(watch, connection, &place);
+    Ok(made.doing("start the process that watches the network")?)
 }

@@ -1,6 +1,8 @@
 //! From the kernel's answers about a network namespace to what the guest is asked.
 
+use super::change;
 use super::netlink::{attributes, messages};
+use super::plan::NetworkPlan;
 use super::scan::{self, Scan};
 
 /// What comes of a namespace: names of interfaces, and the requests: in words, and as bytes.
@@ -16,6 +18,38 @@ pub struct Planned {
 /// # Errors
 /// The guest cannot have it.
 pub fn plan(dumps: [&[u8]; 5], wanted: &[String], slots: usize) -> Result<Planned, String> {
+    let plan = planned(dumps, wanted, slots)?;
+    let network = plan.network;
+    Ok(Planned {
+        interfaces: network.interfaces.into_iter().map(|i| i.name).collect(),
+        requests: requests(network.requests),
+        notes: plan.skipped.len() + plan.warnings.len(),
+    })
+}
+
+/// What turns the network of some dumps into that of others: what is taken back, and what is new.
+///
+/// # Errors
+/// The guest cannot have one of them.
+pub fn change(
+    dumps: [[&[u8]; 5]; 2],
+    wanted: &[String],
+    slots: usize,
+) -> Result<[Vec<(String, Vec<u8>)>; 2], String> {
+    let [before, now] = dumps.map(|dumps| planned(dumps, wanted, slots));
+    let (before, now) = (before?.network, now?.network);
+    let gone = change::gone(&before, &now);
+    let change = change::between(&change::without(before, &gone), &now);
+    Ok([requests(change.undone), requests(change.new.requests)])
+}
+
+fn requests(requests: Vec<protocol::NetlinkRequest>) -> Vec<(String, Vec<u8>)> {
+    let bytes = |text: &str| protocol::from_hex(text).unwrap_or_default();
+    let requests = requests.into_iter();
+    requests.map(|r| (r.what, bytes(&r.message))).collect()
+}
+
+fn planned(dumps: [&[u8]; 5], wanted: &[String], slots: usize) -> Result<NetworkPlan, String> {
     let bodies = |datagram| messages(datagram).map(|(_, _, body)| body);
     let table = |datagram, fixed| {
         bodies(datagram)
@@ -30,18 +64,7 @@ pub fn plan(dumps: [&[u8]; 5], wanted: &[String], slots: usize) -> Result<Planne
         neighbours: table(neighbours, scan::NEIGHBOUR),
         rules: table(rules, scan::RULE),
     };
-    let plan = super::plan::plan(&scan, wanted, slots).map_err(|e| e.to_string())?;
-    let network = plan.network;
-    let bytes = |text: &str| protocol::from_hex(text).unwrap_or_default();
-    Ok(Planned {
-        interfaces: network.interfaces.into_iter().map(|i| i.name).collect(),
-        requests: network
-            .requests
-            .into_iter()
-            .map(|r| (r.what, bytes(&r.message)))
-            .collect(),
-        notes: plan.skipped.len() + plan.warnings.len(),
-    })
+    super::plan::plan(&scan, wanted, &[], slots).map_err(|e| e.to_string())
 }
 
 /// How many bytes of a list of attributes are attributes.

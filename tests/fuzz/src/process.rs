@@ -20,14 +20,17 @@ const LOG_MAX: u64 = 64 << 10;
 const JOURNAL_MAX: u64 = 256 << 10;
 
 /// What clients ask for.
-pub const CONTROLS: [&str; 14] = [
+pub const CONTROLS: [&str; 17] = [
     r#"{"Kill":{"signal":9,"all":false}}"#,
     r#"{"Kill":{"signal":15,"all":true}}"#,
     r#"{"Start":{"interfaces":[],"settings":[],"requests":[],"names":true}}"#,
     r#"{"Start":{"interfaces":[{"device":0,"mac":[2,0,0,0,0,1],"name":"eth0","index":2}],"settings":[],"requests":[]}}"#,
-    r#"{"Exec":{"process":"{}","cgroup":"","streams":["None","None","None"],"extra":[]}}"#,
-    r#"{"Exec":{"process":"{}","cgroup":"x","streams":[{"Passed":{"own":true}},{"Passed":{"own":false}},{"Passed":{"own":true}}],"extra":[]}}"#,
-    r#"{"Exec":{"process":"{\"terminal\":true}","cgroup":"","streams":[{"Passed":{"own":true}},"None","None"],"extra":[{"direction":"Both","own":false}]}}"#,
+    r#"{"Network":{"gone":[],"undone":[],"new":{"interfaces":[{"device":0,"mac":[2,0,0,0,0,1],"name":"eth0","index":2}],"settings":[],"requests":[]},"notes":[]}}"#,
+    r#"{"Network":{"gone":[2,3],"undone":[{"what":"x","message":"00"}],"new":{"interfaces":[],"settings":[],"requests":[],"names":true},"notes":["a note"]}}"#,
+    r#"{"Network":{"gone":[2],"undone":[],"new":{"interfaces":[{"device":0,"mac":[2,0,0,0,0,2],"name":"eth0","index":2},{"device":0,"mac":[2,0,0,0,0,1],"name":"eth1","index":3}],"settings":[],"requests":[]},"notes":[]}}"#,
+    r#"{"Exec":{"process":"{}","policy":"","cgroup":"","passed":{"terminal":false,"streams":["None","None","None"],"extra":[]}}}"#,
+    r#"{"Exec":{"process":"{}","policy":"0001","cgroup":"x","passed":{"terminal":false,"streams":[{"Passed":{"own":true}},{"Passed":{"own":false}},{"Passed":{"own":true}}],"extra":[]}}}"#,
+    r#"{"Exec":{"process":"{}","policy":"","cgroup":"","passed":{"terminal":true,"streams":[{"Passed":{"own":true}},"None","None"],"extra":[{"direction":"Both","own":false}]}}}"#,
     r#""Pause""#,
     r#""Resume""#,
     r#"{"Update":"{}"}"#,

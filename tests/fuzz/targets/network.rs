@@ -1,8 +1,8 @@
 //! The kernel's answers about a network namespace, and what the guest is asked because of them: netlink datagrams as
 //! bytes, or with the messages and attributes that there are.
 //!
-//! What must hold: no panic; the same answers are planned the same twice; no more interfaces than the machine has room
-//! for; every request is one whole message whose attributes fill it.
+//! What must hold: no panic; the same answers are planned the same twice, and no change; no more interfaces than the
+//! machine has room for; every request is one whole message whose attributes fill it, of a change as well.
 
 #![no_main]
 
@@ -27,8 +27,14 @@ fuzz_target!(|data: &[u8]| {
     } else {
         Vec::new()
     };
-    let dumps = [0, 1, 2, 3, 4].map(|table| datagram(table, &mut input));
-    let dumps = [0, 1, 2, 3, 4].map(|table: usize| dumps[table].as_slice());
+    let made = [0, 1, 2, 3, 4].map(|table| datagram(table, &mut input));
+    // What changes: some of the tables.
+    let later = [0, 1, 2, 3, 4].map(|table: usize| match input.flag() {
+        true => datagram(table, &mut input),
+        false => made[table].clone(),
+    });
+    let dumps = [0, 1, 2, 3, 4].map(|table: usize| made[table].as_slice());
+    let later = [0, 1, 2, 3, 4].map(|table: usize| later[table].as_slice());
     let planned = network::plan(dumps, &wanted, slots);
     assert_eq!(planned, network::plan(dumps, &wanted, slots));
     let Ok(planned) = planned else { return };
@@ -37,28 +43,46 @@ fuzz_target!(|data: &[u8]| {
         "{:?}",
         planned.interfaces
     );
-    for (what, message) in &planned.requests {
-        let number = |at| u16::from_ne_bytes([message[at], message[at + 1]]);
-        let kind = KINDS.iter().position(|kind| *kind == number(4));
-        let fixed = 16 + FIXED[kind.expect("a kind of request that there is")];
-        let said = u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize;
-        assert!(
-            said == message.len() && said >= fixed,
-            "{what}: {said} of {}",
-            message.len()
-        );
-        assert!(
-            number(6) & 5 == 5,
-            "{what}: no acknowledgement is asked for"
-        );
-        let attributes = network::attributes_length(&message[fixed..]);
-        assert_eq!(
-            attributes,
-            message.len() - fixed,
-            "{what}: it is not all attributes"
-        );
+    planned
+        .requests
+        .iter()
+        .for_each(|request| check(request, 0));
+
+    let same = network::change([dumps, dumps], &wanted, slots).unwrap();
+    assert_eq!(same, [Vec::new(), Vec::new()]);
+    if let Ok([undone, new]) = network::change([dumps, later], &wanted, slots) {
+        let is_link = |message: &[u8]| message[4..6] == KINDS[0].to_ne_bytes();
+        let of_links = undone.iter().filter(|(_, message)| is_link(message));
+        of_links.for_each(|request| check(request, 0));
+        let others = undone.iter().filter(|(_, message)| !is_link(message));
+        others.for_each(|request| check(request, 1));
+        new.iter().for_each(|request| check(request, 0));
     }
 });
+
+/// A request is one whole message, of a kind that there is or, `more` than that, its opposite, and asks for an
+/// acknowledgement.
+fn check((what, message): &(String, Vec<u8>), more: u16) {
+    let number = |at| u16::from_ne_bytes([message[at], message[at + 1]]);
+    let kind = KINDS.iter().position(|kind| kind + more == number(4));
+    let fixed = 16 + FIXED[kind.expect("a kind of request that there is")];
+    let said = u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize;
+    assert!(
+        said == message.len() && said >= fixed,
+        "{what}: {said} of {}",
+        message.len()
+    );
+    assert!(
+        number(6) & 5 == 5,
+        "{what}: no acknowledgement is asked for"
+    );
+    let attributes = network::attributes_length(&message[fixed..]);
+    assert_eq!(
+        attributes,
+        message.len() - fixed,
+        "{what}: it is not all attributes"
+    );
+}
 
 fn datagram(table: usize, input: &mut Input<'_>) -> Vec<u8> {
     if input.byte() > 250 {

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 use protocol::Interface;
 
 use super::netlink::{
@@ -16,6 +15,9 @@ use super::plan::{IN6_ADDR_GEN_MODE_NONE, generation};
 use super::{Error, scan, tap_name};
 use crate::error::Doing;
 use crate::sys;
+
+/// What taps are made of.
+pub(super) const TUN: &str = "/dev/net/tun";
 
 /// Message types (linux/rtnetlink.h).
 const RTM_NEWLINK: u16 = 16;
@@ -53,7 +55,7 @@ const IFF_UP: u32 = 1;
 /// Makes the tap of an interface and joins them.
 pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Error> {
     let (name, other) = (tap_name(interface.index), &interface.name);
-    let (tap, index) = make_tap(&name)?;
+    let (tap, index) = make_tap(socket, &name)?;
     let theirs = interface.index.cast_unsigned();
     let join = || format!("join {other} to {name}");
     // The host's kernel is to have no address of its own on the tap: there is nothing that it could say there.
@@ -79,7 +81,7 @@ pub(super) fn make(socket: &Socket, interface: &Interface) -> Result<OwnedFd, Er
 
 /// Whether this host's kernel has what it takes, in a namespace that is not needed any more: a tap is joined to itself.
 pub(super) fn check(socket: &Socket) -> Result<(), Error> {
-    let (_tap, index) = make_tap(&tap_name(0))?;
+    let (_tap, index) = make_tap(socket, &tap_name(0))?;
     let ingress = "add an ingress qdisc (sch_ingress)";
     socket.ask(add_ingress(index)).doing(ingress)?;
     let filter = "redirect packets (cls_matchall, act_mirred)";
@@ -88,11 +90,11 @@ pub(super) fn check(socket: &Socket) -> Result<(), Error> {
 }
 
 /// A tap and its index.
-fn make_tap(name: &str) -> Result<(OwnedFd, u32), Error> {
-    let device = File::options().read(true).write(true).open("/dev/net/tun");
-    let device = device.doing("open /dev/net/tun")?;
+fn make_tap(socket: &Socket, name: &str) -> Result<(OwnedFd, u32), Error> {
+    let device = File::options().read(true).write(true).open(TUN);
+    let device = device.doing_to("open", TUN)?;
     let tap = sys::make_tap(device.into(), name).doing_with(|| format!("make the tap {name}"))?;
-    let index = if_nametoindex(name).doing_with(|| format!("find {name}"))?;
+    let index = scan::index_of(socket, name).doing_with(|| format!("find {name}"))?;
     Ok((tap, index))
 }
 

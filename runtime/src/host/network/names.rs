@@ -1,7 +1,9 @@
 //! Whether the container's network namespace has a name server of its own.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
@@ -12,6 +14,9 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Maximum number of bytes of it that are looked at.
 const RESOLV_CONF_MAX: u64 = 64 << 10;
+
+/// The table of sockets (proc(5)).
+const TABLE: &str = "/proc/thread-self/net/tcp";
 
 /// The state of a socket that listens (TCP_LISTEN of net/tcp_states.h), as in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
@@ -39,10 +44,27 @@ fn names_it(file: &Path) -> bool {
         })
 }
 
-/// Whether somebody listens at the name server's address, on whatever port, in the network namespace of the calling
-/// thread: Docker leads there what is sent to port 53.
-pub(super) fn listening() -> io::Result<bool> {
-    Ok(listens(&fs::read_to_string("/proc/thread-self/net/tcp")?))
+/// Who listens in a network namespace.
+pub(super) struct Listeners(File);
+
+impl Listeners {
+    /// Those in the namespace that the calling thread is in.
+    pub(super) fn open() -> io::Result<Listeners> {
+        File::open(TABLE).map(Listeners)
+    }
+
+    /// Whether there is one at the name server's address now, on whatever port: Docker leads there what is sent to port
+    /// 53.
+    pub(super) fn at_name_server(&self) -> io::Result<bool> {
+        let mut table = Vec::new();
+        let mut piece = [0; 16 << 10];
+        loop {
+            match self.0.read_at(&mut piece, table.len() as u64)? {
+                0 => return Ok(listens(&String::from_utf8_lossy(&table))),
+                length => table.extend_from_slice(&piece[..length]),
+            }
+        }
+    }
 }
 
 fn listens(table: &str) -> bool {
@@ -56,6 +78,12 @@ fn listens(table: &str) -> bool {
             .is_some_and(|local| local.starts_with(&address));
         local && words.nth(1) == Some(LISTEN)
     })
+}
+
+impl AsFd for Listeners {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +137,7 @@ mod tests {
             ("# nameserver 127.0.0.11\nnameserver 127.0.0.111\n", false),
             ("", false),
         ] {
-            fs::write(&file, text).unwrap();
+            std::fs::write(&file, text).unwrap();
             assert_eq!(are_asked(&spec(RESOLV_CONF)), expected, "{text}");
             assert!(!are_asked(&spec("/etc/hosts")));
         }
@@ -118,7 +146,9 @@ mod tests {
     #[test]
     fn a_listener_is_seen() {
         let listener = std::net::TcpListener::bind((*NAMES_ADDRESS.ip(), 0)).unwrap();
-        assert!(listening().unwrap());
+        let listeners = Listeners::open().unwrap();
+        assert!(listeners.at_name_server().unwrap());
         drop(listener);
+        assert!(!listeners.at_name_server().unwrap(), "it looks again");
     }
 }

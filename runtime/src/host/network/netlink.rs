@@ -4,11 +4,13 @@
 //! what the guest is to have is what the host's kernel said, attributes that nobody here knows included.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    socket,
 };
 
 /// Size of `struct nlmsghdr` (linux/netlink.h).
@@ -138,6 +140,42 @@ impl Socket {
         )?))
     }
 
+    /// Opens a socket in the namespace of the calling thread that hears of changes: a bit for each of `RTNLGRP_*`
+    /// (linux/rtnetlink.h), less one.
+    pub(super) fn listen(groups: u32) -> io::Result<Socket> {
+        let socket = Socket::open()?;
+        bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(socket)
+    }
+
+    /// What a socket that listens has heard by now, given to `look`: type and body. Returns whether there was more than
+    /// the socket could hold.
+    pub(super) fn heard(&self, mut look: impl FnMut(u16, &[u8])) -> io::Result<bool> {
+        let mut datagram = vec![0; DATAGRAM];
+        let mut lost = false;
+        loop {
+            match recv(self.0.as_raw_fd(), &mut datagram, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => {
+                    messages(&datagram[..length]).for_each(|(kind, _, body)| look(kind, body))
+                }
+                Err(Errno::EAGAIN) => return Ok(lost),
+                Err(Errno::ENOBUFS) => lost = true,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Sends a request that is answered by one message: its body.
+    pub(super) fn get(&self, message: Message) -> io::Result<Vec<u8>> {
+        self.send(message)?;
+        let mut datagram = vec![0; DATAGRAM];
+        match messages(self.receive(&mut datagram)?).next() {
+            Some((ERROR, _, body)) => Err(verdict(body).err().unwrap_or_else(invalid)),
+            Some((_, _, body)) => Ok(body.to_owned()),
+            None => Err(invalid()),
+        }
+    }
+
     /// Sends a request that asks for an acknowledgement, and waits for it.
     pub(super) fn ask(&self, message: Message) -> io::Result<()> {
         self.send(message)?;
@@ -148,7 +186,7 @@ impl Socket {
                 return verdict(body);
             }
         }
-        Err(io::ErrorKind::InvalidData.into())
+        Err(invalid())
     }
 
     /// All that the kernel has of a kind: the bodies of its messages. `body` is the fixed part of the request's.
@@ -193,6 +231,12 @@ impl Socket {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// The messages in a datagram: type, flags and body.
 pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
     let mut rest = datagram;
@@ -210,8 +254,13 @@ fn verdict(body: &[u8]) -> io::Result<()> {
     match i32_at(body, 0) {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
-        None => Err(io::ErrorKind::InvalidData.into()),
+        None => Err(invalid()),
     }
+}
+
+/// The kernel has said something that is no answer.
+fn invalid() -> io::Error {
+    io::ErrorKind::InvalidData.into()
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use super::scan::{Entry, INET, INET6, Link, Scan};
 use super::{Error, is_ours, tap_name};
 
 /// Message types (linux/rtnetlink.h).
-const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_NEWLINK: u16 = 16;
 pub(super) const RTM_NEWADDR: u16 = 20;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_NEWNEIGH: u16 = 28;
+pub(super) const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_NEWNEIGH: u16 = 28;
 const RTM_NEWRULE: u16 = 32;
 
 /// The flags of an interface that are its own matter (linux/if.h): IFF_NOARP, IFF_MULTICAST.
@@ -125,13 +125,19 @@ pub(super) struct NetworkPlan {
     pub(super) warnings: Vec<String>,
 }
 
-/// Decides what the guest is to have: the interfaces with addresses, and those `wanted` by name.
-pub(super) fn plan(scan: &Scan, wanted: &[String], slots: usize) -> Result<NetworkPlan, Error> {
+/// Decides what the guest is to have: the interfaces with addresses, those `wanted` by name, and those with these
+/// indices, which are `joined` to its machine already.
+pub(super) fn plan(
+    scan: &Scan,
+    wanted: &[String],
+    joined: &[i32],
+    slots: usize,
+) -> Result<NetworkPlan, Error> {
     let mut plan = NetworkPlan::default();
     let links: Vec<&Link> = scan
         .links
         .iter()
-        .filter(|link| plan.is_carried(link, scan, wanted))
+        .filter(|link| joined.contains(&link.index) || plan.is_carried(link, scan, wanted))
         .collect();
     let name_of = |index: u32| {
         let mut links = links.iter();
@@ -143,7 +149,10 @@ pub(super) fn plan(scan: &Scan, wanted: &[String], slots: usize) -> Result<Netwo
         return Err(Error::Slots(names.join(", "), links.len(), slots));
     }
     for link in &links {
-        check(link, scan, &name_of)?;
+        if !joined.contains(&link.index) {
+            check_free(link, scan)?;
+        }
+        check(link, &name_of)?;
         plan.interface(link)?;
         plan.addresses(link, scan);
     }
@@ -153,17 +162,19 @@ pub(super) fn plan(scan: &Scan, wanted: &[String], slots: usize) -> Result<Netwo
     Ok(plan)
 }
 
-/// What stands in the way of an interface's packets.
-fn check<'a>(
-    link: &Link,
-    scan: &Scan,
-    carried: &impl Fn(u32) -> Option<&'a str>,
-) -> Result<(), Error> {
-    let refuse = |why: String| Err(Error::Interface(link.name.clone(), why));
+/// Whether another machine has an interface.
+fn check_free(link: &Link, scan: &Scan) -> Result<(), Error> {
     let tap = tap_name(link.index);
     if scan.links.iter().any(|other| other.name == tap) {
-        return refuse("it is joined to a machine already".into());
+        let why = "it is joined to a machine already";
+        return Err(Error::Interface(link.name.clone(), why.into()));
     }
+    Ok(())
+}
+
+/// What stands in the way of an interface's packets.
+fn check<'a>(link: &Link, carried: &impl Fn(u32) -> Option<&'a str>) -> Result<(), Error> {
+    let refuse = |why: String| Err(Error::Interface(link.name.clone(), why));
     check_hardware(link)?;
     if !MTU.contains(&link.mtu) {
         return refuse(format!("an MTU of {} is not possible", link.mtu));
@@ -302,18 +313,12 @@ impl NetworkPlan {
     /// All routes but those that a kernel makes of addresses and learns from routers: first those that others need to
     /// reach their gateways.
     fn routes<'a>(&mut self, scan: &Scan, carried: &impl Fn(u32) -> Option<&'a str>) {
-        use rta::{F_CLONED, PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_REDIRECT, TABLE_LOCAL};
-        let made = |route: &&Entry| {
-            table(route) == TABLE_LOCAL
-                || route.number(8) & F_CLONED != 0
-                || [PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_REDIRECT].contains(&route.byte(5))
-        };
         let behind_gateway = |route: &&Entry| {
             [rta::GATEWAY, rta::VIA, rta::MULTIPATH]
                 .into_iter()
                 .any(|attribute| route.find(attribute).is_some())
         };
-        let mut routes: Vec<&Entry> = scan.routes.iter().filter(|route| !made(route)).collect();
+        let mut routes: Vec<&Entry> = scan.routes.iter().filter(|r| !is_made(r)).collect();
         routes.sort_by_key(behind_gateway);
         for route in routes {
             let name = describe_route(route);
@@ -440,8 +445,16 @@ fn table(route: &Entry) -> u32 {
     route.find_number(rta::TABLE).unwrap_or(short)
 }
 
+/// Whether a kernel makes a route of an address or learns it from a router.
+pub(super) fn is_made(route: &Entry) -> bool {
+    use rta::{F_CLONED, PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_REDIRECT, TABLE_LOCAL};
+    table(route) == TABLE_LOCAL
+        || route.number(8) & F_CLONED != 0
+        || [PROTOCOL_KERNEL, PROTOCOL_RA, PROTOCOL_REDIRECT].contains(&route.byte(5))
+}
+
 /// The interfaces that a route leads to.
-fn interfaces(route: &Entry) -> Vec<u32> {
+pub(super) fn interfaces(route: &Entry) -> Vec<u32> {
     let hops = next_hops(route.find(rta::MULTIPATH).unwrap_or_default());
     let indices = hops.iter().filter_map(|hop| u32_at(hop, 4));
     route
@@ -508,4 +521,4 @@ fn describe_route(route: &Entry) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

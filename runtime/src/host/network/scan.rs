@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::netlink::{Socket, find, i32_at, u16_at, u32_at};
+use super::netlink::{Message, REQUEST, Socket, find, i32_at, string, u16_at, u32_at};
 
 /// Message types (linux/rtnetlink.h).
 const RTM_GETLINK: u16 = 18;
@@ -110,6 +110,13 @@ pub(super) struct Scan {
 pub(super) fn links(socket: &Socket) -> io::Result<Vec<Link>> {
     let links = socket.dump(RTM_GETLINK, &[0; LINK])?;
     Ok(links.iter().filter_map(|body| link(body)).collect())
+}
+
+/// The index of an interface.
+pub(super) fn index_of(socket: &Socket, name: &str) -> io::Result<u32> {
+    let message = Message::new(RTM_GETLINK, REQUEST, &[0; LINK]).with(ifla::IFNAME, &string(name));
+    let body = socket.get(message)?;
+    u32_at(&body, 4).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Looks at the namespace that the socket belongs to.

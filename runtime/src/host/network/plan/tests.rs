@@ -35,7 +35,7 @@ fn body(plan: &NetworkPlan, wanted: &str) -> Vec<u8> {
     body
 }
 
-fn link(index: i32, name: &str) -> Link {
+pub(in crate::host::network) fn link(index: i32, name: &str) -> Link {
     Link {
         index,
         name: name.into(),
@@ -59,7 +59,7 @@ fn entry(fixed: Vec<u8>, values: &[(u16, &[u8])]) -> Entry {
     }
 }
 
-fn address(index: u32, ip: IpAddr, length: u8, flags: u32) -> Entry {
+pub(in crate::host::network) fn address(index: u32, ip: IpAddr, length: u8, flags: u32) -> Entry {
     let (family, bytes) = bytes_of(ip);
     let mut fixed = vec![family, length, 0x80, 0];
     fixed.extend(index.to_ne_bytes());
@@ -85,12 +85,16 @@ fn bytes_of(ip: IpAddr) -> (u8, Vec<u8>) {
     }
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(in crate::host::network) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 /// A route of table main; no destination: the default.
-fn route(to: Option<(&str, u8)>, protocol: u8, values: &[(u16, &[u8])]) -> Entry {
+pub(in crate::host::network) fn route(
+    to: Option<(&str, u8)>,
+    protocol: u8,
+    values: &[(u16, &[u8])],
+) -> Entry {
     let (destination, length) = to.map_or((None, 0), |(ip_, l)| (Some(bytes_of(ip(ip_))), l));
     let family = destination.as_ref().map_or(INET, |(family, _)| *family);
     let mut fixed = vec![family, length, 0, 0, 254, protocol, 0, 1];
@@ -104,12 +108,12 @@ fn route(to: Option<(&str, u8)>, protocol: u8, values: &[(u16, &[u8])]) -> Entry
     entry
 }
 
-fn number(value: u32) -> [u8; 4] {
+pub(in crate::host::network) fn number(value: u32) -> [u8; 4] {
     value.to_ne_bytes()
 }
 
 /// One interface with an address and the route to its prefix.
-fn usual() -> Scan {
+pub(in crate::host::network) fn usual() -> Scan {
     Scan {
         links: vec![
             Link {
@@ -133,7 +137,7 @@ fn usual() -> Scan {
 
 #[test]
 fn an_interface_is_what_it_is_on_the_host() {
-    let plan = plan(&usual(), &[], 8).unwrap();
+    let plan = plan(&usual(), &[], &[], 8).unwrap();
     let expected = Interface {
         device: 0,
         mac: [2, 0, 0, 0, 0, 2],
@@ -189,7 +193,7 @@ fn ipv6_addresses_are_usable_at_once() {
         attribute(ifa::CACHEINFO, &lifetimes),
     ]
     .concat();
-    let plan = plan(&scan, &[], 8).unwrap();
+    let plan = plan(&scan, &[], &[], 8).unwrap();
     assert_eq!(
         whats(&plan),
         [
@@ -225,7 +229,7 @@ fn ipv6_addresses_are_usable_at_once() {
 #[test]
 fn the_route_to_a_prefix_comes_with_the_address_only_if_the_host_has_it() {
     let flags = |scan: &Scan| {
-        let plan = plan(scan, &[], 8).unwrap();
+        let plan = plan(scan, &[], &[], 8).unwrap();
         let body = body(&plan, "add the address 10.0.0.2/24 to eth0");
         u32_at(find(&body[8..], ifa::FLAGS).unwrap(), 0).unwrap()
     };
@@ -273,7 +277,7 @@ fn routes_are_passed_on_with_what_leads_to_gateways_first() {
     ]);
     scan.routes.push(route(Some(("10.8.0.0", 16)), 4, &[oif]));
     scan.routes.last_mut().unwrap().fixed[9] = 2; // RTM_F_CLONED
-    let plan = plan(&scan, &[], 8).unwrap();
+    let plan = plan(&scan, &[], &[], 8).unwrap();
     assert_eq!(
         whats(&plan)[3..],
         [
@@ -332,7 +336,7 @@ fn rules_and_permanent_neighbours_are_passed_on() {
         neighbour(2, 2, 8),
         neighbour(3, 0x80, 7),
     ];
-    let plan = plan(&scan, &[], 8).unwrap();
+    let plan = plan(&scan, &[], &[], 8).unwrap();
     assert_eq!(
         whats(&plan)[3..],
         [
@@ -364,7 +368,7 @@ fn settings_that_are_not_a_kernels_own_are_carried_over() {
     eth0.inet6[3] = 0;
     eth0.inet6[5] = 1;
     eth0.inet6[26] = 1;
-    let plan = plan(&scan, &[], 8).unwrap();
+    let plan = plan(&scan, &[], &[], 8).unwrap();
     let settings: Vec<(&str, &str)> = plan
         .network
         .settings
@@ -390,7 +394,7 @@ fn what_has_no_address_is_left_out_and_so_is_what_is_ours() {
         ..link(4, "tunl0")
     });
     scan.links.push(link(5, "chiton77"));
-    let plan = plan(&scan, &[], 8).unwrap();
+    let plan = plan(&scan, &[], &[], 8).unwrap();
     assert_eq!(plan.network.interfaces.len(), 1);
     assert_eq!(
         plan.warnings,
@@ -401,7 +405,7 @@ fn what_has_no_address_is_left_out_and_so_is_what_is_ours() {
         ["network interface tunl0 is skipped: it has no address"]
     );
     let wanted = ["tunl0".to_owned()];
-    let plan = super::plan(&scan, &wanted, 8).unwrap();
+    let plan = super::plan(&scan, &wanted, &[], 8).unwrap();
     assert_eq!(plan.network.interfaces.len(), 2);
     assert_eq!(plan.skipped, Vec::<String>::new());
 }
@@ -412,7 +416,7 @@ fn an_empty_namespace_asks_for_nothing() {
     scan.links.truncate(1);
     scan.addresses.truncate(1);
     scan.routes.clear();
-    assert_eq!(plan(&scan, &[], 0).unwrap(), NetworkPlan::default());
+    assert_eq!(plan(&scan, &[], &[], 0).unwrap(), NetworkPlan::default());
 }
 
 #[test]
@@ -420,7 +424,7 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
     let refused = |change: &dyn Fn(&mut Scan)| {
         let mut scan = usual();
         change(&mut scan);
-        plan(&scan, &[], 2).unwrap_err().to_string()
+        plan(&scan, &[], &[], 2).unwrap_err().to_string()
     };
     let second = |scan: &mut Scan, link: Link| {
         scan.addresses
@@ -482,7 +486,10 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
             ..link(3, "eth1")
         },
     );
-    assert_eq!(plan(&scan, &[], 2).unwrap().network.interfaces.len(), 2);
+    assert_eq!(
+        plan(&scan, &[], &[], 2).unwrap().network.interfaces.len(),
+        2
+    );
 }
 
 #[test]
