@@ -44,6 +44,17 @@ def test_cpus_follow_the_quota(run):
     assert run("nproc").stdout == "1\n"
 
 
+def test_programs_have_the_vectors_that_the_processor_names(run):
+    """All vCPUs: who finds AVX by CPUID uses it, and dies where the kernel has not enabled it."""
+    def two(config):
+        config["linux"]["resources"]["cpu"] = {"quota": 200000, "period": 100000}
+
+    def flags(text):
+        return [set(line.split()) & {"xsave", "avx", "avx2", "fma", "avx512f"} for line in text.splitlines() if line.startswith("flags")]
+    done = run("cat", "/proc/cpuinfo", change=two)
+    assert flags(done.stdout) == flags(pathlib.Path("/proc/cpuinfo").read_text())[:1] * 2, done.stderr
+
+
 def test_two_vcpus_work_at_once(script):
     def two(config):
         config["linux"]["resources"]["cpu"] = {"quota": 200000, "period": 100000}

@@ -90,6 +90,20 @@ impl Cpuid {
         CpuId::from_entries(&entries)
     }
 
+    /// The states of the processor that a guest may enable in XCR0. None without XSAVE.
+    pub(crate) fn states(&self) -> u64 {
+        let leaf = |function| {
+            let mut entries = self.entries.iter();
+            entries.find(|entry| (entry.function, entry.index) == (function, 0))
+        };
+        match (leaf(1), leaf(0xd)) {
+            (Some(features), Some(states)) if features.ecx & 1 << 26 != 0 => {
+                u64::from(states.edx) << 32 | u64::from(states.eax)
+            }
+            _ => 0,
+        }
+    }
+
     /// Physical address bits of a vCPU.
     pub(crate) fn physical_address_bits(&self) -> u8 {
         let leaf = self
@@ -291,6 +305,19 @@ mod tests {
             let found = [cpuid.entries[1].ecx, cpuid.entries[2].ecx];
             let expected = if amd { [2, 2 << 12 | 3] } else { [0, 0] };
             assert_eq!(found, expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn states_are_those_of_xsave_without_tiles() {
+        for (xsave, states) in [(1 << 26, 1 << 33 | 0x207), (0, 0)] {
+            let supported = [
+                vendor(b"GenuineIntel"),
+                entry(1, 0, [0, 0, xsave, 0]),
+                entry(0xd, 0, [0x6_0207, 0, 0, 2]),
+                entry(0xd, 1, [0xf, 0, 0x1800, 0]),
+            ];
+            assert_eq!(Cpuid::filter(&supported, 1).states(), states);
         }
     }
 

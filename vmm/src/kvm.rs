@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_xcr, kvm_xcrs,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -50,6 +52,7 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
     vm.create_irq_chip()
         .map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
     let msrs = boot::msrs().map_err(|_| Error::Table)?;
+    let states = cpuid.states();
     let create = |id: u8| {
         let vcpu = vm
             .create_vcpu(id.into())
@@ -57,6 +60,7 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
         let cpuid = cpuid.of_vcpu(id).map_err(|_| Error::Table)?;
         vcpu.set_cpuid2(&cpuid)
             .map_err(Error::kvm("KVM_SET_CPUID2"))?;
+        enable_states(&vcpu, states).map_err(Error::kvm("KVM_SET_XCRS"))?;
         let set = vcpu.set_msrs(&msrs).map_err(Error::kvm("KVM_SET_MSRS"))?;
         if set != msrs.as_slice().len() {
             let source = kvm_ioctls::Error::new(libc::EINVAL);
@@ -68,6 +72,26 @@ pub(crate) fn create_vcpus(vm: &VmFd, cpuid: &Cpuid, count: u8) -> Result<Vec<Vc
         Ok(vcpu)
     };
     (0..count).map(create).collect()
+}
+
+/// Gives a vCPU the XCR0 that its guest's kernel will set anyway.
+///
+/// By it KVM computes the sizes of states that CPUID tells. A processor that lets guests set XCR0 without an exit
+/// (QEMU 7.2's) leaves KVM with the value of a reset; then the guest's kernel finds wrong sizes and turns XSAVE off,
+/// while CPUID still names AVX, and programs that go by that die of SIGILL.
+fn enable_states(vcpu: &VcpuFd, states: u64) -> Result<(), kvm_ioctls::Error> {
+    if states == 0 {
+        return Ok(());
+    }
+    let mut registers = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    registers.xcrs[0] = kvm_xcr {
+        value: states,
+        ..Default::default()
+    };
+    vcpu.set_xcrs(&registers)
 }
 
 /// The port that the guest notifies a slot's device by.
