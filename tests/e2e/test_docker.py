@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+import inner
 from chiton import GRAB, Program, wait_for
 from containerd import BINARIES, Daemons
 
@@ -158,6 +159,14 @@ def test_privileged(docker):
                       "echo 2000 > /proc/sys/kernel/pty/max; cat /proc/sys/kernel/pty/max; test -e /dev/mem && echo mem; echo done")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == (["2000", "mem", "done"] if docker.name == "runc" else ["2000", "done"])
+
+
+@pytest.mark.timeout(400)
+def test_docker_in_docker(docker):
+    """With layers on a volume, a bridge and iptables, and runc, as whoever builds images in a container has it."""
+    done = docker("run", "--rm", "--runtime", docker.name, *inner.OPTIONS, "--volume", "/var/lib/docker", "debian", "sh", "-c", inner.DOCKER,
+                  timeout=300)
+    assert (done.returncode, done.stdout) == inner.TOLD, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(400)

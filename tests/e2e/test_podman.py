@@ -13,6 +13,7 @@ import urllib.request
 
 import pytest
 
+import inner
 from chiton import GRAB, Program, alive, wait_for
 from network import command
 from terminals import Tmux
@@ -240,6 +241,16 @@ def test_privileged(podman):
                       "echo 2000 > /proc/sys/kernel/pty/max; cat /proc/sys/kernel/pty/max; test -e /dev/mem && echo mem; echo done")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == (["2000", "mem", "done"] if podman.name == "runc" else ["2000", "done"])
+
+
+@pytest.mark.timeout(400)
+def test_podman_in_podman(podman):
+    """With layers on a volume and its default network, so in another one than that: both would have the same addresses."""
+    podman.ok("network", "create", "--subnet", "10.97.8.0/24", "around")
+    done = podman.run("--rm", "--network", "around", *inner.OPTIONS, "--volume", "/var/lib/containers", "--", "sh", "-c", inner.PODMAN,
+                      timeout=300)
+    assert (done.returncode, done.stdout) == inner.TOLD, done.stdout + done.stderr
+    podman.ok("network", "rm", "around")
 
 
 def test_the_hosts_network_and_processes_are_refused(podman):
