@@ -357,6 +357,41 @@ def test_page_cache_that_is_not_used_is_given_back(container, rootfs):
     assert cached() < 64
 
 
+@pytest.fixture
+def small_host():
+    """A cgroup for all containers of a test, with 1.5 GiB."""
+    path = pathlib.Path("/sys/fs/cgroup/small-host")
+    path.mkdir()
+    (path / "memory.max").write_text(str(1536 * MIB))
+    (path / "memory.swap.max").write_text("0")
+    yield path
+    path.rmdir()
+
+
+@only_chiton
+@pytest.mark.timeout(600)
+def test_twenty_containers_want_more_memory_than_the_host_has(small_host, container, rootfs):
+    """Each reads a file and idles. What it wanted then others have later, and nobody has to be killed for it."""
+    (rootfs / "large").write_bytes(os.urandom(100 * MIB))
+    names = iter("abcdefghijklmnopqrst")
+
+    def change(config):
+        config["linux"]["readonlyPaths"] = []
+        config["linux"]["cgroupsPath"] = f"/{small_host.name}/{next(names)}"
+
+    def peak(c):
+        status = pathlib.Path(f"/proc/{c.pid}/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+
+    made = []
+    for _ in range(20):
+        made.append(container("sh", "-c", "echo 5 >/proc/sys/vm/idle_cache_seconds; cat /large >/dev/null; echo read; exec sleep 1000", change=change))
+        wait_for(lambda: (made[-1].bundle.path / "output").read_text() == "read\n", 60)
+    assert sum(map(peak, made)) > 20 * 100 * MIB > 1536 * MIB
+    assert "oom_kill 0\n" in (small_host / "memory.events").read_text()
+    assert {c.status for c in made} == {"running"}
+
+
 @only_chiton
 def test_memory_is_given_back(container):
     """What a program has taken and given up in the guest is the host's again."""
