@@ -137,7 +137,10 @@ class Pod:
     def machines(self):
         """The processes of this runtime that are virtual machines."""
         def threads(pid):
-            return [(task / "comm").read_text() for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
+            # One that ends while it is looked at is none.
+            with contextlib.suppress(OSError):
+                return [(task / "comm").read_text() for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
+            return []
 
         return [pid for pid in processes(self.runtime) if any(name.startswith("vcpu") for name in threads(pid))]
 
