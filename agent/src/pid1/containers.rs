@@ -4,7 +4,7 @@
 //!  (new number) ──create──> in the table ──its end has been told, its cgroup is empty──> gone
 //! ```
 //! Invariants: a number names one container for the life of the guest; no two containers have a
-//! cgroup in common; of one that is gone nothing is left but the highest number that was used.
+//! cgroup in common; of one that is gone nothing is left but its number.
 //!
 //! The machine has been made for [`FIRST`], whose network is the machine's and with which it ends:
 //! that one stays in the table, and no time is spent on removing what is left of it. What a
@@ -14,7 +14,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use protocol::{CONTAINERS_MAX, ContainerId, Create, FIRST, Joined};
@@ -33,8 +33,8 @@ const AT_A_TIME: usize = 64;
 #[derive(Default)]
 pub(crate) struct Containers {
     table: BTreeMap<ContainerId, Container>,
-    /// The lowest number that is not used.
-    next: ContainerId,
+    /// The numbers that have been used. They come in any order: several containers are created at the same time.
+    used: BTreeSet<ContainerId>,
     /// Those that are gone and whose removal the host has asked for, by requests.
     removed: Vec<(ContainerId, u64)>,
 }
@@ -84,10 +84,9 @@ impl Containers {
     /// number is used.
     fn admit(&mut self, number: ContainerId, cgroup: &Path) -> Result<()> {
         let refuse = |text: &str| Err(Error::Config(text.to_owned()));
-        if number < self.next || number >= CONTAINERS_MAX {
+        if number >= CONTAINERS_MAX || !self.used.insert(number) {
             return refuse("the container's number has been used before, or is out of range");
         }
-        self.next = number + 1;
         if self.table.len() >= AT_A_TIME {
             return refuse("there are too many containers in this machine");
         }
