@@ -2,7 +2,7 @@
 
 cache/lab/kernel/<package>/   the unpacked kernel package, with its module dependencies computed
 cache/lab/<hash>/             initrd: busybox, the `init` beside this file, the modules needed to start
-cache/qemu/<hash>/            the QEMU that counts, made by qemu.sh from Debian's source
+cache/qemu/<hash>/            QEMU, made by qemu.sh from Debian's source
 
 All appear by renaming a finished directory, so two builds at once are safe.
 """
@@ -26,6 +26,7 @@ KERNEL_NAME = re.compile(r"linux-image-6\.12\.(\d+)\+deb\d+-amd64-unsigned")
 MODULES = {"first": ("9p", "9pnet_virtio", "overlay", "virtio_blk", "ext4"), "later": ("kvm_amd",)}
 # command (or file) -> Debian package
 NEEDS = {
+    # For its firmware.
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
     "depmod": "kmod",
@@ -65,14 +66,14 @@ def program(name):
     return found
 
 
-def prepare(say, count=False):
-    """Makes the image, or finds it in the cache; `count`: to count with. `say` is called with a line before anything slow."""
+def prepare(say):
+    """Makes the image, or finds it in the cache. `say` is called with a line before anything slow."""
     _install_missing(say)
     kernel_dir = _kernel(say)
     vmlinuz = glob.glob(os.path.join(kernel_dir, "boot", "vmlinuz-*"))[0]
     release = os.path.basename(vmlinuz).removeprefix("vmlinuz-")
     return Image(
-        qemu=_counting_qemu() if count else program("qemu-system-x86_64"),
+        qemu=_qemu(),
         kernel=vmlinuz,
         initrd=_initrd(kernel_dir, release),
         modules=os.path.join(kernel_dir, "lib", "modules", release),
@@ -80,11 +81,10 @@ def prepare(say, count=False):
     )
 
 
-def _counting_qemu():
-    """Debian's would at times hand a guest an interrupt twice (qemu.sh), which is rare where it does not count."""
+def _qemu():
     made = subprocess.run([os.path.join(HERE, "qemu.sh")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode != 0:
-        raise LabError("the QEMU that counts cannot be made")
+        raise LabError("QEMU cannot be made")
     return made.stdout.strip()
 
 

@@ -51,7 +51,7 @@ class Options:
 
 def run(options, command, say):
     """Runs `command` in a fresh lab; returns its exit code (128 + N for a signal, 124 for the timeout)."""
-    files = image.prepare(say, options.count)
+    files = image.prepare(say)
     start, used = time.monotonic(), _processor_time()
     with Machine(options, files) as machine:
         code = machine.run_job(command)
@@ -79,7 +79,7 @@ def _scratch_disk(size_mib):
     fd = os.open(image.cache_dir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.truncate(fd, size_mib << 20)
     made = subprocess.run(
-        [image.program("mkfs.ext4"), "-q", "-F", "-m", "0", "-O", "^has_journal", "-L", "scratch", f"/proc/self/fd/{fd}"],
+        [image.program("mkfs.ext4"), "-q", "-F", "-m", "0", "-O", "^has_journal,^metadata_csum", "-L", "scratch", f"/proc/self/fd/{fd}"],
         pass_fds=[fd],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -145,7 +145,8 @@ class Machine:
             command += ["-L", directory]
         command += ["-machine", "q35", "-m", str(options.memory), "-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", self.files.kernel, "-initrd", self.files.initrd]
-        parameters = "quiet mitigations=off nokaslr no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"
+        # What is at another address each time would be translated each time (norandmaps).
+        parameters = "quiet mitigations=off nokaslr norandmaps no_timer_check console=ttyS0 reboot=t panic=-1 oops=panic"
         command += ["-append", parameters + (" security=selinux" if options.selinux else "")]
         command += ["-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on"]
         if options.plugin:
