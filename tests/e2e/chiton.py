@@ -106,7 +106,19 @@ class Runtime(Program):
         if "stdout" not in kwargs:
             kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         kwargs.setdefault("text", True)
-        return subprocess.run(self.command(*args), timeout=timeout, check=False, **kwargs)
+        given = kwargs.pop("input", None)
+        if given is not None:
+            kwargs["stdin"] = subprocess.PIPE
+        with subprocess.Popen(self.command(*args), **kwargs) as process:
+            try:
+                out, err = process.communicate(given, timeout)
+            except BaseException as error:
+                if isinstance(error, subprocess.TimeoutExpired):
+                    # What it waits for may end with it.
+                    print(f"{args}: not done after {timeout} s", standing(), sep="\n")
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def popen(self, *args, **kwargs):
         kwargs.setdefault("stdin", subprocess.DEVNULL)
