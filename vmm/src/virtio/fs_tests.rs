@@ -250,8 +250,8 @@ fn the_thread_of_a_vcpu_serves_what_is_there() {
         bench.place(1, 4, b"abc");
         bench.place(0, 2, b"def");
         until(|| bench.serve_lent(true));
-        assert_eq!(bench.driver.used(1).len(), round + 1);
-        assert_eq!(bench.driver.used(0).len(), round + 1);
+        // A worker that was awake for the one before may have been first, and not be done.
+        until(|| [0, 1].iter().all(|queue| bench.driver.used(*queue).len() == round + 1));
     }
 }
 
