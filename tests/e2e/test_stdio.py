@@ -57,14 +57,14 @@ print("ok")
 """
 
 
-def test_200_mib_through_stdin_to_stdout(chiton, bundle):
+def test_50_mib_through_stdin_to_stdout(chiton, bundle):
     made = bundle("cat").save()
     process = chiton.popen("run", "--bundle", made.path, "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     block = os.urandom(1 << 20)
     sent, received = hashlib.sha256(), hashlib.sha256()
 
     def feed():
-        for n in range(200):
+        for n in range(50):
             piece = n.to_bytes(8, "little") + block[8:]
             sent.update(piece)
             process.stdin.write(piece)
@@ -78,7 +78,7 @@ def test_200_mib_through_stdin_to_stdout(chiton, bundle):
         length += len(piece)
     feeder.join()
     assert process.wait(60) == 0
-    assert length == 200 << 20 and sent.digest() == received.digest()
+    assert length == 50 << 20 and sent.digest() == received.digest()
 
 
 def test_output_in_flight_at_exit_is_not_lost(chiton, bundle):
