@@ -32,7 +32,7 @@ def probed(container, rootfs):
         def lines():
             return [line for line in (c.bundle.path / "output").read_text().splitlines(True) if line.startswith("{")]
 
-        wait_for(lambda: lines() and lines()[0].endswith("\n") or c.status == "stopped", 60)
+        wait_for(lambda: lines() and lines()[0].endswith("\n") or c.status == "stopped", 180)
         assert lines(), (c.bundle.path / "output").read_text()
         return c, json.loads(lines()[0])
 

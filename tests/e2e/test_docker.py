@@ -294,7 +294,7 @@ def test_networks_that_are_connected_later(docker):
 def test_an_application_of_three_services(docker, scratch):
     site = scratch / "docker-site"
     site.mkdir(exist_ok=True)
-    content = os.urandom(1 << 20) * 100
+    content = os.urandom(1 << 20) * 20
     (site / "file").write_bytes(content)
     (site / "counter.py").write_text(COUNTER)
     (site / "nginx.conf").write_text(NGINX)

@@ -352,7 +352,7 @@ def test_no_privileges_for_files_on_volumes(container, rootfs, volume):
 @pytest.mark.timeout(400)
 def test_more_files_than_descriptors(container, rootfs, volume):
     """The guest knows them all; the machine process holds a bounded number open, and finds the others again."""
-    count = 20000
+    count = 14000
     for number in range(count):
         if number % 1000 == 0:
             (volume / f"{number // 1000}").mkdir()
