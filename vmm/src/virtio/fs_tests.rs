@@ -251,7 +251,11 @@ fn the_thread_of_a_vcpu_serves_what_is_there() {
         bench.place(0, 2, b"def");
         until(|| bench.serve_lent(true));
         // A worker that was awake for the one before may have been first, and not be done.
-        until(|| [0, 1].iter().all(|queue| bench.driver.used(*queue).len() == round + 1));
+        until(|| {
+            [0, 1]
+                .iter()
+                .all(|queue| bench.driver.used(*queue).len() == round + 1)
+        });
     }
 }
 
