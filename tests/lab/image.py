@@ -26,7 +26,7 @@ KERNEL_NAME = re.compile(r"linux-image-6\.12\.(\d+)\+deb\d+-amd64-unsigned")
 MODULES = {"first": ("9p", "9pnet_virtio", "overlay", "virtio_blk", "ext4"), "later": ("kvm_amd",)}
 # command (or file) -> Debian package
 NEEDS = {
-    # For its firmware.
+    # For its firmware, and the libraries of the one in the cache.
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
     "depmod": "kmod",

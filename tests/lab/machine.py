@@ -75,7 +75,7 @@ def _die_with_parent():
 
 
 def _scratch_disk(size_mib):
-    """An open file without a name that holds an empty ext4 file system."""
+    """An open file without a name that holds an empty ext4 file system, without checksums: a CPU that is emulated is slow at them."""
     fd = os.open(image.cache_dir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.truncate(fd, size_mib << 20)
     made = subprocess.run(
