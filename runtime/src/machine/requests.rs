@@ -14,6 +14,7 @@ use super::life::{Life, Waiting};
 use super::streams;
 use super::timeline::now;
 use crate::control::{Control, ControlReply, ExecControl, ExecRequest, Request};
+use crate::state;
 
 impl Life {
     pub(super) fn client_events(&mut self) -> io::Result<()> {
@@ -127,8 +128,8 @@ impl Life {
                 }
             }
             Control::Start(_) => {
-                let text = "cannot start a container that has been started";
-                return Err(ControlReply::Failed(text.into()));
+                let started = state::Error::AlreadyRunning;
+                return Err(ControlReply::Failed(started.to_string()));
             }
             Control::Admit | Control::Create(_) | Control::Remove => {
                 return Err(ControlReply::NotRunning);
