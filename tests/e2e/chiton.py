@@ -250,8 +250,8 @@ def ended(pid, seconds=30):
     return codes[0]
 
 
-def wait_for(condition, seconds=30):
-    """Waits until the condition holds; fails the test when it does not in time."""
+def wait_for(condition, seconds=120):
+    """Waits until the condition holds; fails the test when it does not in time, which is long, as a lab may be slow."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
