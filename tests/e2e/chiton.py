@@ -163,6 +163,11 @@ class Container:
     def status(self):
         return self.runtime.status(self.name)
 
+    def ends(self, seconds=120):
+        """Waits until it has stopped, which its process has to have done first."""
+        wait_for(lambda: not alive(self.pid), seconds)
+        wait_for(lambda: self.status == "stopped", seconds)
+
     @property
     def cgroup(self):
         """Its cgroup on the host."""
@@ -211,7 +216,7 @@ def ran(container, rootfs, text, change=None):
     """Runs a Python script that prints JSON in a container of its own; what it prints."""
     (rootfs / "script.py").write_text("import json, os, stat\n" + text)
     made = container("python3", "/script.py", change=change)
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     output = (made.bundle.path / "output").read_text()
     try:
         return json.loads(output.splitlines()[-1])
@@ -251,11 +256,16 @@ def ended(pid, seconds=30):
 
 
 def wait_for(condition, seconds=120):
-    """Waits until the condition holds; fails the test when it does not in time, which is long, as a lab may be slow."""
+    """Waits until the condition holds; fails the test when it does not in time, which is long, as a lab may be slow. Looking takes at most a
+    third of the processor, the rest is for what is waited for."""
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
+    while True:
+        begun = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < end, "timed out"
+        time.sleep(max(0.05, 2 * (now - begun)))
 
 
 def alive(pid):

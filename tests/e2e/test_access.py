@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton
 from test_id_maps import SCRIPT, told, volume  # noqa: F401
 
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
@@ -347,7 +347,7 @@ def test_no_capability_makes_a_file_of_the_host_immutable(container, volume):  #
         config["process"]["args"] = ["chattr", "+i", "/srv/file"]
         config["mounts"].append(bind(volume))
     made = container("true", change=change)
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     assert "Operation not permitted" in (made.bundle.path / "output").read_text()
     (volume / "file").unlink()
 

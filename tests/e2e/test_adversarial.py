@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from chiton import only_chiton, wait_for
+from chiton import only_chiton
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def canary(scratch, request):
 def ran(container, *args, change=None):
     """Runs a program as a container of its own, to its end; what it prints."""
     made = container(*args, change=change)
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     return (made.bundle.path / "output").read_text()
 
 
@@ -135,7 +135,7 @@ def test_nodes_over_links(container, rootfs, canary):
     shutil.rmtree(rootfs / "dev")
     (rootfs / "dev/pts").mkdir(parents=True)
     made = container("sh", "-c", "cat /etc/passwd | wc -c; head -c3 /node | od -An -tx1", change=change)
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     out = (made.bundle.path / "output").read_text()
     assert out.split() == ["0", "00", "00", "00"], out
 

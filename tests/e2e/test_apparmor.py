@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from chiton import Container, only_chiton, wait_for
+from chiton import Container, only_chiton
 from test_privileged import privileged
 
 ROOT = pathlib.Path("/sys/kernel/security/apparmor")
@@ -80,7 +80,7 @@ ONE = [*expected("chiton-one", "deny", told=False), "chown: changing ownership o
 
 def looked(container, change, args=("sh", "-c", LOOK)):
     made = container(*args, change=change)
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     return (made.bundle.path / "output").read_text().splitlines()
 
 

@@ -156,7 +156,7 @@ def test_before_the_program_runs(container):
     made = container("true", verb=("create",))
     as_declared(made)
     made.verb("start")
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     done = made.runtime("audit", made.name)
     assert done.returncode == 1 and "container not running" in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 

@@ -91,7 +91,7 @@ class Watched:
             made.verb("start")
             try:
                 yield made
-                wait_for(lambda: made.status == "stopped")
+                made.ends()
             except AssertionError as e:
                 log = made.runtime.root / made.name / "log"
                 raise AssertionError((made.bundle.path / "output").read_text() + log.read_text()) from e
@@ -398,7 +398,7 @@ def test_a_member_whose_memory_runs_out(watched, container):
         member = container("python3", "-c", GRAB, change=joining(pod.pid, "network", "ipc", "uts", change=change), verb=("create",))
     with watched.counting({member.pid: "stub"}):
         member.verb("start")
-        wait_for(lambda: member.status == "stopped", 60)
+        member.ends(60)
 
 
 # Which of these an allocation takes, and in which thread, depends on where the kernel maps memory: one thread has to show each.

@@ -180,7 +180,7 @@ def test_a_file_system_on_a_block_device(container, rootfs, loop):
         for kind in ("bounding", "effective", "permitted"):
             config["process"]["capabilities"][kind] = [*config["process"]["capabilities"][kind], "CAP_SYS_ADMIN"]
     made = container("sh", "-ec", "mkdir /data; mount -t ext4 /dev/disk /data; echo kept >/data/file; umount /data; mount -t ext4 /dev/disk /data; cat /data/file; umount /data", change=change)
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     assert (made.bundle.path / "output").read_text() == "kept\n"
     made.delete()
     mounted = rootfs / "mnt"

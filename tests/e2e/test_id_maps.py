@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from chiton import id_maps as maps_of
-from chiton import only_chiton, wait_for
+from chiton import only_chiton
 
 USERS = (0, 1000, 65534)
 # security.capability for CAP_NET_RAW, permitted and effective (linux/capability.h).
@@ -99,7 +99,7 @@ def volume(scratch, request):
 
 
 def told(made):
-    wait_for(lambda: made.status == "stopped", 200)
+    made.ends(200)
     output = (made.bundle.path / "output").read_text()
     try:
         return json.loads(output.splitlines()[-1])

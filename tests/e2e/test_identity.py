@@ -156,7 +156,7 @@ def check(container, rootfs, directory, mounts, here, there, both, more=""):
     (directory / "changed").write_text("changed")
     (directory / "from the host").touch()
     ready.unlink()
-    wait_for(lambda: made.status == "stopped", 100)
+    made.ends(100)
     told = json.loads(output.read_text().splitlines()[-1])
     assert told.pop("host") < BOUND
     expected = {

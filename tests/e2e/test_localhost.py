@@ -248,7 +248,7 @@ def test_the_end_and_what_is_left(inside, service):
                 assert held.recv(1) == b""
         with contextlib.suppress(ConnectionResetError):
             received(connection)
-    wait_for(lambda: service.status == "stopped")
+    service.ends()
     with pytest.raises(ConnectionRefusedError):
         dial(inside, 81)
     assert programs() == [] and listening(inside) == ""

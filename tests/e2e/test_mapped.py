@@ -110,7 +110,7 @@ def test_no_file_is_mapped_where_that_is_off(container, rootfs, debian, dax):
         config["annotations"] = {"dev.chiton.dax": dax}
 
     made = container("python3", "/script.py", change=change)
-    wait_for(lambda: made.status == "stopped", 100)
+    made.ends(100)
     (debian / "big").unlink()
     output = (made.bundle.path / "output").read_text()
     read, grown = map(int, output.split())
@@ -157,7 +157,7 @@ def test_files_are_cached_once(container, rootfs, debian, scratch):
     wait_for(lambda: said("cut"), 60)
     os.truncate(rootfs / "big", 100 * MIB)
     (volume / "cut").unlink()
-    wait_for(lambda: made.status == "stopped", 60)
+    made.ends(60)
     big.unlink()
     (debian / "huge").unlink()
     (rootfs / "big").unlink()

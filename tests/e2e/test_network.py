@@ -246,7 +246,7 @@ def test_nothing_is_left_and_what_is_left_does_no_harm(namespaces, container, ru
     reaches(first, peer)
 
     os.kill(first.pid, 9)
-    wait_for(lambda: first.status == "stopped")
+    first.ends()
     assert inner.links() == before
     third = container("sleep", "1000", change=joins(inner.path))
     first.delete()
@@ -256,7 +256,7 @@ def test_nothing_is_left_and_what_is_left_does_no_harm(namespaces, container, ru
 
     fourth = container("sleep", "1000", change=joins(inner.path))
     os.kill(fourth.pid, 9)
-    wait_for(lambda: fourth.status == "stopped")
+    fourth.ends()
     fourth.delete()
     assert (inner.links(), inner.ingress()) == (before, [])
 

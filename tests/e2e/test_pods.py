@@ -74,7 +74,7 @@ def test_processes_of_a_pod(runtime, container, member):
     leader = one.output("sh", "-c", "sleep 777 > /dev/null 2>&1 & echo $!").strip()
     assert leader in one.output("ps", "ax", "-o", "pid")
     one.verb("kill", "KILL")
-    wait_for(lambda: one.status == "stopped")
+    one.ends()
     one.verb("delete")
     # What its init leaves behind ends with it, as there is no namespace that does.
     wait_for(lambda: "sleep 777" not in pod.output("ps", "ax"))
@@ -132,7 +132,7 @@ def test_created_and_started(runtime, container, member):
     done = runtime("delete", one.name)
     assert done.returncode == 1 and "is not stopped" in done.stderr
     one.verb("kill", "KILL")
-    wait_for(lambda: one.status == "stopped")
+    one.ends()
     one.verb("delete")
     assert one.status is None
 

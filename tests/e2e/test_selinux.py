@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from chiton import alive, both, only_chiton, wait_for
+from chiton import alive, both, only_chiton
 from test_pods import SHARED, joining, member  # noqa: F401
 
 ROOT = pathlib.Path("/sys/fs/selinux")
@@ -201,7 +201,7 @@ def test_levels_keep_containers_apart(runtime, container, scratch, denied):
     names = sorted(os.listdir(volumes))
     script = "for name in " + " ".join(names) + "; do cat /$name/file; (echo $name >/$name/new) 2>/dev/null && echo wrote; done 2>&1; echo end"
     made = container("sh", "-c", script, change=label(more=mounts(volumes, *names)))
-    wait_for(lambda: made.status == "stopped")
+    made.ends()
     output = (made.bundle.path / "output").read_text().splitlines()
     assert output == ["all", "wrote", "cat: /others/file: Permission denied", "own", "wrote", "end"]
     assert not (volumes / "others" / "new").exists()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from chiton import alive, ended, only_chiton, subreaper, wait_for
+from chiton import alive, ended, only_chiton, subreaper
 
 # Says which signals come, as "NAME NUMBER" lines; a second process does so as well if there is an argument.
 REPORT = """
@@ -114,7 +114,7 @@ def test_to_the_first_process_or_all(reporting, lines):
     assert lines.some(2) == ["child 12", "init 12"]
     c.verb("kill", "--all", "0")
     c.verb("kill", "--all", "KILL")
-    wait_for(lambda: c.status == "stopped")
+    c.ends()
     assert not lines.ready(0)
 
 

@@ -193,7 +193,7 @@ def test_each_status_allows_its_verbs(runtime, container, bundle):
     assert c.status == "running" and ticks(c)
     c.verb("pause")
     c.verb("kill", "KILL")
-    wait_for(lambda: c.status == "stopped")
+    c.ends()
     assert runtime.state(name)["pid"] == 0
     check(runtime, [
         exists, unknown, not_paused,

@@ -37,7 +37,7 @@ def script(container, rootfs, text, change):
     """Runs a Python script that prints JSON as a container of its own; what it prints."""
     (rootfs / "script.py").write_text("import json, os\n" + text)
     made = container("python3", "/script.py", change=change)
-    wait_for(lambda: made.status == "stopped", 200)
+    made.ends(200)
     output = (made.bundle.path / "output").read_text()
     try:
         return json.loads(output.splitlines()[-1])
