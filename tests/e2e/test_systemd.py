@@ -95,7 +95,8 @@ def test_a_scope_ends_with_its_process(systemd, runtime, container):
         assert files == FILES / ("" if slice == "-.slice" else slice) / unit and files.is_dir()
         systemd.ok("kill", "-KILL", str(c.pid))
         wait_for(lambda: not systemd.is_loaded(unit) and not files.exists())
-        c.ends()
+        # Its pid is one of the manager's namespace.
+        wait_for(lambda: c.status == "stopped")
         # There is nothing left to be removed but the state.
         c.verb("delete")
         # The name is free.
